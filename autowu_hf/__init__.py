@@ -1,0 +1,41 @@
+"""AutoWU for transformers and accelerate: a schedule that finds its peak learning rate and its warm-up by itself.
+
+``import autowu_hf`` makes ``TrainingArguments(lr_scheduler_type="autowu")`` work; see ``get_autowu_schedule`` for
+accelerate and plain PyTorch loops.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .factory import get_autowu_schedule
+from .loss_history import MissingLossWarning
+from .plotting import plot_autowu
+from .registration import register, unregister
+from .scheduler import AutoWUScheduler
+
+if TYPE_CHECKING:
+    from .callback import AutoWUCallback
+
+
+__all__ = [
+    "AutoWUCallback",
+    "AutoWUScheduler",
+    "MissingLossWarning",
+    "__version__",
+    "get_autowu_schedule",
+    "plot_autowu",
+    "register",
+    "unregister",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AutoWUCallback":  # needs transformers, which is optional
+        return importlib.import_module(".callback", __name__).AutoWUCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register()

@@ -1,0 +1,114 @@
+"""AutoWU under Trainer: the epoch's length, the logs, and the report files."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import statistics
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .plotting import plot_autowu
+from .report import write_report
+from .scheduler import AutoWUScheduler
+
+logger = logging.getLogger(__name__)
+
+
+class AutoWUCallback(TrainerCallback):
+    """Connects an AutoWU schedule to its Trainer. Every Trainer has one; it does nothing beside other schedules.
+
+    It tells the scheduler how many optimizer steps an epoch has, adds ``autowu/phase`` (0 in the warm-up, 1 in the
+    decay), ``autowu/p_min`` (the median over the last test's subsets) and ``autowu/peak_lr`` (from the switch on) to
+    the training logs, and writes ``autowu.json`` and ``autowu.png`` into ``output_dir`` at the switch and at the end
+    of training. Pass one in ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
+
+    Args:
+        plot: draw ``autowu.png``, where matplotlib is installed.
+        report: write ``autowu.json``.
+    """
+
+    def __init__(self, plot: bool = True, report: bool = True) -> None:
+        self.plot = plot
+        self.report = report
+        self._reported_phase: str | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        scheduler = _autowu_scheduler(kwargs)
+        if scheduler is None:
+            return
+        self._reported_phase = scheduler.phase
+        scheduler.set_steps_per_epoch(_steps_per_epoch(args, kwargs.get("train_dataloader")))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        scheduler = _autowu_scheduler(kwargs)
+        if scheduler is None:
+            return
+        if control.should_save:
+            scheduler.flush()  # on all ranks, before rank 0 alone saves the state
+        if scheduler.phase != self._reported_phase:
+            self._reported_phase = scheduler.phase
+            self._write(args, state, scheduler)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        scheduler = _autowu_scheduler(kwargs)
+        if scheduler is not None and control.should_save:
+            scheduler.flush()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        scheduler = _autowu_scheduler(kwargs)
+        if scheduler is None or logs is None or "loss" not in logs:
+            return
+        extra: dict[str, float] = {"autowu/phase": float(scheduler.phase == "decay")}
+        if scheduler.tests:
+            extra["autowu/p_min"] = statistics.median(scheduler.tests[-1]["p_min"])
+        if scheduler.peak_lr is not None:
+            extra["autowu/peak_lr"] = scheduler.peak_lr
+        logs.update(extra)
+        state.log_history[-1].update(extra)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        scheduler = _autowu_scheduler(kwargs)
+        if scheduler is not None:
+            self._write(args, state, scheduler)
+
+    def _write(self, args: TrainingArguments, state: TrainerState, scheduler: AutoWUScheduler) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = args.output_dir or "."
+        report = scheduler.report()
+        report["logged_losses"] = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
+        if self.report:
+            write_report(report, os.path.join(folder, "autowu.json"))
+        if self.plot and importlib.util.find_spec("matplotlib") is not None:
+            plot_autowu(report, os.path.join(folder, "autowu.png"))
+
+
+def _autowu_scheduler(kwargs: dict[str, Any]) -> AutoWUScheduler | None:
+    scheduler = kwargs.get("lr_scheduler")
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps prepared schedulers
+    return scheduler if isinstance(scheduler, AutoWUScheduler) else None
+
+
+def _steps_per_epoch(args: TrainingArguments, dataloader: Any) -> int | None:
+    try:
+        batches = len(dataloader)
+    except TypeError:
+        return None
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)

@@ -1,0 +1,97 @@
+"""``get_autowu_schedule``: an AutoWU schedule from options, like transformers' ``get_*_schedule`` functions."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from .scheduler import AutoWUScheduler
+from .settings import AutoWUSettings
+
+
+def get_autowu_schedule(
+    optimizer: Optimizer,
+    num_training_steps: int,
+    num_warmup_steps: int = 0,
+    *,
+    steps_per_epoch: int | None = None,
+    preset: str | None = None,
+    min_lr: float | None = None,
+    max_lr: float | None = None,
+    max_warmup_fraction: float | None = None,
+    growth: str | None = None,
+    decay_type: str | None = None,
+    decay_fraction: float | None = None,
+    test_every: str | int | None = None,
+    confidence: float | None = None,
+    patience: int | None = None,
+    num_tests: int | None = None,
+    gp_engine: str | None = None,
+    standardize: bool | None = None,
+    seed: int | None = None,
+) -> AutoWUScheduler:
+    """An AutoWU schedule (Kim et al. 2021, arXiv 2107.05855): no peak LR and no warm-up length to choose.
+
+    The LR grows from ``min_lr`` while a Gaussian process over the training losses watches for their minimum (2.1);
+    when the loss has confidently passed it, the LR goes back to what it was there and decays to 0 at
+    ``num_training_steps`` (2.2).
+
+    Args:
+        optimizer: of any torch kind. Its LR does not matter, only the ratios of its groups' LRs to it.
+        num_training_steps: T, the scheduler steps of the whole run, at least 2.
+        num_warmup_steps: the longest warm-up, in steps; 0 means ``max_warmup_fraction`` of all steps.
+        steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
+        preset: None for this package's defaults; "paper" for the authors' recipe: ``test_every="epoch"``,
+            ``gp_engine="gpytorch"``, ``standardize=False``. Options given beside it win.
+        min_lr: eta_min, 1e-5 (2.1.1).
+        max_lr: eta_max, 1.0; SGD may need more (2.1.1).
+        max_warmup_fraction: rho_w, 0.5 (2.1.1).
+        growth: "exponential" (eq. 1) or "linear" (appendix C.2, eq. 6).
+        decay_type: "cosine", "constant_then_cosine" (2.2), "linear" or "rex" (arXiv 2107.04197).
+        decay_fraction: the last share of all steps over which "constant_then_cosine" falls, 0.2 (2.2).
+        test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
+            warm-up holds at least 30 of them, else 1/60 of it.
+        confidence: c, 0.95 (2.1.2).
+        patience: p, the positive tests in a row that end the warm-up, 3 (2.1.2).
+        num_tests: n_test, the random subsets of losses that vote, 5 (2.1.2).
+        gp_engine: "fast", a converged fit in milliseconds, or "gpytorch", 100 steps of Adam (2.1.2).
+        standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
+        seed: of the random subsets, 0.
+
+    Returns:
+        The scheduler, to be stepped once per optimizer step.
+
+    Raises:
+        ValueError: an argument is outside its limits, or a name is unknown.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> scheduler = get_autowu_schedule(optimizer, num_training_steps=1000)
+        >>> for batch in batches:
+        ...     loss = compute_loss(model, batch)
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     scheduler.step(loss)
+        ...     optimizer.zero_grad()
+    """
+    options = {
+        "min_lr": min_lr,
+        "max_lr": max_lr,
+        "max_warmup_fraction": max_warmup_fraction,
+        "growth": growth,
+        "decay_type": decay_type,
+        "decay_fraction": decay_fraction,
+        "test_every": test_every,
+        "confidence": confidence,
+        "patience": patience,
+        "num_tests": num_tests,
+        "gp_engine": gp_engine,
+        "standardize": standardize,
+        "seed": seed,
+    }
+    return AutoWUScheduler(
+        optimizer,
+        num_training_steps,
+        num_warmup_steps,
+        steps_per_epoch=steps_per_epoch,
+        settings=AutoWUSettings.from_options(preset, options),
+    )

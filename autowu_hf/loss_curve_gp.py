@@ -1,0 +1,248 @@
+"""The Gaussian process over a loss curve (paper 2.1.2, eq. 2), fitted and conditioned fast.
+
+The model is ``autowu_hf.gpytorch_gp.LossCurveModel``: constant mean, scaled RBF kernel of fixed length-scale, Gaussian
+noise. Its inputs always lie in [0, 1] and the length-scale is fixed, so the kernel has numerical rank 19: it equals
+``outputscale * phi(x) @ phi(x').T`` to 1e-14, with ``phi`` the Nystrom features of 28 Chebyshev nodes. In that basis
+the marginal likelihood of n losses depends on them only through ``phi.T @ phi`` and a few sums (``_Statistics``), and
+costs O(rank) for any value of the parameters. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+LENGTHSCALE = 0.2
+"""l of the RBF kernel; fixed in the paper (2.1.2)."""
+
+NOISE_FLOOR = 1e-4
+"""Smallest noise variance that a fit may reach (GPyTorch's own floor), in squared units of the fitted losses."""
+
+GRID: Array = np.linspace(0.0, 1.0, 500)
+"""S of eq. (4): the 500 equally spaced points of [0, 1] at which posteriors are evaluated."""
+
+_NUM_NODES = 28
+_NUM_SEARCH_POINTS = 24
+_NUM_ROUNDS = 3
+_LOG_RATIO_RANGE = (-18.0, 24.0)
+
+
+@dataclass(frozen=True)
+class GPParameters:
+    """The three fitted parameters of the GP, in the unit of the losses that it was fitted to.
+
+    Args:
+        outputscale: sigma_f^2 of the kernel, in squared loss units.
+        noise: sigma_n^2 of the likelihood, in squared loss units.
+        mean: theta, the constant mean, in loss units.
+    """
+
+    outputscale: float
+    noise: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The posterior of the latent curve f on ``GRID``, given some losses.
+
+    Args:
+        mean: (500,), the mean m(x), in loss units.
+        variance: (500,), the variance v(x), in squared loss units.
+        gap_variance: (500,), the variance of f(x) - f(1), which is v(x) + v(1) - 2 cov(x, 1), in squared loss units.
+    """
+
+    mean: Array
+    variance: Array
+    gap_variance: Array
+
+
+def _chebyshev(x: Array) -> Array:
+    """The Chebyshev polynomials T_0 .. T_27 of [0, 1] at the points ``x``: (28, n)."""
+    t = 2.0 * x - 1.0
+    table = np.empty((_NUM_NODES, len(x)))
+    table[0] = 1.0
+    table[1] = t
+    double = 2.0 * t
+    for k in range(2, _NUM_NODES):
+        np.multiply(double, table[k - 1], out=table[k])
+        table[k] -= table[k - 2]
+    return table
+
+
+def _nystrom() -> Array:
+    """(28, rank), the Chebyshev coefficients of the features; they are entire functions, so 28 terms give 1e-14."""
+    nodes = 0.5 - 0.5 * np.cos(math.pi * (np.arange(_NUM_NODES) + 0.5) / _NUM_NODES)
+    kernel = np.exp(-0.5 * ((nodes[:, None] - nodes[None, :]) / LENGTHSCALE) ** 2)
+    values, vectors = np.linalg.eigh(kernel)
+    keep = values > 1e-14 * values[-1]
+    at_nodes = vectors[:, keep] * np.sqrt(values[keep])
+    to_coefficients = _chebyshev(nodes) * (2.0 / _NUM_NODES)
+    to_coefficients[0] *= 0.5
+    coefficients: Array = to_coefficients @ at_nodes
+    return coefficients
+
+
+_COEFFICIENTS = _nystrom()
+
+
+def features(x: Array) -> Array:
+    """The features phi of the unit-variance kernel: ``features(a) @ features(b).T`` is K(a, b) / sigma_f^2.
+
+    Args:
+        x: (n,), points of [0, 1].
+
+    Returns:
+        (n, rank), float64.
+    """
+    return _chebyshev(x).T @ _COEFFICIENTS
+
+
+_GRID_FEATURES = features(GRID)
+
+
+class _Statistics:
+    """What the marginal likelihood and the posterior need to know of n losses, in the eigenbasis of ``phi.T @ phi``.
+
+    With ratio R = outputscale / noise, the covariance of the losses is noise * (I + R phi phi.T). By Woodbury,
+    u.T (I + R phi phi.T)^-1 v = u.v - sum_i u_i v_i R / (1 + R lambda_i), with u_i the coefficients of phi.T u. Losses
+    enter centred on their average, so that no digit is lost to a large offset.
+    """
+
+    def __init__(self, x: Array, y: Array) -> None:
+        phi = features(x)
+        self.n = len(y)
+        self.centre = float(y.mean())
+        residual = y - self.centre
+        values, self.vectors = np.linalg.eigh(phi.T @ phi)
+        self.values = np.maximum(values, 0.0)
+        self.y_coef = self.vectors.T @ (phi.T @ residual)
+        self.one_coef = self.vectors.T @ phi.sum(axis=0)
+        self._coefficients = np.stack([self.y_coef**2, self.y_coef * self.one_coef, self.one_coef**2])
+        self._totals = np.array([float(residual @ residual), float(residual.sum()), float(self.n)])
+
+    def quadratic(self, ratio: Array) -> tuple[Array, Array, Array]:
+        """The residual's quadratic form with the mean profiled out, for k values of the ratio.
+
+        Args:
+            ratio: (k,), outputscale / noise.
+
+        Returns:
+            Three arrays (k,): the best mean (relative to ``centre``), the form (y - mean).T (I + R phi phi.T)^-1 (y -
+            mean), and the derivative of that form in log R.
+        """
+        shrink = 1.0 / (1.0 + np.multiply.outer(self.values, ratio))
+        yy, y1, one = self._totals[:, None] - self._coefficients @ (ratio * shrink)
+        mean = y1 / one
+        d_yy, d_y1, d_one = -self._coefficients @ (ratio * shrink * shrink)
+        return mean, np.maximum(yy - mean * y1, 0.0), d_yy - 2.0 * mean * d_y1 + mean * mean * d_one
+
+    def profile(self, ratio: Array) -> tuple[Array, Array]:
+        """The log marginal likelihood (a constant dropped) with mean and noise profiled out, and its derivative in
+        log R.
+
+        Args:
+            ratio: (k,), outputscale / noise.
+
+        Returns:
+            Two arrays (k,).
+        """
+        _, form, d_form = self.quadratic(ratio)
+        noise = np.maximum(form / self.n, NOISE_FLOOR)
+        scaled = np.multiply.outer(self.values, ratio)
+        value = -0.5 * (form / noise + self.n * np.log(noise) + np.log1p(scaled).sum(axis=0))
+        slope = -0.5 * (d_form / noise + (scaled / (1.0 + scaled)).sum(axis=0))
+        return value, slope
+
+
+def log_marginal_likelihood(params: GPParameters, x: Array, y: Array) -> tuple[float, Array]:
+    """The log marginal likelihood log p(y | x) of the GP and its gradient.
+
+    Args:
+        params: the parameters to evaluate it at.
+        x: (n,), positions in [0, 1].
+        y: (n,), losses, finite.
+
+    Returns:
+        The log likelihood (nats, all n losses together) and its gradient (3,) in (log outputscale, log noise, mean).
+    """
+    stats = _Statistics(x, y)
+    ratio = params.outputscale / params.noise
+    mean = params.mean - stats.centre
+    shrink = 1.0 / (1.0 + ratio * stats.values)
+    yy, y1, one = stats._totals - stats._coefficients @ (ratio * shrink)
+    form = yy - 2.0 * mean * y1 + mean * mean * one
+    d_yy, d_y1, d_one = -stats._coefficients @ (ratio * shrink * shrink)
+    d_form = d_yy - 2.0 * mean * d_y1 + mean * mean * d_one
+    trace = float((ratio * stats.values * shrink).sum())
+    logdet = stats.n * math.log(params.noise) + float(np.log1p(ratio * stats.values).sum())
+    value = -0.5 * (form / params.noise + logdet + stats.n * math.log(2.0 * math.pi))
+    by_ratio = -0.5 * (d_form / params.noise + trace)
+    by_noise = 0.5 * (form / params.noise - stats.n)
+    by_mean = (y1 - mean * one) / params.noise
+    return float(value), np.array([by_ratio, by_noise - by_ratio, by_mean])
+
+
+class FastGP:
+    """The loss-curve GP with a fast, converged fit; ``gp_engine="fast"``."""
+
+    def fit(self, x: Array, y: Array) -> GPParameters:
+        """Maximises the marginal likelihood, to convergence.
+
+        The mean and the noise have closed forms given the ratio R = outputscale / noise, so the search is over log R
+        alone: a coarse scan (the likelihood of few losses can have two modes), then nested scans for the root of the
+        derivative. The noise is kept at ``NOISE_FLOOR`` or above.
+
+        Args:
+            x: (n,), positions in [0, 1].
+            y: (n,), losses, finite.
+
+        Returns:
+            The parameters at the maximum.
+        """
+        stats = _Statistics(x, y)
+        low, high = _LOG_RATIO_RANGE
+        points = np.linspace(low, high, 2 * _NUM_SEARCH_POINTS)
+        value, _ = stats.profile(np.exp(points))
+        best = int(np.argmax(value))
+        left, right = max(best - 1, 0), min(best + 1, len(points) - 1)
+        for _ in range(_NUM_ROUNDS):
+            points = np.linspace(points[left], points[right], _NUM_SEARCH_POINTS)
+            _, slope = stats.profile(np.exp(points))
+            rising = np.flatnonzero(slope > 0.0)
+            left = min(int(rising[-1]) if len(rising) else 0, len(points) - 2)
+            right = left + 1
+        # The bracket is now so short that the derivative is linear on it.
+        share = slope[left] / (slope[left] - slope[right]) if slope[left] > slope[right] else 0.0
+        ratio = math.exp(points[left] + min(max(share, 0.0), 1.0) * (points[right] - points[left]))
+        mean, form, _ = (float(v[0]) for v in stats.quadratic(np.array([ratio])))
+        noise = max(form / stats.n, NOISE_FLOOR)
+        return GPParameters(outputscale=ratio * noise, noise=noise, mean=stats.centre + mean)
+
+    def posterior(self, params: GPParameters, x: Array, y: Array) -> Posterior:
+        """Conditions the GP on losses.
+
+        Args:
+            params: the fitted parameters.
+            x: (n,), positions in [0, 1].
+            y: (n,), losses, finite.
+
+        Returns:
+            The posterior on ``GRID``.
+        """
+        stats = _Statistics(x, y)
+        ratio = params.outputscale / params.noise
+        shrink = 1.0 / (1.0 + ratio * stats.values)
+        weights = ratio * shrink * (stats.y_coef - (params.mean - stats.centre) * stats.one_coef)
+        grid = _GRID_FEATURES @ stats.vectors
+        gap = grid - grid[-1]
+        return Posterior(
+            mean=params.mean + grid @ weights,
+            variance=params.outputscale * (grid * grid) @ shrink,
+            gap_variance=params.outputscale * (gap * gap) @ shrink,
+        )

@@ -1,0 +1,100 @@
+"""The losses of the warm-up: taken in one per optimizer step, gathered over processes only when they are needed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import collective
+from .loss_curve_gp import Array
+from .loss_tap import LossTap, scalar
+
+
+class MissingLossWarning(UserWarning):
+    """The warm-up was stepped without a loss to look at."""
+
+
+class LossHistory:
+    """The loss of every optimizer step of the warm-up. Until ``flush`` the newest stay on their device, one per
+    process.
+
+    Attributes:
+        gathered: (n,), float64, the losses gathered so far, the mean over processes, in the loss's own unit.
+    """
+
+    def __init__(self) -> None:
+        self.gathered: Array = np.empty(0)
+        self._pending: list[Tensor | float] = []
+        self._steps_without_loss = 0
+        self._warned = False
+        self._tap = LossTap()
+        self._tap.listen()
+
+    def observe(self, loss: Any) -> None:
+        """Takes in the loss of the optimizer step just done.
+
+        Args:
+            loss: a scalar tensor or a number; None for the one that ``accelerator.backward`` saw.
+
+        Raises:
+            ValueError: the loss is not a scalar.
+        """
+        overheard = self._tap.take()
+        loss = overheard if loss is None else _checked(loss)
+        if loss is not None:
+            self._pending.append(loss)
+            self._steps_without_loss = 0
+            return
+        self._steps_without_loss += 1
+        # A scheduler prepared by accelerate is stepped once per process and optimizer step: only the first has a loss.
+        if self._steps_without_loss == collective.num_processes() and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "AutoWU saw no loss in this step; without losses its warm-up runs to max_lr blindly. "
+                "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)",
+                MissingLossWarning,
+                stacklevel=5,
+            )
+
+    def flush(self) -> None:
+        """Gathers the pending losses; with several processes, one collective that all must join."""
+        if self._pending:
+            self.gathered = np.concatenate([self.gathered, collective.gather_mean(self._local()).numpy()])
+            self._pending = []
+
+    def close(self) -> None:
+        """The warm-up is over: listens no more."""
+        if collective.num_processes() == 1:
+            self.flush()
+        self._pending = []
+        self._tap.stop()
+
+    def _local(self) -> Tensor:
+        device = next((loss.device for loss in self._pending if isinstance(loss, Tensor)), None)
+        if device is None:
+            return torch.tensor(self._pending, dtype=torch.float64)
+        return torch.stack([torch.as_tensor(loss, device=device) for loss in self._pending])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gathered and pending losses, the latter of this process; no collective."""
+        return {"gathered": torch.from_numpy(self.gathered.copy()), "pending": self._local().cpu().to(torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+        self.gathered = state["gathered"].cpu().numpy().astype(np.float64)
+        self._pending = state["pending"].tolist()
+
+
+def _checked(loss: Any) -> Tensor | float:
+    if isinstance(loss, Tensor):
+        return scalar(loss, "step()").clone()
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the loss passed to step() must be a scalar tensor or a number, got {type(loss).__name__}"
+        ) from None

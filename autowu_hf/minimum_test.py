@@ -1,0 +1,207 @@
+"""Has the loss passed its minimum? P_min, the vote, patience and t* of the paper's 2.1.2, eqs. (3) to (5)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import median_filter
+
+from .loss_curve_gp import GRID, Array, FastGP, GPParameters, Posterior
+from .settings import AutoWUSettings
+
+GAP_JITTER = 1e-4
+"""Added to the variance of f(x) - f(1), as in the authors' code: a rise of less than a hundredth of the losses'
+standard deviation (of the loss's unit where ``standardize`` is off) is no evidence.
+"""
+
+_MAX_SUBSET = 500
+_SPIKE_WINDOW = 5
+
+
+class MinimumTestRecord(TypedDict):
+    """What one minimum test saw and decided.
+
+    Args:
+        step: t, scheduler steps done.
+        num_losses: losses seen.
+        p_min: P_min of every subset, eq. (4).
+        minimum_step: the estimate of t*, eq. (5), in scheduler steps.
+        positive: the vote, more than half of ``p_min`` above the confidence.
+        spike_at_end: whether the newest loss was left out as a spike.
+        outputscale: sigma_f^2 of the fitted GP, in squared loss units; NaN where there were too few losses for a GP.
+        noise: sigma_n^2, in squared loss units.
+        mean: theta, in loss units.
+    """
+
+    step: int
+    num_losses: int
+    p_min: list[float]
+    minimum_step: float
+    positive: bool
+    spike_at_end: bool
+    outputscale: float
+    noise: float
+    mean: float
+
+
+class LossCurveEngine(Protocol):
+    """What the test needs of a GP engine: ``FastGP`` or ``GPyTorchGP``."""
+
+    def fit(self, x: Array, y: Array) -> GPParameters: ...
+
+    def posterior(self, params: GPParameters, x: Array, y: Array) -> Posterior: ...
+
+
+def usable(losses: Array, standardize: bool) -> npt.NDArray[np.bool_]:
+    """Which losses the GP sees: the finite ones, without isolated spikes where ``standardize`` is on.
+
+    A loss is a spike when it lies further from the running median of five losses than the whole range of that running
+    median. The rule is the same for L and a L + b, and leaves the noise of the curve alone. What is left out keeps its
+    place on the axis.
+
+    Args:
+        losses: (n,).
+        standardize: the option of that name.
+
+    Returns:
+        (n,), True where the loss is used.
+    """
+    used = np.isfinite(losses)
+    y = losses[used]
+    if standardize and len(y) >= _SPIKE_WINDOW:
+        middle = median_filter(y, size=_SPIKE_WINDOW, mode="mirror")
+        used[used] = np.abs(y - middle) <= middle.max() - middle.min()
+    return used
+
+
+class MinimumTest:
+    """The minimum test of the warm-up: everything it remembers from test to test.
+
+    Args:
+        settings: the options; of these ``confidence``, ``patience``, ``num_tests``, ``gp_engine``, ``standardize`` and
+            ``seed`` are used here.
+    """
+
+    def __init__(self, settings: AutoWUSettings) -> None:
+        self.settings = settings
+        self.records: list[MinimumTestRecord] = []
+        self._engine: LossCurveEngine
+        if settings.gp_engine == "gpytorch":
+            from .gpytorch_gp import GPyTorchGP
+
+            # The paper's sizes (2.1.2): C_0 has at most 100 losses, the other subsets 500: all of a short curve.
+            self._engine = GPyTorchGP()
+            self._fit_size, self._subset_share, self._fewest = 100, 1.0, 2
+        else:
+            # A converged fit can use more losses; subsets of 80 % differ, so that the vote is not one test repeated.
+            self._engine = FastGP()
+            self._fit_size, self._subset_share, self._fewest = 500, 0.8, 10
+
+    @property
+    def passed(self) -> bool:
+        """Whether the last ``patience`` tests were all positive: the warm-up is over (2.1.2).
+
+        A negative test that had to leave out its newest loss, a spike, does not count: it could not see f(1).
+        """
+        counted = [record for record in self.records if record["positive"] or not record["spike_at_end"]]
+        last = counted[-self.settings.patience :]
+        return len(last) == self.settings.patience and all(record["positive"] for record in last)
+
+    def run(self, losses: Array, num_new: int, step: int) -> MinimumTestRecord:
+        """Tests whether the loss has passed its minimum; the record is appended to ``records``.
+
+        Args:
+            losses: (n,), one per optimizer step since the start, in the loss's own unit. Non-finite losses keep their
+                place on the axis and leave the fit.
+            num_new: how many of them are new since the last test. When all of these are non-finite the run has
+                diverged, which counts as the minimum being in the past.
+            step: t, the scheduler steps done.
+
+        Returns:
+            The record.
+        """
+        n = len(losses)
+        diverged = num_new > 0 and not np.isfinite(losses[n - num_new :]).any()
+        used = usable(losses, self.settings.standardize)
+        if int(used.sum()) >= self._fewest:
+            record = self._test(losses, used, step, diverged)
+        else:
+            # Too few to say anything. A run that diverged at once goes back to where it started.
+            p_min = [float(diverged)] * self.settings.num_tests
+            record = self._record(n, step, p_min, 0.0 if diverged else float(step), _NO_PARAMETERS)
+        record["spike_at_end"] = bool(np.isfinite(losses[-1:]).any() and not used[-1:].any())
+        self.records.append(record)
+        return record
+
+    def _test(self, losses: Array, used: npt.NDArray[np.bool_], step: int, diverged: bool) -> MinimumTestRecord:
+        n = len(losses)
+        x, y = np.arange(n) / n, losses
+        centre, scale = 0.0, 1.0
+        if self.settings.standardize:
+            centre, scale = float(losses[used].mean()), float(losses[used].std()) or 1.0
+            y = (losses - centre) / scale
+        rng = np.random.default_rng([self.settings.seed, n])
+
+        def subset(size: int) -> tuple[Array, Array]:
+            # Drawn from all places on the axis, so that a loss more or less in use changes no other.
+            chosen = np.arange(n) if size >= n else np.sort(rng.choice(n, size, replace=False))
+            chosen = chosen[used[chosen]]
+            return x[chosen], y[chosen]
+
+        params = self._engine.fit(*subset(self._fit_size))
+        size = min(math.ceil(self._subset_share * n), _MAX_SUBSET)
+        p_min, argmin = [], []
+        for i in range(self.settings.num_tests):
+            if i == 0 or size < n:  # equal subsets give equal answers
+                posterior = self._engine.posterior(params, *subset(size))
+            p_min.append(1.0 if diverged else minimum_probability(posterior))
+            argmin.append(float(GRID[np.argmin(posterior.mean)]))
+        unit = GPParameters(params.outputscale * scale**2, params.noise * scale**2, params.mean * scale + centre)
+        return self._record(n, step, p_min, step * sum(argmin) / len(argmin), unit)
+
+    def _record(
+        self, num_losses: int, step: int, p_min: list[float], minimum_step: float, params: GPParameters
+    ) -> MinimumTestRecord:
+        votes = sum(p > self.settings.confidence for p in p_min)
+        return {
+            "step": step,
+            "num_losses": num_losses,
+            "p_min": p_min,
+            "minimum_step": minimum_step,
+            "positive": votes > self.settings.num_tests / 2,
+            "spike_at_end": False,
+            "outputscale": params.outputscale,
+            "noise": params.noise,
+            "mean": params.mean,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Records and, for the "gpytorch" engine, what its next fit goes on from."""
+        engine = self._engine.state_dict() if hasattr(self._engine, "state_dict") else None
+        return {"records": [dict(record) for record in self.records], "engine": engine}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+        self.records = [record.copy() for record in state["records"]]
+        if state["engine"] is not None and hasattr(self._engine, "load_state_dict"):
+            self._engine.load_state_dict(state["engine"])
+
+
+_NO_PARAMETERS = GPParameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
+
+
+def minimum_probability(posterior: Posterior) -> float:
+    """P_min = max over x in S of P(f(x) < f(1)), eqs. (3) and (4): a lower bound of P(f(x) < f(1) for some x).
+
+    Args:
+        posterior: of the latent curve on ``GRID``; x = 1 itself is left out.
+
+    Returns:
+        A probability.
+    """
+    gap = posterior.mean[-1] - posterior.mean[:-1]
+    z = gap / np.sqrt(np.maximum(posterior.gap_variance[:-1], 0.0) + GAP_JITTER)
+    return 0.5 * math.erfc(-float(z.max()) / math.sqrt(2.0))

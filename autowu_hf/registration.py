@@ -1,0 +1,138 @@
+"""Teaches transformers the name "autowu": ``register`` on import, ``unregister`` leaves no trace.
+
+transformers keeps the names of its schedules in an enum, which Python closes when the class is made.
+``HfArgumentParser`` copies the enum's members into its choices, so a lookup hook is not enough: the member has to be
+there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from enum import Enum
+from typing import Any
+
+from torch.optim import Optimizer
+
+from . import loss_tap
+from .factory import get_autowu_schedule
+from .scheduler import AutoWUScheduler
+from .settings import AutoWUSettings
+
+NAME = "autowu"
+
+
+def register() -> None:
+    """Makes ``lr_scheduler_type="autowu"`` known to transformers (where it is installed) and losses known to AutoWU.
+
+    Idempotent. Called by ``import autowu_hf``.
+    """
+    loss_tap.install()
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+    from transformers.trainer_utils import SchedulerType
+
+    member = _add_member(SchedulerType, NAME)
+    TYPE_TO_SCHEDULER_FUNCTION[member] = _schedule_from_trainer
+    _install_callback()
+
+
+def unregister() -> None:
+    """Undoes ``register``: transformers and accelerate are as they were without this package."""
+    loss_tap.remove()
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+    from transformers.trainer_utils import SchedulerType
+
+    if NAME in SchedulerType._value2member_map_:
+        TYPE_TO_SCHEDULER_FUNCTION.pop(SchedulerType(NAME), None)
+        _remove_member(SchedulerType, NAME)
+    _remove_callback()
+
+
+def _schedule_from_trainer(
+    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, **options: Any
+) -> AutoWUScheduler:
+    """``get_autowu_schedule`` as ``transformers.get_scheduler`` calls it, with the ``lr_scheduler_kwargs``."""
+    preset, steps_per_epoch = options.pop("preset", None), options.pop("steps_per_epoch", None)
+    AutoWUSettings.from_options(preset, options)  # names the valid options where the call below would not
+    return get_autowu_schedule(
+        optimizer, num_training_steps, num_warmup_steps, steps_per_epoch=steps_per_epoch, preset=preset, **options
+    )
+
+
+def _registered_member(name: str) -> Any:
+    """What a pickled member is loaded by: a process that never imported this package registers here."""
+    from transformers.trainer_utils import SchedulerType
+
+    register()
+    return SchedulerType(name)
+
+
+def _add_member(enum: type[Enum], name: str) -> Any:
+    """Adds the member NAME = "name" to an enum of strings; returns it."""
+    if name in enum._value2member_map_:
+        return enum._value2member_map_[name]
+    key = name.upper()
+    member: Any = str.__new__(enum, name)  # type: ignore[type-var]
+    member._name_, member._value_, member._sort_order_ = key, name, len(enum._member_names_)
+    member.__objclass__ = enum
+    member.__reduce_ex__ = lambda protocol: (_registered_member, (name,))
+    type.__setattr__(enum, key, member)
+    enum._member_names_.append(key)
+    enum._member_map_[key] = member
+    enum._value2member_map_[name] = member
+    if hasattr(enum, "_hashable_values_"):  # Python 3.12 and newer
+        enum._hashable_values_.append(name)
+    return member
+
+
+def _remove_member(enum: type[Enum], name: str) -> None:
+    key = name.upper()
+    del enum._value2member_map_[name]
+    enum._member_names_.remove(key)
+    del enum._member_map_[key]
+    type.__delattr__(enum, key)
+    if hasattr(enum, "_hashable_values_"):
+        enum._hashable_values_.remove(name)
+
+
+def _install_callback() -> None:
+    """Gives every new Trainer an ``AutoWUCallback``, next to its ``DefaultFlowCallback``.
+
+    Done where Trainer collects its callbacks, so that one passed by the user takes the automatic one's place, and its
+    position before the reporting callbacks, instead of standing beside it. (Extending ``DEFAULT_CALLBACKS`` would
+    double it, and would have to import all of ``transformers.trainer``.)
+    """
+    from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+    from .callback import AutoWUCallback
+
+    original: Any = CallbackHandler.add_callback
+    if hasattr(original, "_autowu_original"):
+        return
+
+    @functools.wraps(original)
+    def add_callback(self: Any, callback: Any) -> None:
+        added = callback() if isinstance(callback, type) else callback
+        if isinstance(added, AutoWUCallback):
+            for i, present in enumerate(self.callbacks):
+                if isinstance(present, AutoWUCallback):
+                    self.callbacks[i] = added
+                    return
+        original(self, added)
+        if isinstance(added, DefaultFlowCallback) and not any(isinstance(c, AutoWUCallback) for c in self.callbacks):
+            original(self, AutoWUCallback())
+
+    add_callback._autowu_original = original  # type: ignore[attr-defined]
+    CallbackHandler.add_callback = add_callback  # type: ignore[method-assign]
+
+
+def _remove_callback() -> None:
+    from transformers.trainer_callback import CallbackHandler
+
+    original = getattr(CallbackHandler.add_callback, "_autowu_original", None)
+    if original is not None:
+        CallbackHandler.add_callback = original  # type: ignore[method-assign]

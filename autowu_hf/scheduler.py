@@ -1,0 +1,282 @@
+"""AutoWU as a torch learning rate scheduler: a state machine, warm-up then decay (paper 2.1 and 2.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from . import collective
+from .loss_history import LossHistory
+from .minimum_test import MinimumTest, MinimumTestRecord
+from .settings import AutoWUSettings, check_steps
+from .shapes import LRCurve
+
+logger = logging.getLogger(__name__)
+
+_STATE_VERSION = 1
+
+
+class AutoWUScheduler(LRScheduler):
+    """Grows the LR from a tiny value, stops when the loss has passed its minimum, and decays from the LR at the
+    minimum.
+
+    Use ``get_autowu_schedule`` to build one from options. A *step* here is one call of ``step()``, which is one
+    optimizer step, except under accelerate with N processes, which steps a prepared scheduler N times per optimizer
+    step.
+
+    Args:
+        optimizer: its parameter groups get the schedule's LR, times the ratio of the group's own LR to the optimizer's
+            default ``lr``. That LR itself does not matter.
+        num_training_steps: T, the steps of the whole run.
+        num_warmup_steps: the longest warm-up, in steps; 0 means ``settings.max_warmup_fraction`` of all steps.
+        steps_per_epoch: steps in an epoch; None when unknown (``AutoWUCallback`` tells it under Trainer).
+        settings: every other option.
+
+    Attributes:
+        phase: "warmup" or "decay".
+        switch_step: steps done when the warm-up ended; None before.
+        minimum_step: t*, the step of the minimum, eq. (5); None before the switch.
+        peak_lr: eta_{t*}, the LR that the decay starts from; None before the switch.
+        tests: the ``MinimumTestRecord`` of every test so far.
+
+    Raises:
+        ValueError: an argument is outside its limits, or the optimizer cannot be scheduled.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_training_steps: int,
+        num_warmup_steps: int = 0,
+        *,
+        steps_per_epoch: int | None = None,
+        settings: AutoWUSettings | None = None,
+    ) -> None:
+        self.settings = AutoWUSettings() if settings is None else settings
+        check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
+        self._ratios = _lr_ratios(optimizer)
+        self.num_training_steps = num_training_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.switch_step: int | None = None
+        self.minimum_step: int | None = None
+        self.peak_lr: float | None = None
+        cap = num_warmup_steps or max(int(self.settings.max_warmup_fraction * num_training_steps), 1)
+        self._set_lengths(growth_steps=cap, cap=cap)
+        self._minimum_test = MinimumTest(self.settings)
+        self._history = LossHistory()
+        self._num_tested = 0
+        super().__init__(optimizer)
+
+    def _set_lengths(self, growth_steps: int, cap: int) -> None:
+        s = self.settings
+        self.warmup_cap = cap
+        self.curve = LRCurve(
+            num_training_steps=self.num_training_steps,
+            growth_steps=growth_steps,
+            min_lr=s.min_lr,
+            max_lr=s.max_lr,
+            growth=s.growth,
+            decay_type=s.decay_type,
+            decay_fraction=s.decay_fraction,
+        )
+
+    @property
+    def phase(self) -> str:
+        """The state: "warmup" until the switch, then "decay"."""
+        return "warmup" if self.switch_step is None else "decay"
+
+    @property
+    def losses(self) -> list[float]:
+        """The losses of the warm-up, one per optimizer step: those gathered so far, the mean over processes, in the
+        loss's own unit; with one process, all.
+        """
+        if collective.num_processes() == 1:
+            self.flush()
+        return [float(loss) for loss in self._history.gathered]
+
+    @property
+    def tests(self) -> list[MinimumTestRecord]:
+        return self._minimum_test.records
+
+    def step(self, loss: Any = None) -> None:
+        """Moves on by one step: takes in the loss of the optimizer step just done, tests when it is time, sets the LRs.
+
+        Args:
+            loss: the scalar loss of the optimizer step (a tensor or a number), for loops that call ``loss.backward()``
+                themselves. None takes the one that ``accelerator.backward`` saw.
+
+        Raises:
+            ValueError: the loss is not a scalar, or ``test_every="epoch"`` and the epoch's length is unknown.
+        """
+        if self._step_count > 0 and self.switch_step is None:
+            self._warm_up(self.last_epoch + 1, loss)
+        super().step()
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The LR of every parameter group after ``last_epoch`` steps, in closed form."""
+        lr = self._schedule(self.last_epoch)
+        return [lr * ratio for ratio in self._ratios]
+
+    def _schedule(self, step: int) -> float:
+        if self.switch_step is None or self.peak_lr is None:
+            return self.curve.warmup(step)
+        return self.curve.decay(step, self.switch_step, self.peak_lr)
+
+    def _warm_up(self, step: int, loss: Any) -> None:
+        self._history.observe(loss)
+        if step >= self.warmup_cap:
+            self._switch(step, minimum_step=step)
+            return
+        if step % self._test_interval() == 0:
+            self._run_test(step)
+
+    def set_steps_per_epoch(self, steps: int | None) -> None:
+        """Tells the length of an epoch, where the schedule was made without it.
+
+        Args:
+            steps: in scheduler steps; None when there is no such length.
+
+        Raises:
+            ValueError: it is not a whole number of at least 1, or ``test_every="epoch"`` still lacks a length.
+        """
+        check_steps(self.num_training_steps, 0, steps)
+        if self.steps_per_epoch is None:
+            self.steps_per_epoch = steps
+        self._test_interval()
+
+    def _test_interval(self) -> int:
+        interval = self.settings.resolve_interval(self.warmup_cap, self.steps_per_epoch)
+        if interval is None:
+            raise ValueError(
+                'test_every="epoch" needs the length of an epoch, which is unknown here; '
+                'pass steps_per_epoch, or test_every="auto" or a number of steps'
+            )
+        return interval
+
+    def flush(self) -> None:
+        """Gathers the losses since the last test; with several processes, one collective that all must join."""
+        self._history.flush()
+
+    def _run_test(self, step: int) -> None:
+        self.flush()
+        losses = self._history.gathered
+        num_new = len(losses) - self._num_tested
+        self._num_tested = len(losses)
+        if num_new == 0:
+            return
+        record = self._minimum_test.run(losses, num_new, step) if collective.is_main_process() else None
+        if collective.num_processes() > 1:
+            shared = collective.broadcast_record(record, self.settings.num_tests)
+            if record is None:
+                self._minimum_test.records.append(shared)
+        if self._minimum_test.passed:
+            estimate = self._minimum_test.records[-1]["minimum_step"]
+            self._switch(step, minimum_step=min(round(estimate), step))
+
+    def _switch(self, step: int, minimum_step: int) -> None:
+        """Ends the warm-up: the next step runs at eta_{t*}."""
+        self._history.close()
+        self.switch_step = step
+        self.minimum_step = minimum_step
+        self.peak_lr = self.curve.warmup(minimum_step)
+        if collective.is_main_process():
+            logger.info(
+                "%s at step %d of %d, peak LR %s, %s decay over %d steps",
+                "warm-up ended by its cap, without a minimum," if step >= self.warmup_cap else "minimum",
+                minimum_step,
+                step,
+                f"{self.peak_lr:.1e}".replace("e-0", "e-"),
+                self.settings.decay_type.replace("_", " "),
+                self.num_training_steps - step,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""
+        return {
+            "version": _STATE_VERSION,
+            "last_epoch": self.last_epoch,
+            "step_count": self._step_count,
+            "growth_steps": self.curve.growth_steps,
+            "steps_per_epoch": self.steps_per_epoch,
+            "losses": self._history.state_dict(),
+            "num_tested": self._num_tested,
+            "minimum_test": self._minimum_test.state_dict(),
+            "switch_step": self.switch_step,
+            "minimum_step": self.minimum_step,
+            "peak_lr": self.peak_lr,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state. A run resumed with another ``num_training_steps`` keeps the growth of its warm-up and
+        its switch, and ends at the new total.
+
+        Args:
+            state_dict: what ``state_dict`` returned.
+
+        Raises:
+            ValueError: it is the state of another scheduler, or of a newer version.
+        """
+        if state_dict.get("version") != _STATE_VERSION or "minimum_test" not in state_dict:
+            raise ValueError(
+                f"this is not a state of AutoWUScheduler, version {_STATE_VERSION}: it has the keys "
+                f"{sorted(state_dict)}; resume with the scheduler that wrote the checkpoint, or start anew"
+            )
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict["step_count"]
+        self.steps_per_epoch = self.steps_per_epoch or state_dict["steps_per_epoch"]
+        self._history.load_state_dict(state_dict["losses"])
+        self._num_tested = state_dict["num_tested"]
+        self._minimum_test.load_state_dict(state_dict["minimum_test"])
+        self.switch_step = state_dict["switch_step"]
+        self.minimum_step = state_dict["minimum_step"]
+        self.peak_lr = state_dict["peak_lr"]
+        growth_steps = state_dict["growth_steps"]
+        self._set_lengths(growth_steps=growth_steps, cap=min(self.warmup_cap, growth_steps))
+        if self.switch_step is not None:
+            self._history.close()
+        self._last_lr = [*self.get_lr()]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def report(self) -> dict[str, Any]:
+        """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "num_training_steps": self.num_training_steps,
+            "growth_steps": self.curve.growth_steps,
+            "warmup_cap": self.warmup_cap,
+            "step": self.last_epoch,
+            "phase": self.phase,
+            "switch_step": self.switch_step,
+            "minimum_step": self.minimum_step,
+            "peak_lr": self.peak_lr,
+            "losses": self.losses,
+            "tests": [dict(record) for record in self.tests],
+        }
+
+
+def _lr_ratios(optimizer: Optimizer) -> list[float]:
+    """The ratio of every group's own LR to the optimizer's default, which the schedule keeps."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
+    if hasattr(inner, "optimizer_dict"):
+        raise ValueError(
+            f"{type(inner).__name__} steps every layer by itself inside the backward, so there is no common step to "
+            "schedule; use an optimizer without layer-wise updates"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    default = float(optimizer.defaults.get("lr") or 0.0)
+    if default <= 0.0:
+        raise ValueError(
+            f"the optimizer's default lr must be positive, got {optimizer.defaults.get('lr')!r}; pass any positive lr: "
+            "AutoWU only keeps the ratios of the parameter groups' learning rates to it"
+        )
+    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]

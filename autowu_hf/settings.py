@@ -1,0 +1,162 @@
+"""Every option of the schedule: its default, its symbol in the paper, and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .shapes import DECAY_TYPES, GROWTHS
+
+GP_ENGINES = ("fast", "gpytorch")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"test_every": "epoch", "gp_engine": "gpytorch", "standardize": False},
+}
+"""Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe."""
+
+
+@dataclass(frozen=True)
+class AutoWUSettings:
+    """The options of AutoWU, checked.
+
+    Args:
+        min_lr: eta_min, the LR that the warm-up starts from, in optimizer units (2.1.1).
+        max_lr: eta_max, the LR that the warm-up would reach at its cap, in optimizer units (2.1.1).
+        max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1) (2.1.1).
+        growth: "exponential" (2.1.1, eq. 1) or "linear" (appendix C.2, eq. 6).
+        decay_type: "cosine", "constant_then_cosine" (2.2), "linear" or "rex" (arXiv 2107.04197).
+        decay_fraction: for "constant_then_cosine", the last share of all steps, in (0, 1), over which the LR falls
+            (2.2).
+        test_every: steps between two minimum tests: a number, "epoch" (2.1.2), or "auto": the epoch when the
+            warm-up's cap holds at least 30 of them, else 1/60 of the cap.
+        confidence: c, the probability in (0, 1) that P_min must exceed (2.1.2).
+        patience: p, the positive tests in a row that end the warm-up (2.1.2).
+        num_tests: n_test, the random subsets of the losses that vote in a test (2.1.2).
+        gp_engine: "fast" (converged fit, milliseconds) or "gpytorch" (the paper's 100 steps of Adam).
+        standardize: test losses with spikes removed, mean 0 and standard deviation 1, so that the decision does not
+            depend on the unit of the loss; False tests them as they are, like the authors.
+        seed: of the random subsets of losses.
+
+    Raises:
+        ValueError: an option is outside its limits, or a name is unknown.
+    """
+
+    min_lr: float = 1e-5
+    max_lr: float = 1.0
+    max_warmup_fraction: float = 0.5
+    growth: str = "exponential"
+    decay_type: str = "cosine"
+    decay_fraction: float = 0.2
+    test_every: str | int = "auto"
+    confidence: float = 0.95
+    patience: int = 3
+    num_tests: int = 5
+    gp_engine: str = "fast"
+    standardize: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("min_lr", "max_lr"):
+            _check_number(name, getattr(self, name))
+        if not 0.0 < self.min_lr < self.max_lr or not math.isfinite(self.max_lr):
+            raise ValueError(
+                f"min_lr must be positive and less than max_lr, got min_lr={self.min_lr} and max_lr={self.max_lr}; "
+                "the warm-up grows the learning rate from min_lr towards max_lr"
+            )
+        for name in ("max_warmup_fraction", "decay_fraction", "confidence"):
+            _check_number(name, getattr(self, name))
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
+        for name in ("patience", "num_tests"):
+            _check_count(name, getattr(self, name), minimum=1)
+        _check_count("seed", self.seed, minimum=0)
+        _check_name("growth", self.growth, tuple(GROWTHS))
+        _check_name("decay_type", self.decay_type, DECAY_TYPES)
+        _check_name("gp_engine", self.gp_engine, GP_ENGINES)
+        if not isinstance(self.standardize, bool):
+            raise ValueError(f"standardize must be True or False, got {self.standardize!r}")
+        if isinstance(self.test_every, str):
+            if self.test_every not in ("auto", "epoch"):
+                raise ValueError(f'test_every must be "auto", "epoch" or a number of steps, got {self.test_every!r}')
+        else:
+            _check_count("test_every", self.test_every, minimum=1)
+
+    @classmethod
+    def from_options(cls, preset: str | None, options: dict[str, Any]) -> AutoWUSettings:
+        """The settings of a preset with some options replaced.
+
+        Args:
+            preset: a name of ``PRESETS``; None means "default".
+            options: option -> value; None leaves the preset's value.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: the preset or an option is unknown or outside its limits.
+        """
+        preset = "default" if preset is None else preset
+        _check_name("preset", preset, tuple(PRESETS))
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            _check_name("option of lr_scheduler_type='autowu'", name, (*known, "preset", "steps_per_epoch"))
+        return cls(**{**PRESETS[preset], **{k: v for k, v in options.items() if v is not None}})
+
+    def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:
+        """The steps between two minimum tests.
+
+        Args:
+            cap: floor(rho_w T), the longest warm-up in steps.
+            steps_per_epoch: steps in an epoch, None when unknown.
+
+        Returns:
+            The interval in steps, at least 1; None where "epoch" is asked for and the epoch's length is unknown.
+        """
+        if isinstance(self.test_every, int):
+            return self.test_every
+        if self.test_every == "epoch":
+            return steps_per_epoch
+        if steps_per_epoch is not None and cap >= 30 * steps_per_epoch:
+            return steps_per_epoch
+        return max(cap // 60, 1)
+
+
+def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch: Any) -> None:
+    """Checks the lengths of a run, in scheduler steps.
+
+    Raises:
+        ValueError: one of them is outside its limits.
+    """
+    if not isinstance(num_training_steps, int) or num_training_steps < 2:
+        raise ValueError(
+            f"num_training_steps must be a whole number of at least 2, got {num_training_steps!r}; "
+            "pass the number of optimizer steps of the whole run"
+        )
+    if not isinstance(num_warmup_steps, int) or not 0 <= num_warmup_steps < num_training_steps:
+        raise ValueError(
+            f"num_warmup_steps must be a whole number from 0 to num_training_steps - 1 = {num_training_steps - 1}, "
+            f"got {num_warmup_steps!r}; it caps the warm-up, and 0 leaves the cap to max_warmup_fraction"
+        )
+    if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+        raise ValueError(
+            f"steps_per_epoch must be a whole number of at least 1, got {steps_per_epoch!r}; "
+            "pass the optimizer steps in an epoch, or None when it is unknown"
+        )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def _check_count(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def _check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}; pick one of {', '.join(known)}")
