@@ -2,7 +2,7 @@
 
 The model is ``autowu_hf.gpytorch_gp.LossCurveModel``: constant mean, scaled RBF kernel of fixed length-scale, Gaussian
 noise. Its inputs always lie in [0, 1] and the length-scale is fixed, so the kernel has numerical rank 19: it equals
-``outputscale * phi(x) @ phi(x').T`` to 1e-14, with ``phi`` the Nystrom features of 28 Chebyshev nodes. In that basis
+``outputscale * phi(x) @ phi(x').T`` to 1e-13, with ``phi`` the Nystrom features of 30 Chebyshev nodes. In that basis
 the marginal likelihood of n losses depends on them only through ``phi.T @ phi`` and a few sums (``_Statistics``), and
 costs O(rank) for any value of the parameters. Everything here is float64.
 """
@@ -26,7 +26,7 @@ NOISE_FLOOR = 1e-4
 GRID: Array = np.linspace(0.0, 1.0, 500)
 """S of eq. (4): the 500 equally spaced points of [0, 1] at which posteriors are evaluated."""
 
-_NUM_NODES = 28
+_NUM_NODES = 30
 _NUM_SEARCH_POINTS = 24
 _NUM_ROUNDS = 3
 _LOG_RATIO_RANGE = (-18.0, 24.0)
@@ -63,7 +63,7 @@ class Posterior:
 
 
 def _chebyshev(x: Array) -> Array:
-    """The Chebyshev polynomials T_0 .. T_27 of [0, 1] at the points ``x``: (28, n)."""
+    """The Chebyshev polynomials T_0 .. T_29 of [0, 1] at the points ``x``: (30, n)."""
     t = 2.0 * x - 1.0
     table = np.empty((_NUM_NODES, len(x)))
     table[0] = 1.0
@@ -76,7 +76,7 @@ def _chebyshev(x: Array) -> Array:
 
 
 def _nystrom() -> Array:
-    """(28, rank), the Chebyshev coefficients of the features; they are entire functions, so 28 terms give 1e-14."""
+    """(30, rank), the Chebyshev coefficients of the features; they are entire functions, so 30 terms give 1e-13."""
     nodes = 0.5 - 0.5 * np.cos(math.pi * (np.arange(_NUM_NODES) + 0.5) / _NUM_NODES)
     kernel = np.exp(-0.5 * ((nodes[:, None] - nodes[None, :]) / LENGTHSCALE) ** 2)
     values, vectors = np.linalg.eigh(kernel)

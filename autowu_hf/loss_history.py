@@ -57,7 +57,7 @@ class LossHistory:
                 "AutoWU saw no loss in this step; without losses its warm-up runs to max_lr blindly. "
                 "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)",
                 MissingLossWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def flush(self) -> None:

@@ -19,6 +19,7 @@ standard deviation (of the loss's unit where ``standardize`` is off) is no evide
 
 _MAX_SUBSET = 500
 _SPIKE_WINDOW = 5
+_SPIKE_RANGES = 2.0
 
 
 class MinimumTestRecord(TypedDict):
@@ -58,8 +59,8 @@ class LossCurveEngine(Protocol):
 def usable(losses: Array, standardize: bool) -> npt.NDArray[np.bool_]:
     """Which losses the GP sees: the finite ones, without isolated spikes where ``standardize`` is on.
 
-    A loss is a spike when it lies further from the running median of five losses than the whole range of that running
-    median. The rule is the same for L and a L + b, and leaves the noise of the curve alone. What is left out keeps its
+    A loss is a spike when it lies further from the running median of five losses than twice the range of that running
+    median over the whole curve. The rule is the same for L and a L + b, and leaves the noise of the curve alone. What is left out keeps its
     place on the axis.
 
     Args:
@@ -73,7 +74,7 @@ def usable(losses: Array, standardize: bool) -> npt.NDArray[np.bool_]:
     y = losses[used]
     if standardize and len(y) >= _SPIKE_WINDOW:
         middle = median_filter(y, size=_SPIKE_WINDOW, mode="mirror")
-        used[used] = np.abs(y - middle) <= middle.max() - middle.min()
+        used[used] = np.abs(y - middle) <= _SPIKE_RANGES * (middle.max() - middle.min())
     return used
 
 
@@ -102,13 +103,16 @@ class MinimumTest:
 
     @property
     def passed(self) -> bool:
-        """Whether the last ``patience`` tests were all positive: the warm-up is over (2.1.2).
-
-        A negative test that had to leave out its newest loss, a spike, does not count: it could not see f(1).
-        """
-        counted = [record for record in self.records if record["positive"] or not record["spike_at_end"]]
-        last = counted[-self.settings.patience :]
+        """Whether the last ``patience`` conclusive tests were all positive: the warm-up is over (2.1.2)."""
+        conclusive = [record for record in self.records if not record["spike_at_end"]]
+        last = conclusive[-self.settings.patience :]
         return len(last) == self.settings.patience and all(record["positive"] for record in last)
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether the last test had to leave out its newest loss, a spike, and so could not see f(1). It does not count;
+        the scheduler tests again one step later."""
+        return bool(self.records) and self.records[-1]["spike_at_end"]
 
     def run(self, losses: Array, num_new: int, step: int) -> MinimumTestRecord:
         """Tests whether the loss has passed its minimum; the record is appended to ``records``.

@@ -132,7 +132,7 @@ class AutoWUScheduler(LRScheduler):
         if step >= self.warmup_cap:
             self._switch(step, minimum_step=step)
             return
-        if step % self._test_interval() == 0:
+        if step % self._test_interval() == 0 or self._minimum_test.inconclusive:
             self._run_test(step)
 
     def set_steps_per_epoch(self, steps: int | None) -> None:

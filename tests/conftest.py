@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+
+import autowu_hf
+
+torch.set_num_threads(1)
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def curves() -> list[dict[str, Any]]:
+    """The recorded loss curves; see data/README.md."""
+    with gzip.open(DATA / "loss_curves.json.gz") as file:
+        records = json.load(file)
+    for record in records:
+        record["losses"] = np.array(record["losses"], dtype=np.float64)
+    return records
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Any:
+    """Every test starts and ends with the package registered and the seeds fixed."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    autowu_hf.register()
+    yield
+    autowu_hf.register()
+
+
+@pytest.fixture
+def parameter() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.zeros(2))

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import gc
+import inspect
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import AcceptsNumItems, TinyClassifier, batches, trainer_for
+
+from autowu_hf import AutoWUCallback, get_autowu_schedule, loss_tap
+from autowu_hf.loss_tap import LossTap
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def heard(tap: LossTap) -> float | None:
+    loss = tap.take()
+    return None if loss is None else loss.item()
+
+
+def backward(accelerator: Accelerator, value: float, sync: bool = True) -> None:
+    accelerator.gradient_state._set_sync_gradients(sync)
+    accelerator.backward(torch.tensor(value, requires_grad=True) * 1.0)
+
+
+def test_wraps_backward_once_keeps_its_signature_and_is_removable():
+    loss_tap.remove()
+    original = Accelerator.backward
+    loss_tap.install()
+    loss_tap.install()
+    assert Accelerator.backward is not original
+    assert inspect.signature(Accelerator.backward) == inspect.signature(original)
+    loss_tap.remove()
+    assert Accelerator.backward is original
+    loss_tap.remove()
+    assert Accelerator.backward is original
+
+
+def test_hears_one_loss_per_step_and_sums_micro_batches(accelerator):
+    tap = LossTap()
+    tap.listen()
+    assert heard(tap) is None
+    backward(accelerator, 2.0)
+    assert heard(tap) == 2.0
+    assert heard(tap) is None
+    backward(accelerator, 1.0, sync=False)
+    backward(accelerator, 0.25)
+    assert heard(tap) == 1.25
+
+
+def test_a_step_that_was_skipped_is_dropped(accelerator):
+    tap = LossTap()
+    tap.listen()
+    backward(accelerator, float("inf"))  # the gradient scaler skips this step, so nobody takes its loss
+    backward(accelerator, 0.5)
+    assert heard(tap) == 0.5
+
+
+def test_an_accelerate_loop_with_accumulation_gets_the_mean_over_its_micro_batches():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    tap = LossTap()
+    tap.listen()
+    for value, sync in ((3.0, False), (2.0, False), (1.0, True)):
+        backward(accelerator, value, sync)
+    assert heard(tap) == 2.0
+    backward(accelerator, 4.0)  # a short last group
+    assert heard(tap) == 4.0
+
+
+def test_nothing_is_heard_after_stop_or_when_the_tap_is_gone(accelerator):
+    tap = LossTap()
+    tap.listen()
+    tap.stop()
+    backward(accelerator, 1.0)
+    assert heard(tap) is None
+    tap.listen()
+    del tap
+    gc.collect()
+    assert len(loss_tap._listening) == 0
+
+
+def test_half_precision_becomes_float32(accelerator):
+    tap = LossTap()
+    tap.listen()
+    accelerator.backward(torch.tensor(0.1, dtype=torch.bfloat16, requires_grad=True) * 1)
+    assert tap.take().dtype == torch.float32
+
+
+def test_a_loss_that_is_no_scalar_is_refused(accelerator):
+    tap = LossTap()
+    tap.listen()
+    with pytest.raises(ValueError, match=r"passed to accelerator.backward must be a scalar, got shape \(2,\)"):
+        accelerator.backward(torch.ones(2, requires_grad=True) * 1)
+
+
+def test_an_accelerate_loop_records_its_losses():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    data = torch.utils.data.DataLoader(batches(20), batch_size=4)  # 5 batches: groups of 2, 2 and 1
+    scheduler = get_autowu_schedule(optimizer, num_training_steps=30)
+    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+    expected, group = [], []
+    for _ in range(2):
+        for batch in data:
+            with accelerator.accumulate(model):
+                loss = model(**batch)["loss"]
+                accelerator.backward(loss)
+                group.append(loss.item())
+                if accelerator.sync_gradients:
+                    expected.append(sum(group) / len(group))
+                    group = []
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+    assert len(expected) == 6
+    assert scheduler.scheduler.losses == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("case", ["labels", "label_smoothing", "compute_loss_func", "num_items_in_batch"])
+def test_recorded_losses_equal_trainers_logged_loss(tmp_path, case, accumulation):
+    """28 examples in batches of 4 make 7 batches an epoch: with accumulation 3 the last group has one."""
+
+    def compute_loss(outputs, labels, num_items_in_batch=None):
+        total = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum")
+        return total / (num_items_in_batch if num_items_in_batch is not None else len(labels))
+
+    trainer = trainer_for(
+        tmp_path,
+        model=AcceptsNumItems() if case == "num_items_in_batch" else TinyClassifier(),
+        train_dataset=batches(28),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=8,
+        logging_steps=1,
+        label_smoothing_factor=0.1 if case == "label_smoothing" else 0.0,
+        lr_scheduler_kwargs={"max_lr": 1e-3, "max_warmup_fraction": 0.9, "patience": 1000},
+        compute_loss_func=compute_loss if case == "compute_loss_func" else None,
+        callbacks=[AutoWUCallback(plot=False)],
+    )
+    trainer.train()
+    losses = trainer.lr_scheduler.losses
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == trainer.lr_scheduler.warmup_cap > 20
+    assert losses == pytest.approx(logged[: len(losses)], abs=1e-6)

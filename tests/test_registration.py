@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny import trainer_for
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_callback import CallbackHandler
+
+import autowu_hf
+from autowu_hf import AutoWUCallback, AutoWUScheduler
+from autowu_hf.registration import _add_member, _remove_member
+
+
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+def python(code: str) -> str:
+    """Runs code in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_enum_knows_autowu_in_every_way():
+    member = SchedulerType("autowu")
+    assert member is SchedulerType.AUTOWU is SchedulerType["AUTOWU"]
+    assert (member.name, member.value, str(member.value)) == ("AUTOWU", "autowu", "autowu")
+    assert member == "autowu"
+    assert isinstance(member, SchedulerType)
+    assert member in list(SchedulerType)
+    assert len(SchedulerType) == len(list(SchedulerType))
+    assert copy.deepcopy(member) is member
+    assert pickle.loads(pickle.dumps(member)) is member
+    assert SchedulerType("cosine") is SchedulerType.COSINE
+
+
+def test_register_is_idempotent_and_unregister_leaves_no_trace():
+    before = (list(SchedulerType), dict(TYPE_TO_SCHEDULER_FUNCTION), CallbackHandler.add_callback)
+    autowu_hf.register()
+    assert (list(SchedulerType), dict(TYPE_TO_SCHEDULER_FUNCTION), CallbackHandler.add_callback) == before
+
+    code = """
+import transformers
+from accelerate import Accelerator
+from transformers import SchedulerType
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer import DEFAULT_CALLBACKS
+from transformers.trainer_callback import CallbackHandler
+
+def state():
+    return (
+        dict(vars(SchedulerType)), list(SchedulerType), SchedulerType._member_names_[:], dict(SchedulerType._member_map_),
+        dict(SchedulerType._value2member_map_), list(getattr(SchedulerType, "_hashable_values_", [])),
+        dict(TYPE_TO_SCHEDULER_FUNCTION), DEFAULT_CALLBACKS[:], dict(vars(CallbackHandler)), dict(vars(Accelerator)),
+    )
+
+before = state()
+import autowu_hf
+assert "autowu" in [t.value for t in SchedulerType] and state() != before
+autowu_hf.unregister()
+autowu_hf.unregister()
+assert state() == before
+try:
+    SchedulerType("autowu")
+except ValueError:
+    print("gone")
+autowu_hf.register()
+assert SchedulerType("autowu") in TYPE_TO_SCHEDULER_FUNCTION
+"""
+    assert python(code).endswith("gone")
+
+
+def test_import_initialises_nothing():
+    code = """
+import sys, torch
+import autowu_hf
+from accelerate.state import AcceleratorState, PartialState
+assert not PartialState._shared_state and not AcceleratorState._shared_state
+assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
+assert "gpytorch" not in sys.modules and "matplotlib" not in sys.modules and "transformers.trainer" not in sys.modules
+autowu_hf.get_autowu_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 10)
+assert not PartialState._shared_state
+print("quiet")
+"""
+    assert python(code) == "quiet"
+
+
+def test_works_without_transformers():
+    code = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "transformers" else found(name, *rest)
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "transformers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import torch
+from accelerate import Accelerator
+import autowu_hf
+accelerator = Accelerator(cpu=True)
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scheduler = autowu_hf.get_autowu_schedule(optimizer, 10)
+model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+for _ in range(10):
+    accelerator.backward(model(torch.ones(2)).pow(2).sum())
+    optimizer.step()
+    scheduler.step()
+assert len(scheduler.scheduler.losses) == 5 and scheduler.get_last_lr() == [0.0]
+autowu_hf.unregister()
+assert "transformers" not in sys.modules
+print("alone")
+"""
+    assert python(code).endswith("alone")
+
+
+def test_get_scheduler_builds_it_with_its_options():
+    options = {"max_lr": 0.5, "preset": "paper", "steps_per_epoch": 7}
+    scheduler = get_scheduler("autowu", optimizer(), 0, 100, scheduler_specific_kwargs=options)
+    assert isinstance(scheduler, AutoWUScheduler)
+    assert scheduler.settings.max_lr == 0.5
+    assert scheduler.settings.gp_engine == "gpytorch"
+    assert scheduler.steps_per_epoch == 7
+    assert scheduler.warmup_cap == 50
+    assert get_scheduler("autowu", optimizer(), 20, 100).warmup_cap == 20
+
+
+def test_an_unknown_option_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="'warmup_ratio'; pick one of min_lr, .*, preset, steps_per_epoch"):
+        get_scheduler("autowu", optimizer(), 0, 100, scheduler_specific_kwargs={"warmup_ratio": 0.1})
+
+
+def test_the_command_line_takes_it():
+    parser = HfArgumentParser(TrainingArguments)
+    command = ["--output_dir", "x", "--lr_scheduler_type", "autowu", "--lr_scheduler_kwargs", '{"max_lr": 0.5}']
+    (args,) = parser.parse_args_into_dataclasses(command)
+    assert args.lr_scheduler_type is SchedulerType.AUTOWU
+    assert args.lr_scheduler_kwargs == {"max_lr": 0.5}
+
+
+def test_training_args_load_in_a_process_that_never_imported_the_package(tmp_path: Path):
+    trainer = trainer_for(tmp_path, num_train_epochs=1, callbacks=[AutoWUCallback(plot=False)])
+    trainer.train()
+    trainer.save_model()
+    code = f"""
+import sys, torch
+args = torch.load({str(tmp_path / "training_args.bin")!r}, weights_only=False)
+from transformers import SchedulerType
+assert args.lr_scheduler_type is SchedulerType("autowu")
+print(args.lr_scheduler_type.value)
+"""
+    assert python(code) == "autowu"
+
+
+def test_a_cosine_run_is_bit_for_bit_what_it_is_without_the_import(tmp_path: Path):
+    def digest(statement: str) -> str:
+        return python(f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+{statement}
+import hashlib, torch
+from tiny import trainer_for
+trainer = trainer_for({str(tmp_path)!r}, lr_scheduler_type="cosine", num_train_epochs=3)
+trainer.train()
+weights = b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
+history = [e for e in trainer.state.log_history if "loss" in e]
+print("autowu_hf" in sys.modules, hashlib.sha256(weights + repr(history).encode()).hexdigest())
+""").splitlines()[-1]
+
+    without, imported = digest(""), digest("import autowu_hf")
+    assert without.split()[0] == "False"
+    assert imported.split()[0] == "True"
+    assert imported.split()[1] == without.split()[1]
+    assert list(tmp_path.glob("autowu*")) == []
+
+
+def test_every_trainer_has_one_callback_and_the_users_takes_its_place(tmp_path: Path):
+    def callbacks_of(trainer: transformers.Trainer) -> list:
+        return [c for c in trainer.callback_handler.callbacks if isinstance(c, AutoWUCallback)]
+
+    automatic = trainer_for(tmp_path)
+    assert len(callbacks_of(automatic)) == 1
+    own = AutoWUCallback(plot=False)
+    trainer = trainer_for(tmp_path, callbacks=[own])
+    assert callbacks_of(trainer) == [own]
+    names = [type(c).__name__ for c in trainer.callback_handler.callbacks]
+    assert names[:2] == ["DefaultFlowCallback", "AutoWUCallback"]
+    other = AutoWUCallback(plot=False)
+    trainer.add_callback(other)
+    assert callbacks_of(trainer) == [other]
+    trainer.remove_callback(AutoWUCallback)
+    assert callbacks_of(trainer) == []
+
+
+def test_members_can_be_added_to_and_removed_from_any_enum_of_strings():
+    class Colour(str, Enum):
+        RED = "red"
+
+    before = dict(vars(Colour))
+    blue = _add_member(Colour, "blue")
+    assert Colour("blue") is Colour.BLUE is Colour["BLUE"] is blue
+    assert [c.value for c in Colour] == ["red", "blue"]
+    assert "BLUE" in Colour.__members__
+    assert _add_member(Colour, "blue") is blue
+    _remove_member(Colour, "blue")
+    assert dict(vars(Colour)) == before
+    assert list(Colour) == [Colour.RED]

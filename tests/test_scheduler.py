@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import io
+import logging
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from autowu_hf import AutoWUScheduler, MissingLossWarning, get_autowu_schedule
+from autowu_hf.shapes import DECAY_TYPES
+
+
+def optimizer_of(*lrs: float, default: float = 1e-3) -> torch.optim.Optimizer:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (lrs or (default,))]
+    return torch.optim.AdamW(groups, lr=default)
+
+
+def valley(steps: int, minimum: float = 0.6, seed: int = 0) -> np.ndarray:
+    """A noisy loss that falls until a share of the steps and rises after."""
+    s = np.arange(steps) / steps
+    return 2.0 - 1.5 * np.exp(-(((s - minimum) / 0.3) ** 2)) + 0.02 * np.random.default_rng(seed).standard_normal(steps)
+
+
+def run(scheduler: AutoWUScheduler, losses, steps: int) -> list[float]:
+    """Takes steps with given losses (the last one repeats); the LR of every step."""
+    lrs = []
+    for i in range(steps):
+        lrs.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step(float(losses[min(i, len(losses) - 1)]))
+    return lrs
+
+
+def test_is_a_torch_scheduler_that_starts_at_min_lr():
+    optimizer = optimizer_of()
+    scheduler = get_autowu_schedule(optimizer, 100)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+    assert scheduler.phase == "warmup"
+    assert scheduler.get_last_lr() == [1e-5]
+    assert optimizer.param_groups[0]["lr"] == 1e-5
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+    assert not hasattr(scheduler, "total_steps")  # accelerate treats schedulers that have one specially
+    assert (scheduler.switch_step, scheduler.minimum_step, scheduler.peak_lr) == (None, None, None)
+
+
+def test_switches_after_the_minimum_and_decays_from_its_lr():
+    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    lrs = run(scheduler, valley(300), 600)
+    switch, minimum = scheduler.switch_step, scheduler.minimum_step
+    assert scheduler.phase == "decay"
+    assert 0.55 * 300 < minimum < 0.66 * 300 < switch < 0.8 * 300
+    assert scheduler.peak_lr == pytest.approx(1e-5 * 1e5 ** (minimum / 300), rel=1e-12)
+    assert lrs[switch] == scheduler.peak_lr  # the first step after the switch runs at eta_t*
+    assert lrs[:switch] == pytest.approx([1e-5 * 1e5 ** (t / 300) for t in range(switch)], rel=1e-12)
+    assert all(a > b > 0 for a, b in zip(lrs[switch:], lrs[switch + 1 :], strict=False))
+    assert scheduler.get_last_lr() == [0.0]
+
+
+def test_stays_at_zero_when_stepped_past_the_end():
+    scheduler = get_autowu_schedule(optimizer_of(), 60)
+    run(scheduler, valley(30), 60)
+    for _ in range(5):
+        scheduler.step()
+        assert scheduler.get_last_lr() == [0.0]
+
+
+def test_patience_tests_in_a_row_and_records():
+    scheduler = get_autowu_schedule(optimizer_of(), 600, test_every=5, patience=4)
+    run(scheduler, valley(300), 600)
+    assert [record["positive"] for record in scheduler.tests[-4:]] == [True] * 4
+    assert not scheduler.tests[-5]["positive"]
+    assert [record["step"] for record in scheduler.tests] == list(range(5, scheduler.switch_step + 1, 5))
+    assert all(len(record["p_min"]) == 5 for record in scheduler.tests)
+    assert len(scheduler.losses) == scheduler.switch_step
+    assert scheduler.minimum_step == round(scheduler.tests[-1]["minimum_step"])
+
+
+def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
+    scheduler = get_autowu_schedule(optimizer_of(), 100, max_lr=0.1)
+    lrs = run(scheduler, np.linspace(2.0, 1.0, 50), 100)
+    assert (scheduler.switch_step, scheduler.minimum_step, scheduler.peak_lr) == (50, 50, 0.1)
+    assert lrs[50] == 0.1
+    assert max(lrs) == 0.1
+
+
+def test_num_warmup_steps_is_the_cap():
+    scheduler = get_autowu_schedule(optimizer_of(), 100, 20)
+    assert scheduler.warmup_cap == 20
+    run(scheduler, np.linspace(2.0, 1.0, 50), 20)
+    assert scheduler.switch_step == 20
+    assert get_autowu_schedule(optimizer_of(), 100, max_warmup_fraction=0.25).warmup_cap == 25
+    assert get_autowu_schedule(optimizer_of(), 2).warmup_cap == 1
+
+
+@pytest.mark.parametrize("decay_type", DECAY_TYPES)
+@pytest.mark.parametrize("growth", ["exponential", "linear"])
+def test_every_growth_and_decay_runs(growth, decay_type):
+    scheduler = get_autowu_schedule(optimizer_of(), 80, growth=growth, decay_type=decay_type)
+    lrs = run(scheduler, valley(40), 80)
+    assert min(lrs) > 0
+    assert scheduler.get_last_lr() == [0.0]
+    assert scheduler.phase == "decay"
+
+
+def test_groups_keep_their_ratios_and_the_users_lr_does_not_matter():
+    small, large = optimizer_of(1e-3, 5e-4, 2e-3, default=1e-3), optimizer_of(10.0, 5.0, 20.0, default=10.0)
+    a, b = get_autowu_schedule(small, 100), get_autowu_schedule(large, 100)
+    for loss in valley(50):
+        for scheduler in (a, b):
+            scheduler.optimizer.step()
+            scheduler.step(loss)
+    assert a.get_last_lr() == b.get_last_lr()
+    first, half, double = a.get_last_lr()
+    assert half == pytest.approx(first / 2, rel=1e-12)
+    assert double == pytest.approx(first * 2, rel=1e-12)
+
+
+def test_a_tensor_lr_is_filled_in_place():
+    lr = torch.tensor(1e-3)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr, capturable=False, foreach=False)
+    scheduler = get_autowu_schedule(optimizer, 100)
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == pytest.approx(1e-5)
+    optimizer.step()
+    scheduler.step(1.0)
+    assert lr.item() == pytest.approx(1e-5 * 1e5 ** (1 / 50))
+
+
+@pytest.mark.parametrize("preset", [None, "paper"])
+@pytest.mark.parametrize("stop", [7, 60, 100, 215, 400])
+def test_a_resumed_run_goes_on_bit_for_bit(stop, preset):
+    """Stopped at the start, between two tests, at a test, near the switch, and in the decay."""
+    losses = np.concatenate([valley(300), np.ones(300)])
+
+    def new() -> AutoWUScheduler:
+        return get_autowu_schedule(optimizer_of(), 600, steps_per_epoch=20, preset=preset)
+
+    whole = new()
+    expected = run(whole, losses, 600)
+    interrupted = new()
+    run(interrupted, losses, stop)
+    file = io.BytesIO()
+    torch.save({"scheduler": interrupted.state_dict(), "optimizer": interrupted.optimizer.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    resumed = new()
+    resumed.optimizer.load_state_dict(state["optimizer"])
+    resumed.load_state_dict(state["scheduler"])
+    assert run(resumed, losses[stop:], 600 - stop) == expected[stop:]
+    assert resumed.losses == whole.losses
+    assert resumed.tests[-1] == whole.tests[-1]
+    assert (resumed.switch_step, resumed.minimum_step) == (whole.switch_step, whole.minimum_step)
+
+
+@pytest.mark.parametrize("stop", [50, 450])
+def test_resuming_into_another_total_keeps_the_warm_up_and_ends_at_the_new_one(stop):
+    losses = np.concatenate([valley(300), np.ones(300)])
+    first = get_autowu_schedule(optimizer_of(), 600)
+    run(first, losses, stop)
+    resumed = get_autowu_schedule(optimizer_of(), 900)
+    resumed.load_state_dict(first.state_dict())
+    if stop == 50:
+        assert resumed.get_last_lr() == first.get_last_lr()
+    else:
+        assert resumed.get_last_lr()[0] > first.get_last_lr()[0]
+    lrs = run(resumed, losses[stop:], 900 - stop)
+    assert min(lrs) > 0
+    assert resumed.get_last_lr() == [0.0]
+
+
+def test_a_state_of_another_scheduler_is_refused():
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer_of(), 10)
+    with pytest.raises(ValueError, match="this is not a state of AutoWUScheduler, version 1: it has the keys .*T_max"):
+        get_autowu_schedule(optimizer_of(), 10).load_state_dict(cosine.state_dict())
+
+
+def test_a_run_that_turns_nan_switches():
+    losses = valley(300)
+    losses[200:] = np.nan
+    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    run(scheduler, losses, 300)
+    assert 200 < scheduler.switch_step <= 220
+    assert scheduler.peak_lr < 0.1
+
+
+def test_epoch_tests_need_an_epoch():
+    scheduler = get_autowu_schedule(optimizer_of(), 100, test_every="epoch")
+    scheduler.optimizer.step()
+    with pytest.raises(ValueError, match='test_every="epoch" needs the length of an epoch.* pass steps_per_epoch'):
+        scheduler.step(1.0)
+    with pytest.raises(ValueError, match='test_every="epoch" needs'):
+        scheduler.set_steps_per_epoch(None)
+    scheduler.set_steps_per_epoch(9)
+    run(scheduler, np.linspace(2, 1, 50), 40)
+    assert [record["step"] for record in scheduler.tests] == [9, 18, 27, 36]
+
+
+def test_steps_without_any_loss_warn_once():
+    scheduler = get_autowu_schedule(optimizer_of(), 100)
+    scheduler.optimizer.step()
+    with pytest.warns(MissingLossWarning, match="pass the loss") as record:
+        scheduler.step()
+        scheduler.step()
+    assert len(record) == 1
+    assert record[0].filename == __file__
+
+
+def test_the_switch_is_logged_in_one_line(caplog):
+    with caplog.at_level(logging.INFO, logger="autowu_hf"):
+        run(get_autowu_schedule(optimizer_of(), 600), valley(300), 400)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"minimum at step 1\d\d of 2\d\d, peak LR \d\.\de-\d, cosine decay over 3\d\d steps", line)
+
+
+def test_a_layer_wise_optimizer_is_refused():
+    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+    optimizer = LayerWiseDummyOptimizer(optimizer_dict={})
+    with pytest.raises(
+        ValueError, match="LayerWiseDummyOptimizer steps every layer by itself .* use an optimizer without"
+    ):
+        get_autowu_schedule(optimizer, 100)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optimizer_of(default=0.0), "the optimizer's default lr must be positive, got 0.0; pass any positive lr"),
+        (None, "optimizer must be a torch.optim.Optimizer, got NoneType"),
+    ],
+)
+def test_an_optimizer_without_a_unit_is_refused(optimizer, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        get_autowu_schedule(optimizer, 100)
+
+
+def test_report_holds_numbers_names_lists_and_none_only():
+    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    run(scheduler, valley(300), 400)
+    report = scheduler.report()
+    assert report["peak_lr"] == scheduler.peak_lr
+    assert report["losses"] == scheduler.losses
+    assert report["settings"]["min_lr"] == 1e-5
+
+    def plain(value) -> bool:
+        if isinstance(value, dict):
+            return all(plain(v) for v in value.values())
+        if isinstance(value, list):
+            return all(plain(v) for v in value)
+        return value is None or type(value) in (bool, int, float, str)
+
+    assert plain(report)

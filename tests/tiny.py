@@ -1,0 +1,68 @@
+"""A small model, small data and a Trainer on them, for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, Trainer, TrainingArguments
+
+
+class TinyClassifier(nn.Module):
+    """Two layers, three classes; the loss is in the model, as in transformers' models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.config = PretrainedConfig()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.net(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class AcceptsNumItems(TinyClassifier):
+    """Divides by the number of items of the whole optimizer step, as transformers' language models do."""
+
+    accepts_loss_kwargs = True
+
+    def forward(self, x, labels=None, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        outputs = super().forward(x, labels)
+        if num_items_in_batch is not None:
+            total = nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum")
+            outputs["loss"] = total / num_items_in_batch
+        return outputs
+
+
+def batches(n: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
+    """n examples of a task that the model can learn: the class is the largest of three linear scores."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 4, generator=generator)
+    labels = (x @ torch.randn(4, 3, generator=torch.Generator().manual_seed(7))).argmax(1)
+    return [{"x": a, "labels": b} for a, b in zip(x, labels, strict=True)]
+
+
+def trainer_for(folder: Any, callbacks: Any = None, **options: Any) -> Trainer:
+    """A Trainer with autowu on ``TinyClassifier``; what is no argument of Trainer goes to TrainingArguments."""
+    for_trainer = ("model", "train_dataset", "eval_dataset", "compute_loss_func", "optimizers")
+    given = {name: options.pop(name) for name in for_trainer if name in options}
+    arguments = {
+        "output_dir": str(folder),
+        "lr_scheduler_type": "autowu",
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 0,
+        **options,
+    }
+    given = {"model": TinyClassifier(), "train_dataset": batches(64), **given}
+    return Trainer(args=TrainingArguments(**arguments), callbacks=callbacks, **given)
