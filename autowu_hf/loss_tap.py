@@ -32,11 +32,12 @@ class LossTap:
 
     def listen(self) -> None:
         """From now on every backward reaches this tap, as long as the tap is alive."""
-        _listening.add(self)
+        if not any(ref() is self for ref in _listening):
+            _listening.append(weakref.ref(self, _listening.remove))
 
     def stop(self) -> None:
         """No backward reaches this tap any more."""
-        _listening.discard(self)
+        _listening[:] = [ref for ref in _listening if ref() is not self]
         self._sum = None
 
     def hear(self, loss: Tensor, accelerator: Accelerator) -> None:
@@ -55,7 +56,7 @@ class LossTap:
         else:
             self._sum, self._count = self._sum + loss, self._count + 1
         self._mean = accelerator.gradient_accumulation_steps > 1
-        self._complete = accelerator.sync_gradients
+        self._complete = accelerator.gradient_state.sync_gradients
 
     def take(self) -> Tensor | None:
         """The loss of the optimizer step just done, () on its device; None without a backward since the last."""
@@ -65,7 +66,7 @@ class LossTap:
         return loss
 
 
-_listening: weakref.WeakSet[LossTap] = weakref.WeakSet()
+_listening: list[weakref.ref[LossTap]] = []
 
 
 def scalar(loss: Tensor, where: str) -> Tensor:
@@ -81,7 +82,7 @@ def scalar(loss: Tensor, where: str) -> Tensor:
     Raises:
         ValueError: it has more elements than one.
     """
-    if loss.numel() != 1:
+    if loss.dim() and loss.numel() != 1:
         raise ValueError(
             f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
             "reduce it first, for example with loss.mean()"
@@ -100,9 +101,10 @@ def install() -> None:
 
     @functools.wraps(original)
     def backward(self: Accelerator, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if _listening:
-            # Before the backward: DeepSpeed's engine steps the scheduler inside it.
-            for tap in tuple(_listening):
+        # Before the backward: DeepSpeed's engine steps the scheduler inside it.
+        for ref in _listening:
+            tap = ref()
+            if tap is not None:
                 tap.hear(loss, self)
         return original(self, loss, *args, **kwargs)
 

@@ -60,8 +60,8 @@ def usable(losses: Array, standardize: bool) -> npt.NDArray[np.bool_]:
     """Which losses the GP sees: the finite ones, without isolated spikes where ``standardize`` is on.
 
     A loss is a spike when it lies further from the running median of five losses than twice the range of that running
-    median over the whole curve. The rule is the same for L and a L + b, and leaves the noise of the curve alone. What is left out keeps its
-    place on the axis.
+    median over the whole curve. The rule is the same for L and a L + b, and leaves the noise of the curve alone. What
+    is left out keeps its place on the axis.
 
     Args:
         losses: (n,).
@@ -104,15 +104,17 @@ class MinimumTest:
     @property
     def passed(self) -> bool:
         """Whether the last ``patience`` conclusive tests were all positive: the warm-up is over (2.1.2)."""
-        conclusive = [record for record in self.records if not record["spike_at_end"]]
+        conclusive = [record for record in self.records if not _is_inconclusive(record)]
         last = conclusive[-self.settings.patience :]
         return len(last) == self.settings.patience and all(record["positive"] for record in last)
 
     @property
     def inconclusive(self) -> bool:
-        """Whether the last test had to leave out its newest loss, a spike, and so could not see f(1). It does not count;
-        the scheduler tests again one step later."""
-        return bool(self.records) and self.records[-1]["spike_at_end"]
+        """Whether the last test was negative only for lack of its newest loss, a spike, perhaps.
+
+        Such a test does not count; the scheduler tests again one step later.
+        """
+        return bool(self.records) and _is_inconclusive(self.records[-1])
 
     def run(self, losses: Array, num_new: int, step: int) -> MinimumTestRecord:
         """Tests whether the loss has passed its minimum; the record is appended to ``records``.
@@ -195,6 +197,10 @@ class MinimumTest:
 
 
 _NO_PARAMETERS = GPParameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
+
+
+def _is_inconclusive(record: MinimumTestRecord) -> bool:
+    return record["spike_at_end"] and not record["positive"]
 
 
 def minimum_probability(posterior: Posterior) -> float:

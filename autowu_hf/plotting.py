@@ -66,7 +66,8 @@ def plot_autowu(
     for axes in (lr_axes, loss_axes, test_axes):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    loss_axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
+    if loss_axes.get_legend_handles_labels()[0]:
+        loss_axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
     test_axes.set_xlabel("step")
     test_axes.set_xlim(0, report["num_training_steps"])
     figure.suptitle(_headline(report), fontsize=11)
@@ -109,13 +110,16 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
     last = report["tests"][-1] if report["tests"] else None
     end = report["step"] if report["switch_step"] is None else report["switch_step"]
     steps = np.arange(len(losses)) * (end / max(len(losses), 1))
+    later = np.array([pair for pair in report.get("logged_losses", []) if pair[0] > end and np.isfinite(pair[1])])
+    later = later.reshape(-1, 2)
     finite = np.isfinite(losses)
     if finite.any():
         shown = losses[finite]
+        low = min([float(shown.min()), *later[:, 1]])
         high = max(float(np.quantile(shown, 0.98)), float(np.median(shown[:5])))
-        margin = 0.1 * (high - float(shown.min())) or 0.1 * abs(high) or 1.0
+        margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
         high += margin
-        axes.set_ylim(float(shown.min()) - margin, high)
+        axes.set_ylim(low - margin, high)
         axes.plot(steps[finite], shown, ".", color=_GREY, markersize=3, label="training loss")
         above = finite & (losses > high)
         if above.any():
@@ -128,7 +132,6 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
                 clip_on=False,
                 label="loss above",
             )
-    later = np.array([pair for pair in report.get("logged_losses", []) if pair[0] > end], dtype=np.float64)
     if len(later):
         axes.plot(later[:, 0], later[:, 1], "-", color=_GREY, linewidth=1.0, label="logged loss")
     if last is not None and np.isfinite(np.array([last["mean"] or np.nan, last["noise"] or np.nan])).all():

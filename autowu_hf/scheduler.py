@@ -6,13 +6,13 @@ import dataclasses
 import logging
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import collective
 from .loss_history import LossHistory
 from .minimum_test import MinimumTest, MinimumTestRecord
+from .param_groups import lr_ratios, set_lrs
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
 
@@ -59,9 +59,10 @@ class AutoWUScheduler(LRScheduler):
     ) -> None:
         self.settings = AutoWUSettings() if settings is None else settings
         check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
-        self._ratios = _lr_ratios(optimizer)
+        self._ratios = lr_ratios(optimizer)
         self.num_training_steps = num_training_steps
         self.steps_per_epoch = steps_per_epoch
+        self._epoch_is_given = steps_per_epoch is not None
         self.switch_step: int | None = None
         self.minimum_step: int | None = None
         self.peak_lr: float | None = None
@@ -70,6 +71,7 @@ class AutoWUScheduler(LRScheduler):
         self._minimum_test = MinimumTest(self.settings)
         self._history = LossHistory()
         self._num_tested = 0
+        self._plan_test(step=0)
         super().__init__(optimizer)
 
     def _set_lengths(self, growth_steps: int, cap: int) -> None:
@@ -115,7 +117,16 @@ class AutoWUScheduler(LRScheduler):
         """
         if self._step_count > 0 and self.switch_step is None:
             self._warm_up(self.last_epoch + 1, loss)
-        super().step()
+        if self._step_count < 2:
+            super().step()  # torch's own, which warns of a step before the optimizer's first
+            return
+        self._step_count += 1
+        self.last_epoch += 1
+        self._set_lrs()
+
+    def _set_lrs(self) -> None:
+        self._last_lr = [*self.get_lr()]
+        set_lrs(self.optimizer, self._last_lr)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The LR of every parameter group after ``last_epoch`` steps, in closed form."""
@@ -132,8 +143,10 @@ class AutoWUScheduler(LRScheduler):
         if step >= self.warmup_cap:
             self._switch(step, minimum_step=step)
             return
-        if step % self._test_interval() == 0 or self._minimum_test.inconclusive:
+        if step >= self._next_test:
+            self._require_epoch_length()
             self._run_test(step)
+            self._plan_test(step)
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
         """Tells the length of an epoch, where the schedule was made without it.
@@ -145,18 +158,28 @@ class AutoWUScheduler(LRScheduler):
             ValueError: it is not a whole number of at least 1, or ``test_every="epoch"`` still lacks a length.
         """
         check_steps(self.num_training_steps, 0, steps)
-        if self.steps_per_epoch is None:
+        if not self._epoch_is_given:
             self.steps_per_epoch = steps
-        self._test_interval()
+        self._require_epoch_length()
+        self._plan_test(self.last_epoch)
 
-    def _test_interval(self) -> int:
-        interval = self.settings.resolve_interval(self.warmup_cap, self.steps_per_epoch)
-        if interval is None:
+    def _interval(self) -> int | None:
+        return self.settings.resolve_interval(self.warmup_cap, self.steps_per_epoch)
+
+    def _require_epoch_length(self) -> None:
+        if self._interval() is None:
             raise ValueError(
                 'test_every="epoch" needs the length of an epoch, which is unknown here; '
                 'pass steps_per_epoch, or test_every="auto" or a number of steps'
             )
-        return interval
+
+    def _plan_test(self, step: int) -> None:
+        """Sets the step of the next test: a multiple of the interval, or the next where the last test asks for it."""
+        interval = self._interval()
+        if interval is None or self._minimum_test.inconclusive:
+            self._next_test = step + 1
+        else:
+            self._next_test = (step // interval + 1) * interval
 
     def flush(self) -> None:
         """Gathers the losses since the last test; with several processes, one collective that all must join."""
@@ -228,7 +251,8 @@ class AutoWUScheduler(LRScheduler):
             )
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["step_count"]
-        self.steps_per_epoch = self.steps_per_epoch or state_dict["steps_per_epoch"]
+        if not self._epoch_is_given:
+            self.steps_per_epoch = state_dict["steps_per_epoch"]
         self._history.load_state_dict(state_dict["losses"])
         self._num_tested = state_dict["num_tested"]
         self._minimum_test.load_state_dict(state_dict["minimum_test"])
@@ -237,14 +261,10 @@ class AutoWUScheduler(LRScheduler):
         self.peak_lr = state_dict["peak_lr"]
         growth_steps = state_dict["growth_steps"]
         self._set_lengths(growth_steps=growth_steps, cap=min(self.warmup_cap, growth_steps))
+        self._plan_test(self.last_epoch)
         if self.switch_step is not None:
             self._history.close()
-        self._last_lr = [*self.get_lr()]
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+        self._set_lrs()
 
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
@@ -261,22 +281,3 @@ class AutoWUScheduler(LRScheduler):
             "losses": self.losses,
             "tests": [dict(record) for record in self.tests],
         }
-
-
-def _lr_ratios(optimizer: Optimizer) -> list[float]:
-    """The ratio of every group's own LR to the optimizer's default, which the schedule keeps."""
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
-    if hasattr(inner, "optimizer_dict"):
-        raise ValueError(
-            f"{type(inner).__name__} steps every layer by itself inside the backward, so there is no common step to "
-            "schedule; use an optimizer without layer-wise updates"
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    default = float(optimizer.defaults.get("lr") or 0.0)
-    if default <= 0.0:
-        raise ValueError(
-            f"the optimizer's default lr must be positive, got {optimizer.defaults.get('lr')!r}; pass any positive lr: "
-            "AutoWU only keeps the ratios of the parameter groups' learning rates to it"
-        )
-    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]

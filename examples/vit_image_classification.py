@@ -44,7 +44,7 @@ from transformers import (
     set_seed,
 )
 
-import autowu_hf  # noqa: F401  (registers lr_scheduler_type="autowu")
+import autowu_hf  # registers lr_scheduler_type="autowu"
 
 
 @dataclass

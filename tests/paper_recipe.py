@@ -1,5 +1,7 @@
-"""The paper's fit (100 steps of Adam) on the fast likelihood: the same steps as ``GPyTorchGP``, thirty times faster, so that
-every recorded curve can be replayed with several subsampling seeds."""
+"""The paper's fit (100 steps of Adam) on the fast likelihood: the same steps as ``GPyTorchGP``, thirty times faster.
+
+So every recorded curve can be replayed with several subsampling seeds.
+"""
 
 from __future__ import annotations
 
@@ -68,3 +70,12 @@ def replay(
         if stop is not None and step >= stop:
             break
     return cap, float(cap), test
+
+
+def is_early(record: dict[str, Any], switch: int) -> bool:
+    """More than two epochs before the minimum of a moving average of min(loss, 5) over a twentieth of the curve."""
+    losses = np.minimum(record["losses"], 5.0)
+    window = max(3, len(losses) // 20)
+    smooth = np.convolve(losses, np.ones(window) / window, "valid")
+    minimum = smooth.argmin() + window / 2
+    return switch < record["total_steps"] // 2 and switch < minimum - 2 * record["steps_per_epoch"]

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from paper_recipe import FastPaperGP, replay
+from paper_recipe import FastPaperGP, is_early, replay
 
 from autowu_hf.gpytorch_gp import GPyTorchGP
 from autowu_hf.loss_curve_gp import GRID, FastGP, Posterior
@@ -24,15 +24,6 @@ def lr_at(record, step: float) -> float:
     return 1e-5 * 1e5 ** (step / cap_of(record))
 
 
-def is_early(record, switch: int) -> bool:
-    """More than two epochs before the minimum of a moving average of min(loss, 5) over a twentieth of the curve."""
-    losses = np.minimum(record["losses"], 5.0)
-    window = max(3, len(losses) // 20)
-    smooth = np.convolve(losses, np.ones(window) / window, "valid")
-    minimum = smooth.argmin() + window / 2
-    return switch < cap_of(record) and switch < minimum - 2 * record["steps_per_epoch"]
-
-
 def test_paper_recipe_of_the_tests_takes_the_same_steps_as_gpytorch(curves):
     for record in (curves[2], curves[18]):
         losses, cap, interval = record["losses"], cap_of(record), record["steps_per_epoch"]
@@ -47,7 +38,7 @@ def test_paper_recipe_of_the_tests_takes_the_same_steps_as_gpytorch(curves):
 
 
 def test_paper_preset_switches_with_the_authors_code(curves):
-    """All 24 curves under two subsampling seeds. The authors' code under another seed of its own: 98 % within one test."""
+    """All curves under two subsampling seeds. The authors' code under another seed of its own: 98 % within one test."""
     late_by, factors = [], []
     for seed in range(2):
         settings = AutoWUSettings.from_options("paper", {"seed": seed})
@@ -80,13 +71,13 @@ def test_default_decides_alike_in_any_unit_of_the_loss(curves, scale, shift):
 
 
 def test_a_single_spike_moves_no_switch_by_more_than_one_test(curves):
-    """Every place of the short curves, every 16th and the last two of the others; the full sweep is in the benchmark."""
+    """Some places of every curve, its last two among them; examples/benchmarks/faithfulness.py tries every place."""
     moved = []
     for record in curves:
         cap, interval = cap_of(record), record["steps_per_epoch"]
         switch, _, _ = replay(record["losses"], cap, interval, EPOCH)
         seen = min(switch, cap)
-        at_the_end = [place for place in (164, 230, 241, 274) if place < seen]
+        at_the_end = [place for place in (69, 164, 230, 241, 274) if place < seen]
         for place in {*range(0, seen, 4 if cap <= 120 else 32), seen - 2, seen - 1, *at_the_end}:
             losses = record["losses"].copy()
             losses[place] = 1e6
@@ -148,11 +139,11 @@ def test_patience_counts_positive_tests_in_a_row():
     test.records.clear()
     record(True)
     assert not test.inconclusive
-    for positive in (True, False):
-        record(positive, spike_at_end=True)
-        assert test.inconclusive
-        assert not test.passed
-    record(True)
+    record(False, spike_at_end=True)
+    assert test.inconclusive
+    assert not test.passed
+    record(True, spike_at_end=True)
+    assert not test.inconclusive
     assert test.passed
 
 

@@ -59,7 +59,8 @@ from transformers.trainer_callback import CallbackHandler
 
 def state():
     return (
-        dict(vars(SchedulerType)), list(SchedulerType), SchedulerType._member_names_[:], dict(SchedulerType._member_map_),
+        dict(vars(SchedulerType)), list(SchedulerType), SchedulerType._member_names_[:],
+        dict(SchedulerType._member_map_),
         dict(SchedulerType._value2member_map_), list(getattr(SchedulerType, "_hashable_values_", [])),
         dict(TYPE_TO_SCHEDULER_FUNCTION), DEFAULT_CALLBACKS[:], dict(vars(CallbackHandler)), dict(vars(Accelerator)),
     )

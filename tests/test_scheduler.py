@@ -117,17 +117,6 @@ def test_groups_keep_their_ratios_and_the_users_lr_does_not_matter():
     assert double == pytest.approx(first * 2, rel=1e-12)
 
 
-def test_a_tensor_lr_is_filled_in_place():
-    lr = torch.tensor(1e-3)
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr, capturable=False, foreach=False)
-    scheduler = get_autowu_schedule(optimizer, 100)
-    assert optimizer.param_groups[0]["lr"] is lr
-    assert lr.item() == pytest.approx(1e-5)
-    optimizer.step()
-    scheduler.step(1.0)
-    assert lr.item() == pytest.approx(1e-5 * 1e5 ** (1 / 50))
-
-
 @pytest.mark.parametrize("preset", [None, "paper"])
 @pytest.mark.parametrize("stop", [7, 60, 100, 215, 400])
 def test_a_resumed_run_goes_on_bit_for_bit(stop, preset):
@@ -212,28 +201,6 @@ def test_the_switch_is_logged_in_one_line(caplog):
         run(get_autowu_schedule(optimizer_of(), 600), valley(300), 400)
     (line,) = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"minimum at step 1\d\d of 2\d\d, peak LR \d\.\de-\d, cosine decay over 3\d\d steps", line)
-
-
-def test_a_layer_wise_optimizer_is_refused():
-    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
-
-    optimizer = LayerWiseDummyOptimizer(optimizer_dict={})
-    with pytest.raises(
-        ValueError, match="LayerWiseDummyOptimizer steps every layer by itself .* use an optimizer without"
-    ):
-        get_autowu_schedule(optimizer, 100)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "message"),
-    [
-        (optimizer_of(default=0.0), "the optimizer's default lr must be positive, got 0.0; pass any positive lr"),
-        (None, "optimizer must be a torch.optim.Optimizer, got NoneType"),
-    ],
-)
-def test_an_optimizer_without_a_unit_is_refused(optimizer, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        get_autowu_schedule(optimizer, 100)
 
 
 def test_report_holds_numbers_names_lists_and_none_only():

@@ -1,0 +1,51 @@
+"""The learning rates of an optimizer's parameter groups: their ratios, and setting them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def lr_ratios(optimizer: Optimizer) -> list[float]:
+    """The ratio of every group's own LR to the optimizer's default ``lr``, which the schedule keeps.
+
+    Args:
+        optimizer: any torch optimizer, or accelerate's wrap of one.
+
+    Returns:
+        One ratio per parameter group.
+
+    Raises:
+        ValueError: there is no such default, or no common step to schedule.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
+    if hasattr(inner, "optimizer_dict"):
+        raise ValueError(
+            f"{type(inner).__name__} steps every layer by itself inside the backward, so there is no common step to "
+            "schedule; use an optimizer without layer-wise updates"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    default = float(optimizer.defaults.get("lr") or 0.0)
+    if default <= 0.0:
+        raise ValueError(
+            f"the optimizer's default lr must be positive, got {optimizer.defaults.get('lr')!r}; pass any positive lr: "
+            "AutoWU only keeps the ratios of the parameter groups' learning rates to it"
+        )
+    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+
+
+def set_lrs(optimizer: Optimizer, lrs: Iterable[float | Tensor]) -> None:
+    """Sets the LR of every parameter group; one that is a tensor (``capturable``) is filled in place.
+
+    Args:
+        optimizer: its ``param_groups`` are changed.
+        lrs: one LR per group, in optimizer units.
+    """
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

@@ -1,0 +1,114 @@
+"""What AutoWU costs: a minimum test with either engine, and a step between tests beside transformers' cosine schedule.
+
+    python examples/benchmarks/speed.py
+
+Both sides of a ratio are timed alternately in one run on one thread; the ratio is of the medians.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import get_cosine_schedule_with_warmup
+
+import autowu_hf
+from autowu_hf import loss_tap
+from autowu_hf.minimum_test import MinimumTest
+from autowu_hf.settings import AutoWUSettings
+
+torch.set_num_threads(1)
+
+
+SIZES = (200, 2_000, 20_000)
+ROUNDS = 40
+
+
+def medians(first: Callable[[], object], second: Callable[[], object], rounds: int, calls: int) -> tuple[float, float]:
+    """The median seconds of either function, timed in turn: ``rounds`` times ``calls`` calls of each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for function, seconds in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            seconds.append((time.perf_counter() - start) / calls)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def minimum_tests() -> None:
+    """A whole test of each engine: the fit and five inferences, from the losses to the record."""
+    print("a minimum test: fit and five inferences")
+    print(f"{'losses':>8} {'fast':>10} {'gpytorch':>11} {'ratio':>8}")
+    for n in SIZES:
+        s = np.arange(n) / n
+        losses = 2.0 - 1.5 * np.exp(-(((s - 0.7) / 0.3) ** 2)) + 0.1 * np.random.default_rng(0).standard_normal(n)
+
+        def test(engine: str, losses: np.ndarray = losses, n: int = n) -> Callable[[], object]:
+            settings = AutoWUSettings(gp_engine=engine)
+            return lambda: MinimumTest(settings).run(losses, 10, n)
+
+        fast, slow = test("fast"), test("gpytorch")
+        fast()
+        fast_seconds, slow_seconds = medians(fast, slow, rounds=max(ROUNDS // 5, 1), calls=1)
+        ratio = f"1/{slow_seconds / fast_seconds:.0f}"
+        print(f"{n:>8} {fast_seconds * 1e3:>7.2f} ms {slow_seconds * 1e3:>8.1f} ms {ratio:>8}")
+
+
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+
+
+def steps() -> None:
+    """A scheduler's step between tests. The backward is replaced by nothing, so that what the tap adds to it shows."""
+    total = 10**7
+    cosine = get_cosine_schedule_with_warmup(optimizer(), 0, total)
+    warming = autowu_hf.get_autowu_schedule(optimizer(), total, test_every=total)
+    decaying = autowu_hf.get_autowu_schedule(optimizer(), total, num_warmup_steps=1)
+    for schedule in (cosine, warming, decaying):
+        schedule.optimizer.step()
+    for _ in range(2):
+        decaying.step(1.0)
+    accelerator = Accelerator(cpu=True)
+    loss = torch.ones((), requires_grad=True) * 1.0
+
+    loss_tap.remove()
+    original = Accelerator.backward
+    Accelerator.backward = lambda self, loss: None
+    loss_tap.install()
+
+    def with_tap() -> None:
+        accelerator.backward(loss)
+        warming.step()
+
+    try:
+        rows = [
+            ("warm-up, tap included", *medians(with_tap, cosine.step, ROUNDS, 500)),
+            ("decay", *medians(decaying.step, cosine.step, ROUNDS, 500)),
+        ]
+    finally:
+        loss_tap.remove()
+        Accelerator.backward = original
+        loss_tap.install()
+    print("\na step between tests, beside transformers' cosine schedule")
+    print(f"{'':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8}")
+    for name, ours, theirs in rows:
+        print(f"{name:>24} {ours * 1e6:>7.2f} us {theirs * 1e6:>7.2f} us {ours / theirs:>7.2f}x")
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, one thread")
+    minimum_tests()
+    steps()
+
+
+if __name__ == "__main__":
+    main()

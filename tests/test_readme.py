@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_it_has_snippets_and_its_picture():
+    assert len(SNIPPETS) == 2
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_a_snippet_runs_as_it_stands(number, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith(("learning rate found: 0.", "decay "))
+    assert list(tmp_path.rglob("autowu.png"))
+
+
+def test_every_option_has_its_row():
+    import inspect
+
+    from autowu_hf import get_autowu_schedule
+    from autowu_hf.settings import AutoWUSettings
+
+    rows = {m[1]: m[2] for m in re.finditer(r"^\| `(\w+)` \| (.*?) \|", README, flags=re.MULTILINE)}
+    arguments = set(inspect.signature(get_autowu_schedule).parameters) - {"optimizer"}
+    assert set(rows) == arguments
+    for name, default in vars(AutoWUSettings()).items():
+        shown = rows[name].strip("`")
+        assert shown == str(default) or shown == f'"{default}"' or float(shown) == default
