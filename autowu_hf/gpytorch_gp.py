@@ -7,6 +7,7 @@ not need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gpytorch
@@ -89,30 +90,17 @@ class GPyTorchGP:
             mean=model.mean_module.constant.item(),
         )
 
-    def posterior(self, params: GPParameters, x: Array, y: Array) -> Posterior:
-        """Conditions the GP on losses.
+    def posteriors(self, params: GPParameters, subsets: Sequence[tuple[Array, Array]]) -> list[Posterior]:
+        """Conditions the GP on each of several sets of losses.
 
         Args:
             params: the fitted parameters.
-            x: (n,), positions in [0, 1].
-            y: (n,), losses, finite.
+            subsets: pairs (x, y): positions (n,) in [0, 1] and finite losses (n,).
 
         Returns:
-            The posterior on ``GRID``.
+            The posteriors on ``GRID``.
         """
-        model = LossCurveModel(torch.from_numpy(x), torch.from_numpy(y))
-        model.covar_module.outputscale = params.outputscale
-        model.likelihood.noise = params.noise
-        with torch.no_grad():
-            model.mean_module.constant.fill_(params.mean)
-        model.eval()
-        with torch.no_grad():
-            latent = model(torch.from_numpy(GRID))
-            mean = latent.mean.numpy()
-            covariance = latent.covariance_matrix.numpy()
-        variance = covariance.diagonal()
-        gap_variance = variance + variance[-1] - 2.0 * covariance[:, -1]
-        return Posterior(mean=mean, variance=variance.copy(), gap_variance=gap_variance)
+        return [_posterior(params, torch.from_numpy(x), torch.from_numpy(y)) for x, y in subsets]
 
     def state_dict(self) -> dict[str, Any]:
         """What the next fit goes on from: the raw parameters and Adam's moments; tensors and numbers only."""
@@ -127,3 +115,16 @@ class GPyTorchGP:
             for name, parameter in self._model.named_parameters():
                 parameter.copy_(state["parameters"][name])
         self._adam.load_state_dict(state["adam"])
+
+
+def _posterior(params: GPParameters, x: Tensor, y: Tensor) -> Posterior:
+    model = LossCurveModel(x, y)
+    model.covar_module.outputscale = params.outputscale
+    model.likelihood.noise = params.noise
+    with torch.no_grad():
+        model.mean_module.constant.fill_(params.mean)
+        model.eval()
+        latent = model(torch.from_numpy(GRID))
+        mean, covariance = latent.mean.numpy(), latent.covariance_matrix.numpy()
+    variance = covariance.diagonal().copy()
+    return Posterior(mean, variance, variance + variance[-1] - 2.0 * covariance[:, -1])

@@ -10,6 +10,7 @@ costs O(rank) for any value of the parameters. Everything here is float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +65,14 @@ class Posterior:
 
 def _chebyshev(x: Array) -> Array:
     """The Chebyshev polynomials T_0 .. T_29 of [0, 1] at the points ``x``: (30, n)."""
-    t = 2.0 * x - 1.0
     table = np.empty((_NUM_NODES, len(x)))
     table[0] = 1.0
-    table[1] = t
-    double = 2.0 * t
-    for k in range(2, _NUM_NODES):
-        np.multiply(double, table[k - 1], out=table[k])
-        table[k] -= table[k - 2]
+    table[1] = 2.0 * x - 1.0
+    known = 1  # the highest degree so far, doubled each time by T_(m + j) = 2 T_m T_j - T_(m - j)
+    while known < _NUM_NODES - 1:
+        new = min(known, _NUM_NODES - 1 - known)
+        table[known + 1 : known + 1 + new] = 2.0 * table[known] * table[1 : new + 1] - table[known - new : known][::-1]
+        known += new
     return table
 
 
@@ -107,7 +108,7 @@ _GRID_FEATURES = features(GRID)
 
 
 class _Statistics:
-    """What the marginal likelihood and the posterior need to know of n losses, in the eigenbasis of ``phi.T @ phi``.
+    """What the marginal likelihood needs to know of n losses, in the eigenbasis of ``phi.T @ phi``.
 
     With ratio R = outputscale / noise, the covariance of the losses is noise * (I + R phi phi.T). By Woodbury,
     u.T (I + R phi phi.T)^-1 v = u.v - sum_i u_i v_i R / (1 + R lambda_i), with u_i the coefficients of phi.T u. Losses
@@ -119,11 +120,10 @@ class _Statistics:
         self.n = len(y)
         self.centre = float(y.mean())
         residual = y - self.centre
-        values, self.vectors = np.linalg.eigh(phi.T @ phi)
+        values, vectors = np.linalg.eigh(phi.T @ phi)
         self.values = np.maximum(values, 0.0)
-        self.y_coef = self.vectors.T @ (phi.T @ residual)
-        self.one_coef = self.vectors.T @ phi.sum(axis=0)
-        self._coefficients = np.stack([self.y_coef**2, self.y_coef * self.one_coef, self.one_coef**2])
+        y_coef, one_coef = vectors.T @ (phi.T @ residual), vectors.T @ phi.sum(axis=0)
+        self._coefficients = np.stack([y_coef**2, y_coef * one_coef, one_coef**2])
         self._totals = np.array([float(residual @ residual), float(residual.sum()), float(self.n)])
 
     def quadratic(self, ratio: Array) -> tuple[Array, Array, Array]:
@@ -224,25 +224,31 @@ class FastGP:
         noise = max(form / stats.n, NOISE_FLOOR)
         return GPParameters(outputscale=ratio * noise, noise=noise, mean=stats.centre + mean)
 
-    def posterior(self, params: GPParameters, x: Array, y: Array) -> Posterior:
-        """Conditions the GP on losses.
+    def posteriors(self, params: GPParameters, subsets: Sequence[tuple[Array, Array]]) -> list[Posterior]:
+        """Conditions the GP on each of several sets of losses, all at once.
 
         Args:
             params: the fitted parameters.
-            x: (n,), positions in [0, 1].
-            y: (n,), losses, finite.
+            subsets: k pairs (x, y): positions (n,) in [0, 1] and finite losses (n,); n may differ from pair to pair.
 
         Returns:
-            The posterior on ``GRID``.
+            The k posteriors on ``GRID``.
         """
-        stats = _Statistics(x, y)
+        k, n = len(subsets), max(len(y) for _, y in subsets)
+        x, residual, ones = np.zeros((k, n)), np.zeros((k, n, 1)), np.zeros((k, n, 1))
+        for i, (positions, losses) in enumerate(subsets):
+            x[i, : len(losses)] = positions
+            residual[i, : len(losses), 0] = losses - params.mean
+            ones[i, : len(losses)] = 1.0
+        phi = features(x.ravel()).reshape(k, n, -1) * ones  # the padding of a shorter subset weighs nothing
+        transposed = phi.transpose(0, 2, 1)
+        values, vectors = np.linalg.eigh(transposed @ phi)
         ratio = params.outputscale / params.noise
-        shrink = 1.0 / (1.0 + ratio * stats.values)
-        weights = ratio * shrink * (stats.y_coef - (params.mean - stats.centre) * stats.one_coef)
-        grid = _GRID_FEATURES @ stats.vectors
-        gap = grid - grid[-1]
-        return Posterior(
-            mean=params.mean + grid @ weights,
-            variance=params.outputscale * (grid * grid) @ shrink,
-            gap_variance=params.outputscale * (gap * gap) @ shrink,
-        )
+        shrink = 1.0 / (1.0 + ratio * np.maximum(values, 0.0))[:, :, None]
+        weights = ratio * shrink * (vectors.transpose(0, 2, 1) @ (transposed @ residual))
+        grid = _GRID_FEATURES @ vectors
+        gap = grid - grid[:, -1:]
+        means = params.mean + grid @ weights
+        variances = params.outputscale * ((grid * grid) @ shrink)
+        gap_variances = params.outputscale * ((gap * gap) @ shrink)
+        return [Posterior(means[i, :, 0], variances[i, :, 0], gap_variances[i, :, 0]) for i in range(k)]

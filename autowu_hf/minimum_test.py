@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -53,7 +54,7 @@ class LossCurveEngine(Protocol):
 
     def fit(self, x: Array, y: Array) -> GPParameters: ...
 
-    def posterior(self, params: GPParameters, x: Array, y: Array) -> Posterior: ...
+    def posteriors(self, params: GPParameters, subsets: Sequence[tuple[Array, Array]]) -> list[Posterior]: ...
 
 
 def usable(losses: Array, standardize: bool) -> npt.NDArray[np.bool_]:
@@ -159,12 +160,12 @@ class MinimumTest:
 
         params = self._engine.fit(*subset(self._fit_size))
         size = min(math.ceil(self._subset_share * n), _MAX_SUBSET)
-        p_min, argmin = [], []
-        for i in range(self.settings.num_tests):
-            if i == 0 or size < n:  # equal subsets give equal answers
-                posterior = self._engine.posterior(params, *subset(size))
-            p_min.append(1.0 if diverged else minimum_probability(posterior))
-            argmin.append(float(GRID[np.argmin(posterior.mean)]))
+        num_tests = self.settings.num_tests
+        posteriors = self._engine.posteriors(params, [subset(size) for _ in range(num_tests if size < n else 1)])
+        if size >= n:  # equal subsets give equal answers
+            posteriors *= num_tests
+        p_min = [1.0 if diverged else minimum_probability(posterior) for posterior in posteriors]
+        argmin = [float(GRID[np.argmin(posterior.mean)]) for posterior in posteriors]
         unit = GPParameters(params.outputscale * scale**2, params.noise * scale**2, params.mean * scale + centre)
         return self._record(n, step, p_min, step * sum(argmin) / len(argmin), unit)
 

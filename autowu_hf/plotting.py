@@ -142,7 +142,7 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
 def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], standardize: bool) -> None:
     used = usable(losses, standardize)
     params = GPParameters(record["outputscale"], record["noise"], record["mean"])
-    posterior = FastGP().posterior(params, np.flatnonzero(used) / len(losses), losses[used])
+    (posterior,) = FastGP().posteriors(params, [(np.flatnonzero(used) / len(losses), losses[used])])
     band = 1.96 * np.sqrt(np.maximum(posterior.variance, 0.0))
     x = GRID * record["step"]
     axes.fill_between(x, posterior.mean - band, posterior.mean + band, color=_BLUE, alpha=0.25, linewidth=0)

@@ -97,8 +97,9 @@ def test_posterior_equals_the_dense_closed_form_and_gpytorch(n, params):
     variance = joint.diagonal()
     gap_variance = variance + variance[-1] - 2 * joint[:, -1]
 
-    fast = FastGP().posterior(params, x, y)
-    slow = GPyTorchGP().posterior(params, x, y)
+    # A shorter set beside it, as after spikes, changes nothing.
+    fast, _ = FastGP().posteriors(params, [(x, y), (x[:-2], y[:-2])])
+    (slow,) = GPyTorchGP().posteriors(params, [(x, y)])
     for m, v, g in ((mean, variance, gap_variance), (slow.mean, slow.variance, slow.gap_variance)):
         np.testing.assert_allclose(fast.mean, m, rtol=1e-6, atol=1e-8)
         # The differences of nearly equal variances lose digits in the dense forms, not in the fast one.
@@ -122,6 +123,15 @@ def test_fit_is_at_a_maximum(n):
             GPParameters(params.outputscale, params.noise, params.mean + scale - 1.0),
         ):
             assert log_marginal_likelihood(other, x, y)[0] <= best + 1e-9
+
+
+def test_sets_of_different_lengths_do_not_disturb_each_other():
+    x, y = curve(100)
+    together = FastGP().posteriors(PARAMETERS[0], [(x, y), (x[::2], y[::2]), (x[:7], y[:7])])
+    for i, one in enumerate(((x, y), (x[::2], y[::2]), (x[:7], y[:7]))):
+        (alone,) = FastGP().posteriors(PARAMETERS[0], [one])
+        np.testing.assert_allclose(together[i].mean, alone.mean, rtol=1e-9)
+        np.testing.assert_allclose(together[i].gap_variance, alone.gap_variance, rtol=1e-7, atol=1e-14)
 
 
 def test_fit_beats_a_grid_of_parameters():
