@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .param_groups import refuse_layer_wise
 from .plotting import plot_autowu
 from .report import write_report
 from .scheduler import AutoWUScheduler
@@ -41,6 +42,9 @@ class AutoWUCallback(TrainerCallback):
     ) -> None:
         scheduler = _autowu_scheduler(kwargs)
         if scheduler is None:
+            dummy = getattr(kwargs.get("lr_scheduler"), "optimizer", None)
+            if args.lr_scheduler_type == "autowu" and hasattr(dummy, "optimizer_dict"):
+                refuse_layer_wise(dummy)  # get_scheduler made one schedule per layer of it
             return
         self._reported_phase = scheduler.phase
         scheduler.set_steps_per_epoch(_steps_per_epoch(args, kwargs.get("train_dataloader")))
@@ -91,7 +95,12 @@ class AutoWUCallback(TrainerCallback):
     def _write(self, args: TrainingArguments, state: TrainerState, scheduler: AutoWUScheduler) -> None:
         if not state.is_world_process_zero:
             return
-        folder = args.output_dir or "."
+        try:
+            self._write_files(args.output_dir or ".", state, scheduler)
+        except Exception:  # a full disk or a broken font must not end a training run
+            logger.warning("the report of AutoWU could not be written to %s", args.output_dir, exc_info=True)
+
+    def _write_files(self, folder: str, state: TrainerState, scheduler: AutoWUScheduler) -> None:
         report = scheduler.report()
         report["logged_losses"] = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
         if self.report:

@@ -73,7 +73,7 @@ def usable(losses: Array, standardize: bool) -> npt.NDArray[np.bool_]:
     """
     used = np.isfinite(losses)
     y = losses[used]
-    if standardize and len(y) >= _SPIKE_WINDOW:
+    if standardize and len(y) >= 2 * _SPIKE_WINDOW:
         middle = median_filter(y, size=_SPIKE_WINDOW, mode="mirror")
         used[used] = np.abs(y - middle) <= _SPIKE_RANGES * (middle.max() - middle.min())
     return used

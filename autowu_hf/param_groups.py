@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NoReturn
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,10 +23,7 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
     if hasattr(inner, "optimizer_dict"):
-        raise ValueError(
-            f"{type(inner).__name__} steps every layer by itself inside the backward, so there is no common step to "
-            "schedule; use an optimizer without layer-wise updates"
-        )
+        refuse_layer_wise(inner)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     default = float(optimizer.defaults.get("lr") or 0.0)
@@ -35,6 +33,21 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
             "AutoWU only keeps the ratios of the parameter groups' learning rates to it"
         )
     return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+
+
+def refuse_layer_wise(dummy: object) -> NoReturn:
+    """Raises the error for transformers' layer-wise optimizers (GaLore's, APOLLO's).
+
+    Args:
+        dummy: the stand-in for all of them, an optimizer or a scheduler.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"{type(dummy).__name__} steps every layer by itself inside the backward, so there is no common step to "
+        "schedule; use an optimizer without layer-wise updates"
+    )
 
 
 def set_lrs(optimizer: Optimizer, lrs: Iterable[float | Tensor]) -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import TinyClassifier, batches, trainer_for
+from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier, batches, trainer_for
 
 from autowu_hf import AutoWUCallback
 
@@ -35,7 +36,7 @@ def test_a_run_finds_its_lr_logs_it_and_writes_its_report(tmp_path: Path):
     report = json.loads((tmp_path / "autowu.json").read_text())
     assert report["peak_lr"] == scheduler.peak_lr
     assert report["step"] == 400
-    assert report["losses"] == pytest.approx([e["loss"] for e in logs[: scheduler.switch_step]], abs=1e-6)
+    assert report["losses"] == pytest.approx([e["loss"] for e in logs[: scheduler.switch_step]], abs=LOGGED_DIGITS)
     assert report["logged_losses"][-1] == [400, logs[-1]["loss"]]
     assert (tmp_path / "autowu.png").stat().st_size > 10_000
 
@@ -159,3 +160,33 @@ def test_training_twice_with_one_trainer_starts_anew(tmp_path: Path):
     assert trainer.lr_scheduler is not first
     assert trainer.lr_scheduler.last_epoch == 120
     assert len(trainer.lr_scheduler.losses) == trainer.lr_scheduler.switch_step
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, monkeypatch, caplog):
+    def fail(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("autowu_hf.callback.write_report", fail)
+    trainer = trainer_for(tmp_path, num_train_epochs=2, callbacks=[AutoWUCallback(plot=False)])
+    trainer.train()
+    assert trainer.state.global_step == 16
+    assert "the report of AutoWU could not be written" in caplog.text
+
+
+def test_a_layer_wise_optimizer_is_refused_before_training(tmp_path: Path):
+    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+    model = TinyClassifier()
+    layers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    optimizer = LayerWiseDummyOptimizer(optimizer_dict=layers)
+    trainer = trainer_for(tmp_path, model=model, optimizers=(optimizer, None))
+    message = "LayerWiseDummyOptimizer steps every layer by itself inside the backward"
+    if IS_TRANSFORMERS_5:
+        with pytest.raises(ValueError, match=message):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    # Where get_scheduler has made one schedule per layer, the callback is the first to see them together.
+    with pytest.raises(ValueError, match=message):
+        AutoWUCallback().on_train_begin(
+            trainer.args, trainer.state, trainer.control, lr_scheduler=SimpleNamespace(optimizer=optimizer)
+        )

@@ -6,7 +6,7 @@ import inspect
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import AcceptsNumItems, TinyClassifier, batches, trainer_for
+from tiny import LOGGED_DIGITS, AcceptsNumItems, TinyClassifier, batches, trainer_for
 
 from autowu_hf import AutoWUCallback, get_autowu_schedule, loss_tap
 from autowu_hf.loss_tap import LossTap
@@ -147,4 +147,4 @@ def test_recorded_losses_equal_trainers_logged_loss(tmp_path, case, accumulation
     losses = trainer.lr_scheduler.losses
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == trainer.lr_scheduler.warmup_cap > 20
-    assert losses == pytest.approx(logged[: len(losses)], abs=1e-6)
+    assert losses == pytest.approx(logged[: len(losses)], abs=LOGGED_DIGITS)

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PretrainedConfig, Trainer, TrainingArguments
+
+IS_TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
+
+LOGGED_DIGITS = 1e-6 if IS_TRANSFORMERS_5 else 5.1e-5
+"""How exactly Trainer logs a loss: transformers 4 rounds it to four decimals."""
 
 
 class TinyClassifier(nn.Module):
