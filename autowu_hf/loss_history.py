@@ -19,8 +19,7 @@ class MissingLossWarning(UserWarning):
 
 
 class LossHistory:
-    """The loss of every optimizer step of the warm-up. Until ``flush`` the newest stay on their device, one per
-    process.
+    """The loss of every optimizer step of the warm-up; until ``flush`` the newest stay on their process and device.
 
     Attributes:
         gathered: (n,), float64, the losses gathered so far, the mean over processes, in the loss's own unit.
@@ -32,6 +31,9 @@ class LossHistory:
         self._steps_without_loss = 0
         self._warned = False
         self._tap = LossTap()
+
+    def open(self) -> None:
+        """The warm-up is on: listens to every backward."""
         self._tap.listen()
 
     def observe(self, loss: Any) -> None:

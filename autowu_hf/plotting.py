@@ -134,7 +134,7 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
             )
     if len(later):
         axes.plot(later[:, 0], later[:, 1], "-", color=_GREY, linewidth=1.0, label="logged loss")
-    if last is not None and np.isfinite(np.array([last["mean"] or np.nan, last["noise"] or np.nan])).all():
+    if last is not None and np.isfinite(np.array([last["mean"], last["noise"]], dtype=np.float64)).all():
         _draw_posterior(axes, losses[: last["num_losses"]], last, report["settings"]["standardize"])
     axes.set_ylabel("loss")
 

@@ -70,6 +70,7 @@ class AutoWUScheduler(LRScheduler):
         self._set_lengths(growth_steps=cap, cap=cap)
         self._minimum_test = MinimumTest(self.settings)
         self._history = LossHistory()
+        self._history.open()
         self._num_tested = 0
         self._plan_test(step=0)
         super().__init__(optimizer)
@@ -262,7 +263,9 @@ class AutoWUScheduler(LRScheduler):
         growth_steps = state_dict["growth_steps"]
         self._set_lengths(growth_steps=growth_steps, cap=min(self.warmup_cap, growth_steps))
         self._plan_test(self.last_epoch)
-        if self.switch_step is not None:
+        if self.switch_step is None:
+            self._history.open()  # this scheduler may have been past its switch
+        else:
             self._history.close()
         self._set_lrs()
 

@@ -121,6 +121,31 @@ def test_an_accelerate_loop_records_its_losses():
     assert scheduler.scheduler.losses == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_scheduler_taken_back_into_its_warm_up_listens_again():
+    accelerator = Accelerator(cpu=True)
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = get_autowu_schedule(optimizer, num_training_steps=40)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+
+    def train(steps: int) -> None:
+        for batch in torch.utils.data.DataLoader(batches(4 * steps), batch_size=4):
+            accelerator.backward(model(**batch)["loss"])
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+    train(10)
+    state = scheduler.state_dict()
+    train(30)
+    losses = scheduler.scheduler.losses
+    assert scheduler.scheduler.phase == "decay"
+    scheduler.load_state_dict(state)
+    assert scheduler.scheduler.phase == "warmup"
+    train(10)
+    assert len(losses) == len(scheduler.scheduler.losses) == 20
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("case", ["labels", "label_smoothing", "compute_loss_func", "num_items_in_batch"])
 def test_recorded_losses_equal_trainers_logged_loss(tmp_path, case, accumulation):
