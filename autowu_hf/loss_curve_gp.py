@@ -126,21 +126,22 @@ class _Statistics:
         self._coefficients = np.stack([y_coef**2, y_coef * one_coef, one_coef**2])
         self._totals = np.array([float(residual @ residual), float(residual.sum()), float(self.n)])
 
-    def quadratic(self, ratio: Array) -> tuple[Array, Array, Array]:
-        """The residual's quadratic form with the mean profiled out, for k values of the ratio.
+    def quadratic(self, ratio: Array, mean: float | None = None) -> tuple[Array, Array, Array, Array]:
+        """The residual's quadratic form (y - mean).T (I + R phi phi.T)^-1 (y - mean), for k values of the ratio.
 
         Args:
             ratio: (k,), outputscale / noise.
+            mean: relative to ``centre``; None for the best one at each ratio.
 
         Returns:
-            Three arrays (k,): the best mean (relative to ``centre``), the form (y - mean).T (I + R phi phi.T)^-1 (y -
-            mean), and the derivative of that form in log R.
+            Four arrays (k,): the mean, the form, and the form's derivatives in log R and in the mean.
         """
         shrink = 1.0 / (1.0 + np.multiply.outer(self.values, ratio))
         yy, y1, one = self._totals[:, None] - self._coefficients @ (ratio * shrink)
-        mean = y1 / one
+        at = y1 / one if mean is None else np.full_like(ratio, mean)
         d_yy, d_y1, d_one = -self._coefficients @ (ratio * shrink * shrink)
-        return mean, np.maximum(yy - mean * y1, 0.0), d_yy - 2.0 * mean * d_y1 + mean * mean * d_one
+        form = np.maximum(yy - 2.0 * at * y1 + at * at * one, 0.0)
+        return at, form, d_yy - 2.0 * at * d_y1 + at * at * d_one, 2.0 * (at * one - y1)
 
     def profile(self, ratio: Array) -> tuple[Array, Array]:
         """The log marginal likelihood (a constant dropped) with mean and noise profiled out, and its derivative in
@@ -152,7 +153,7 @@ class _Statistics:
         Returns:
             Two arrays (k,).
         """
-        _, form, d_form = self.quadratic(ratio)
+        _, form, d_form, _ = self.quadratic(ratio)
         noise = np.maximum(form / self.n, NOISE_FLOOR)
         scaled = np.multiply.outer(self.values, ratio)
         value = -0.5 * (form / noise + self.n * np.log(noise) + np.log1p(scaled).sum(axis=0))
@@ -173,19 +174,14 @@ def log_marginal_likelihood(params: GPParameters, x: Array, y: Array) -> tuple[f
     """
     stats = _Statistics(x, y)
     ratio = params.outputscale / params.noise
-    mean = params.mean - stats.centre
-    shrink = 1.0 / (1.0 + ratio * stats.values)
-    yy, y1, one = stats._totals - stats._coefficients @ (ratio * shrink)
-    form = yy - 2.0 * mean * y1 + mean * mean * one
-    d_yy, d_y1, d_one = -stats._coefficients @ (ratio * shrink * shrink)
-    d_form = d_yy - 2.0 * mean * d_y1 + mean * mean * d_one
-    trace = float((ratio * stats.values * shrink).sum())
-    logdet = stats.n * math.log(params.noise) + float(np.log1p(ratio * stats.values).sum())
+    terms = stats.quadratic(np.array([ratio]), params.mean - stats.centre)
+    _, form, form_by_ratio, form_by_mean = (float(term[0]) for term in terms)
+    scaled = ratio * stats.values
+    logdet = stats.n * math.log(params.noise) + float(np.log1p(scaled).sum())
     value = -0.5 * (form / params.noise + logdet + stats.n * math.log(2.0 * math.pi))
-    by_ratio = -0.5 * (d_form / params.noise + trace)
+    by_ratio = -0.5 * (form_by_ratio / params.noise + float((scaled / (1.0 + scaled)).sum()))
     by_noise = 0.5 * (form / params.noise - stats.n)
-    by_mean = (y1 - mean * one) / params.noise
-    return float(value), np.array([by_ratio, by_noise - by_ratio, by_mean])
+    return value, np.array([by_ratio, by_noise - by_ratio, -0.5 * form_by_mean / params.noise])
 
 
 class FastGP:
@@ -220,7 +216,7 @@ class FastGP:
         # The bracket is now so short that the derivative is linear on it.
         share = slope[left] / (slope[left] - slope[right]) if slope[left] > slope[right] else 0.0
         ratio = math.exp(points[left] + min(max(share, 0.0), 1.0) * (points[right] - points[left]))
-        mean, form, _ = (float(v[0]) for v in stats.quadratic(np.array([ratio])))
+        mean, form, *_ = (float(term[0]) for term in stats.quadratic(np.array([ratio])))
         noise = max(form / stats.n, NOISE_FLOOR)
         return GPParameters(outputscale=ratio * noise, noise=noise, mean=stats.centre + mean)
 

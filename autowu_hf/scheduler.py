@@ -22,8 +22,7 @@ _STATE_VERSION = 1
 
 
 class AutoWUScheduler(LRScheduler):
-    """Grows the LR from a tiny value, stops when the loss has passed its minimum, and decays from the LR at the
-    minimum.
+    """Grows the LR from a tiny value until the loss has passed its minimum, then decays from the LR at the minimum.
 
     Use ``get_autowu_schedule`` to build one from options. A *step* here is one call of ``step()``, which is one
     optimizer step, except under accelerate with N processes, which steps a prepared scheduler N times per optimizer
@@ -71,7 +70,6 @@ class AutoWUScheduler(LRScheduler):
         self._minimum_test = MinimumTest(self.settings)
         self._history = LossHistory()
         self._history.open()
-        self._num_tested = 0
         self._plan_test(step=0)
         super().__init__(optimizer)
 
@@ -189,8 +187,7 @@ class AutoWUScheduler(LRScheduler):
     def _run_test(self, step: int) -> None:
         self.flush()
         losses = self._history.gathered
-        num_new = len(losses) - self._num_tested
-        self._num_tested = len(losses)
+        num_new = len(losses) - (self.tests[-1]["num_losses"] if self.tests else 0)
         if num_new == 0:
             return
         record = self._minimum_test.run(losses, num_new, step) if collective.is_main_process() else None
@@ -228,7 +225,6 @@ class AutoWUScheduler(LRScheduler):
             "growth_steps": self.curve.growth_steps,
             "steps_per_epoch": self.steps_per_epoch,
             "losses": self._history.state_dict(),
-            "num_tested": self._num_tested,
             "minimum_test": self._minimum_test.state_dict(),
             "switch_step": self.switch_step,
             "minimum_step": self.minimum_step,
@@ -255,7 +251,6 @@ class AutoWUScheduler(LRScheduler):
         if not self._epoch_is_given:
             self.steps_per_epoch = state_dict["steps_per_epoch"]
         self._history.load_state_dict(state_dict["losses"])
-        self._num_tested = state_dict["num_tested"]
         self._minimum_test.load_state_dict(state_dict["minimum_test"])
         self.switch_step = state_dict["switch_step"]
         self.minimum_step = state_dict["minimum_step"]

@@ -38,8 +38,3 @@ def _registered() -> Any:
     autowu_hf.register()
     yield
     autowu_hf.register()
-
-
-@pytest.fixture
-def parameter() -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.zeros(2))
