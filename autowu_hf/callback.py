@@ -46,16 +46,32 @@ class AutoWUCallback(TrainerCallback):
             if args.lr_scheduler_type == "autowu" and hasattr(dummy, "optimizer_dict"):
                 refuse_layer_wise(dummy)  # get_scheduler made one schedule per layer of it
             return
+        if state.global_step and not scheduler.last_epoch:
+            self._restart(state, scheduler)
         self._reported_phase = scheduler.phase
         scheduler.set_steps_per_epoch(_steps_per_epoch(args, kwargs.get("train_dataloader")))
+
+    def _restart(self, state: TrainerState, scheduler: AutoWUScheduler) -> None:
+        """Trainer goes on from a checkpoint that holds no state of the schedule."""
+        left = state.max_steps - state.global_step
+        if left < 2:
+            return
+        logger.warning(
+            "the checkpoint of step %d holds no optimizer.pt and scheduler.pt (was it saved with save_only_model?), so "
+            "AutoWU starts a new warm-up over the %d steps that are left",
+            state.global_step,
+            left,
+        )
+        scheduler.restart(left)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         scheduler = _autowu_scheduler(kwargs)
         if scheduler is None:
             return
-        if control.should_save:
-            scheduler.flush()  # on all ranks, before rank 0 alone saves the state
-        if scheduler.phase != self._reported_phase:
+        switched = scheduler.phase != self._reported_phase
+        if control.should_save or switched:
+            scheduler.flush()  # on all ranks, before rank 0 alone saves the state or writes the report
+        if switched:
             self._reported_phase = scheduler.phase
             self._write(args, state, scheduler)
 
@@ -90,6 +106,7 @@ class AutoWUCallback(TrainerCallback):
     ) -> None:
         scheduler = _autowu_scheduler(kwargs)
         if scheduler is not None:
+            scheduler.flush()
             self._write(args, state, scheduler)
 
     def _write(self, args: TrainingArguments, state: TrainerState, scheduler: AutoWUScheduler) -> None:

@@ -1,16 +1,18 @@
 """What the processes of a run tell each other: their losses, gathered, and the main process's decision, broadcast.
 
-Everything goes through accelerate. With one process nothing is sent, and no distributed state is ever created.
+Everything goes through accelerate, where it knows of the processes. With one process nothing is sent, and no
+distributed state is ever created.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import broadcast, gather
+from accelerate.utils import DistributedType, broadcast, gather
 from torch import Tensor
 
 from .minimum_test import MinimumTestRecord
@@ -29,24 +31,69 @@ def num_processes() -> int:
     return torch.distributed.get_world_size() if _is_distributed() else 1
 
 
+def process_index() -> int:
+    """The rank of this process; 0 when nothing distributed has been set up."""
+    return torch.distributed.get_rank() if _is_distributed() else 0
+
+
 def is_main_process() -> bool:
     """Whether this is the process that runs the minimum test."""
-    return not _is_distributed() or torch.distributed.get_rank() == 0
+    return process_index() == 0
 
 
-def gather_mean(losses: Tensor) -> Tensor:
+def _gather(tensor: Tensor) -> Tensor:
+    """(n,) of every process -> (processes, n), on the CPU."""
+    tensor = tensor.to(_device())
+    if _through_accelerate():
+        gathered: Tensor = gather(tensor)
+        return gathered.reshape(num_processes(), -1).cpu()
+    everyone = [torch.empty_like(tensor) for _ in range(num_processes())]
+    torch.distributed.all_gather(everyone, tensor)
+    return torch.stack(everyone).cpu()
+
+
+def _broadcast(tensor: Tensor) -> Tensor:
+    """The main process's tensor, on the CPU."""
+    tensor = tensor.to(_device())
+    if _through_accelerate():
+        tensor = broadcast(tensor, from_process=0)
+    else:
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor.cpu()
+
+
+def _through_accelerate() -> bool:
+    """False in a script that set up torch.distributed by itself: accelerate would take it for a single process."""
+    return bool(PartialState._shared_state) and PartialState().distributed_type != DistributedType.NO
+
+
+def _device() -> torch.device:
+    if PartialState._shared_state:
+        return torch.device(PartialState().device)
+    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+
+
+def gather_mean(losses: Tensor, skip_nan: bool = False) -> Tensor:
     """The mean over processes of each loss; one collective, none with one process.
 
     Args:
-        losses: (k,), this process's losses, on its device; k is the same on every process.
+        losses: (k,), this process's losses; k is the same on every process.
+        skip_nan: take the mean over the processes whose loss is not NaN; without it one NaN makes the mean NaN.
 
     Returns:
         (k,), float64, on the CPU.
     """
-    if num_processes() > 1:
-        losses = gather(losses.to(PartialState().device)).reshape(num_processes(), -1)
-        return losses.cpu().to(torch.float64).mean(dim=0)
-    return losses.cpu().to(torch.float64)
+    if num_processes() == 1:
+        return losses.cpu().to(torch.float64)
+    everyone = _gather(losses).to(torch.float64)
+    return everyone.nanmean(dim=0) if skip_nan else everyone.mean(dim=0)
+
+
+def gather_max(numbers: Sequence[int]) -> list[int]:
+    """The maximum over processes of each number; one collective, none with one process."""
+    if num_processes() == 1:
+        return list(numbers)
+    return [int(number) for number in _gather(torch.tensor(numbers)).amax(dim=0)]
 
 
 def broadcast_record(record: MinimumTestRecord | None, num_tests: int) -> MinimumTestRecord:
@@ -66,7 +113,7 @@ def broadcast_record(record: MinimumTestRecord | None, num_tests: int) -> Minimu
     if record is not None:
         scalars = [record[name] for name in _SCALARS]
         numbers = torch.tensor([*scalars, *record["p_min"]], dtype=torch.float64)
-    numbers = broadcast(numbers.to(PartialState().device), from_process=0).cpu()
+    numbers = _broadcast(numbers)
     values = dict(zip(_SCALARS, numbers.tolist(), strict=False))
     return {
         "step": int(values["step"]),

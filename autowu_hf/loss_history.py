@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import collective
 from .loss_curve_gp import Array
@@ -21,39 +23,40 @@ class MissingLossWarning(UserWarning):
 class LossHistory:
     """The loss of every optimizer step of the warm-up; until ``flush`` the newest stay on their process and device.
 
+    Args:
+        optimizer: the one whose steps count; None for any.
+
     Attributes:
         gathered: (n,), float64, the losses gathered so far, the mean over processes, in the loss's own unit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: Optimizer | None = None) -> None:
         self.gathered: Array = np.empty(0)
         self._pending: list[Tensor | float] = []
-        self._steps_without_loss = 0
         self._warned = False
-        self._tap = LossTap()
+        self._tap = LossTap(optimizer)
 
     def open(self) -> None:
         """The warm-up is on: listens to every backward."""
         self._tap.listen()
 
     def observe(self, loss: Any) -> None:
-        """Takes in the loss of the optimizer step just done.
+        """Takes in the loss of the optimizer step just done; of all since the last call, where there were several.
 
         Args:
-            loss: a scalar tensor or a number; None for the one that ``accelerator.backward`` saw.
+            loss: a scalar tensor or a number; None for those that ``accelerator.backward`` saw.
 
         Raises:
-            ValueError: the loss is not a scalar.
+            ValueError: the loss is not a scalar, or it is None and another scheduler heard the same backward.
         """
-        overheard = self._tap.take()
-        loss = overheard if loss is None else _checked(loss)
+        if loss is None:
+            self._tap.check()
+        silent, overheard = self._tap.is_silent, self._tap.take()
         if loss is not None:
-            self._pending.append(loss)
-            self._steps_without_loss = 0
-            return
-        self._steps_without_loss += 1
-        # A scheduler prepared by accelerate is stepped once per process and optimizer step: only the first has a loss.
-        if self._steps_without_loss == collective.num_processes() and not self._warned:
+            self._pending.append(_checked(loss))
+        elif not silent:
+            self._pending.extend(overheard)  # none while micro-batches accumulate
+        elif not self._warned:
             self._warned = True
             warnings.warn(
                 "AutoWU saw no loss in this step; without losses its warm-up runs to max_lr blindly. "
@@ -65,15 +68,35 @@ class LossHistory:
     def flush(self) -> None:
         """Gathers the pending losses; with several processes, one collective that all must join."""
         if self._pending:
-            self.gathered = np.concatenate([self.gathered, collective.gather_mean(self._local()).numpy()])
-            self._pending = []
+            self._keep(collective.gather_mean(self._local()))
+
+    def flush_uneven(self, longest: int) -> None:
+        """Gathers pending losses of which some processes have fewer: the mean over those that have one.
+
+        Args:
+            longest: the largest number of pending losses of a process.
+        """
+        if longest:
+            self._pending += [math.nan] * (longest - len(self._pending))
+            self._keep(collective.gather_mean(self._local(), skip_nan=True))
+
+    def _keep(self, losses: Tensor) -> None:
+        self.gathered = np.concatenate([self.gathered, losses.numpy()])
+        self._pending = []
 
     def close(self) -> None:
-        """The warm-up is over: listens no more."""
+        """The warm-up is over: listens no more. With several processes the pending losses wait for a ``flush``."""
         if collective.num_processes() == 1:
             self.flush()
-        self._pending = []
         self._tap.stop()
+
+    def pending(self) -> Tensor:
+        """(k,), float64, on the CPU: this process's losses that were not gathered yet."""
+        return self._local().cpu().to(torch.float64)
+
+    def set_pending(self, losses: Tensor) -> None:
+        """Replaces what was not gathered yet; ``losses`` is (k,)."""
+        self._pending = losses.tolist()
 
     def _local(self) -> Tensor:
         device = next((loss.device for loss in self._pending if isinstance(loss, Tensor)), None)
@@ -83,12 +106,12 @@ class LossHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """Gathered and pending losses, the latter of this process; no collective."""
-        return {"gathered": torch.from_numpy(self.gathered.copy()), "pending": self._local().cpu().to(torch.float64)}
+        return {"gathered": torch.from_numpy(self.gathered.copy()), "pending": self.pending()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self.gathered = state["gathered"].cpu().numpy().astype(np.float64)
-        self._pending = state["pending"].tolist()
+        self.set_pending(state["pending"])
 
 
 def _checked(loss: Any) -> Tensor | float:

@@ -1,47 +1,67 @@
-"""The loss of every optimizer step, overheard where it is back-propagated: one wrap of ``Accelerator.backward``.
+"""The loss of every optimizer step, overheard where it is back-propagated.
 
-It sees what Trainer and every accelerate loop really optimise, whatever computed it. While no scheduler listens it is
-one truth test. ``install`` and ``remove`` are called by registration.
+It sees what Trainer and every accelerate loop really optimise, whatever computed it. ``accelerate_hooks`` tells the
+taps of every ``Accelerator.backward`` and of every step of a prepared optimizer; while no scheduler listens that is one
+truth test.
 """
 
 from __future__ import annotations
 
-import functools
 import weakref
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 
 class LossTap:
-    """One scheduler's ear: adds up the micro-batch losses of an optimizer step.
+    """One scheduler's ear: the loss of each optimizer step, put together from the backward calls of that step.
 
-    A new step starts at the first backward after one with ``sync_gradients`` True, so the losses of a step that the
-    gradient scaler skipped are dropped, not merged into the next. The step's loss is the sum over its micro-batches,
-    for Trainer divides each by their number; in an accelerate loop with ``gradient_accumulation_steps`` > 1, where
-    the loop's losses are whole, it is their mean.
+    The step's loss is the sum over its backward calls, for their gradients add up, and Trainer divides the loss of each
+    micro-batch by their number. In an accelerate loop with ``gradient_accumulation_steps`` > 1, where the loop's
+    losses are whole, it is the mean over the micro-batches. A step ends where the prepared optimizer steps (under
+    DeepSpeed, with the backward that steps its engine) or, for an optimizer that was never prepared, where the
+    scheduler asks. The losses of a step that the gradient scaler skipped are dropped.
+
+    Args:
+        optimizer: the optimizer whose steps count, bare or prepared; None hears every accelerator.
     """
 
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._count = 0
+    def __init__(self, optimizer: Any = None) -> None:
+        self._optimizer = None if optimizer is None else _innermost(optimizer)
+        self._prepared: AcceleratedOptimizer | None = None
+        self._steps: list[Tensor] = []  # of the optimizer steps done since the last take
+        self._sum: Tensor | None = None  # over the backward calls of the step under way
+        self._micro_batches = 0
+        self._micro_batch = -1
+        self._by_hand = False
         self._mean = False
         self._complete = False
+        self._heard = False
+        self._ambiguous = False
 
     def listen(self) -> None:
-        """From now on every backward reaches this tap, as long as the tap is alive."""
-        if not any(ref() is self for ref in _listening):
-            _listening.append(weakref.ref(self, _listening.remove))
+        """From now on every backward reaches this tap, as long as the tap is alive.
+
+        It takes the place of an older tap of the same optimizer.
+        """
+        for other in _taps():
+            if other is self:
+                return
+            if self._optimizer is not None and other._optimizer is self._optimizer:
+                other.stop()
+        _listening.append(weakref.ref(self, _listening.remove))
 
     def stop(self) -> None:
         """No backward reaches this tap any more."""
         _listening[:] = [ref for ref in _listening if ref() is not self]
-        self._sum = None
+        self._steps, self._sum = [], None
 
     def hear(self, loss: Tensor, accelerator: Accelerator) -> None:
-        """Takes in one micro-batch's loss.
+        """Takes in the loss of one backward call.
 
         Args:
             loss: (), about to be back-propagated. Kept detached, copied, on its device; half precision as float32.
@@ -51,22 +71,110 @@ class LossTap:
             ValueError: the loss is not a scalar.
         """
         loss = scalar(loss, "accelerator.backward")
-        if self._complete or self._sum is None:
-            self._sum, self._count = loss.clone(), 1
+        self._heard = True
+        if self._complete and accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self._end_step(skipped=self._prepared is not None and self._prepared.step_was_skipped)
+        if self._sum is None:
+            self._sum, self._micro_batches, self._micro_batch = loss.clone(), 1, accelerator.step
+            # A loop that accumulates without accelerator.accumulate() has one backward call per micro-batch.
+            self._by_hand = accelerator.step == 0 and not accelerator.gradient_state.end_of_dataloader
         else:
-            self._sum, self._count = self._sum + loss, self._count + 1
+            self._sum = self._sum + loss
+            if self._by_hand or accelerator.step != self._micro_batch:
+                self._micro_batches, self._micro_batch = self._micro_batches + 1, accelerator.step
         self._mean = accelerator.gradient_accumulation_steps > 1
         self._complete = accelerator.gradient_state.sync_gradients
 
-    def take(self) -> Tensor | None:
-        """The loss of the optimizer step just done, () on its device; None without a backward since the last."""
-        loss, self._sum = self._sum, None
-        if loss is not None and self._mean and self._count > 1:
-            loss = loss / self._count
-        return loss
+    def optimizer_stepped(self, skipped: bool) -> None:
+        """The prepared optimizer was stepped; ``skipped``: not really, for the gradients had overflowed."""
+        self._end_step(skipped)
+
+    def _end_step(self, skipped: bool) -> None:
+        if self._sum is not None and not skipped:
+            self._steps.append(self._sum / self._micro_batches if self._mean else self._sum)
+        self._sum, self._complete = None, False
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no backward was heard since the last ``take``, and no step is under way."""
+        return self._sum is None and not self._heard
+
+    def check(self) -> None:
+        """Makes sure that what was heard belongs to this tap's scheduler.
+
+        Raises:
+            ValueError: another scheduler heard the same backward calls.
+        """
+        if self._ambiguous:
+            self._ambiguous = False
+            raise ValueError(
+                "two AutoWU schedulers in their warm-up hear the same Accelerator, so their losses cannot be told "
+                "apart; pass each its own, scheduler.step(loss), or let go of the one that is no longer used with "
+                "accelerator.free_memory()"
+            )
+
+    def take(self) -> list[Tensor]:
+        """The loss of every optimizer step done since the last call, each () on its device."""
+        if self._complete:
+            self._end_step(skipped=False)
+        steps, self._steps = self._steps, []
+        self._heard = self._ambiguous = False
+        return steps
+
+    def _prepared_by(self, accelerator: Accelerator) -> bool:
+        for prepared in accelerator._optimizers:
+            if self._optimizer is not None and _innermost(prepared) is self._optimizer:
+                self._prepared = prepared
+                return True
+        return False
 
 
 _listening: list[weakref.ref[LossTap]] = []
+
+
+def _taps() -> list[LossTap]:
+    return [tap for ref in _listening if (tap := ref()) is not None]
+
+
+def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
+    """A loss is about to be back-propagated: the taps of this accelerator's optimizers hear it.
+
+    Args:
+        loss: the scalar loss.
+        accelerator: whose ``backward`` was called.
+
+    Raises:
+        ValueError: the loss is not a scalar.
+    """
+    if not _listening:
+        return
+    taps = [tap for tap in _taps() if tap._prepared_by(accelerator)]
+    if not taps:  # an optimizer that no accelerator prepared
+        taps = [tap for tap in _taps() if tap._prepared is None]
+    for tap in taps:
+        tap._ambiguous = tap._ambiguous or len(taps) > 1
+        tap.hear(loss, accelerator)
+
+
+def tell_optimizer_step(optimizer: AcceleratedOptimizer) -> None:
+    """A prepared optimizer was stepped.
+
+    Args:
+        optimizer: the prepared optimizer.
+    """
+    if not _listening or not optimizer.gradient_state.sync_gradients:
+        return
+    inner = _innermost(optimizer)
+    for tap in _taps():
+        if tap._optimizer is inner:
+            tap.optimizer_stepped(skipped=optimizer.step_was_skipped)
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's and DeepSpeed's wraps of it."""
+    while getattr(optimizer, "optimizer", None) is not None:
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def scalar(loss: Tensor, where: str) -> Tensor:
@@ -91,29 +199,3 @@ def scalar(loss: Tensor, where: str) -> Tensor:
     if loss.dim():
         loss = loss.reshape(())
     return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
-
-
-def install() -> None:
-    """Wraps ``Accelerator.backward``; does nothing when it is wrapped already."""
-    original = Accelerator.backward
-    if hasattr(original, "_autowu_original"):
-        return
-
-    @functools.wraps(original)
-    def backward(self: Accelerator, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # Before the backward: DeepSpeed's engine steps the scheduler inside it.
-        for ref in _listening:
-            tap = ref()
-            if tap is not None:
-                tap.hear(loss, self)
-        return original(self, loss, *args, **kwargs)
-
-    backward._autowu_original = original  # type: ignore[attr-defined]
-    Accelerator.backward = backward
-
-
-def remove() -> None:
-    """Puts the original ``Accelerator.backward`` back."""
-    original = getattr(Accelerator.backward, "_autowu_original", None)
-    if original is not None:
-        Accelerator.backward = original

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from . import loss_tap
+from . import accelerate_hooks
 from .factory import get_autowu_schedule
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
@@ -27,7 +27,7 @@ def register() -> None:
 
     Idempotent. Called by ``import autowu_hf``.
     """
-    loss_tap.install()
+    accelerate_hooks.install()
     if importlib.util.find_spec("transformers") is None:
         return
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
@@ -40,7 +40,7 @@ def register() -> None:
 
 def unregister() -> None:
     """Undoes ``register``: transformers and accelerate are as they were without this package."""
-    loss_tap.remove()
+    accelerate_hooks.remove()
     if importlib.util.find_spec("transformers") is None:
         return
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION

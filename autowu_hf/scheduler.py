@@ -6,10 +6,12 @@ import dataclasses
 import logging
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import collective
+from .cadence import Cadence
 from .loss_history import LossHistory
 from .minimum_test import MinimumTest, MinimumTestRecord
 from .param_groups import lr_ratios, set_lrs
@@ -26,7 +28,8 @@ class AutoWUScheduler(LRScheduler):
 
     Use ``get_autowu_schedule`` to build one from options. A *step* here is one call of ``step()``, which is one
     optimizer step, except under accelerate with N processes, which steps a prepared scheduler N times per optimizer
-    step.
+    step. With several processes all run the same schedule: at a minimum test their losses are gathered, the main
+    process tests, and its record is broadcast.
 
     Args:
         optimizer: its parameter groups get the schedule's LR, times the ratio of the group's own LR to the optimizer's
@@ -60,22 +63,25 @@ class AutoWUScheduler(LRScheduler):
         check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
         self._ratios = lr_ratios(optimizer)
         self.num_training_steps = num_training_steps
-        self.steps_per_epoch = steps_per_epoch
-        self._epoch_is_given = steps_per_epoch is not None
+        self._num_warmup_steps = num_warmup_steps
         self.switch_step: int | None = None
         self.minimum_step: int | None = None
         self.peak_lr: float | None = None
-        cap = num_warmup_steps or max(int(self.settings.max_warmup_fraction * num_training_steps), 1)
-        self._set_lengths(growth_steps=cap, cap=cap)
+        self._cadence = Cadence(self.settings, steps_per_epoch)
+        self._set_lengths()
         self._minimum_test = MinimumTest(self.settings)
-        self._history = LossHistory()
+        self._history = LossHistory(optimizer)
         self._history.open()
-        self._plan_test(step=0)
         super().__init__(optimizer)
 
-    def _set_lengths(self, growth_steps: int, cap: int) -> None:
-        s = self.settings
-        self.warmup_cap = cap
+    def _set_lengths(self, growth_steps: int | None = None) -> None:
+        """Sets cap and LR curve, and plans the next test; ``growth_steps`` where the growth is that of another cap."""
+        s, ticks = self.settings, self._cadence.ticks_per_step
+        # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
+        longest = max(int(s.max_warmup_fraction * (self.num_training_steps / ticks)), 1) * ticks
+        cap = min(self._num_warmup_steps or longest, self.num_training_steps - 1)
+        growth_steps = cap if growth_steps is None else growth_steps
+        self.warmup_cap = min(cap, growth_steps)
         self.curve = LRCurve(
             num_training_steps=self.num_training_steps,
             growth_steps=growth_steps,
@@ -85,6 +91,7 @@ class AutoWUScheduler(LRScheduler):
             decay_type=s.decay_type,
             decay_fraction=s.decay_fraction,
         )
+        self._cadence.plan(max(getattr(self, "last_epoch", 0), 0), self.warmup_cap)
 
     @property
     def phase(self) -> str:
@@ -138,14 +145,19 @@ class AutoWUScheduler(LRScheduler):
         return self.curve.decay(step, self.switch_step, self.peak_lr)
 
     def _warm_up(self, step: int, loss: Any) -> None:
-        self._history.observe(loss)
+        if self._cadence.tick():
+            self._history.observe(loss)
         if step >= self.warmup_cap:
             self._switch(step, minimum_step=step)
-            return
-        if step >= self._next_test:
-            self._require_epoch_length()
+        elif self._cadence.is_due(step):
+            self._cadence.require_interval(self.warmup_cap)
             self._run_test(step)
-            self._plan_test(step)
+            self._cadence.plan(step, self.warmup_cap, soon=self._minimum_test.inconclusive)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Scheduler steps in an epoch; None when unknown."""
+        return self._cadence.steps_per_epoch
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
         """Tells the length of an epoch, where the schedule was made without it.
@@ -157,32 +169,79 @@ class AutoWUScheduler(LRScheduler):
             ValueError: it is not a whole number of at least 1, or ``test_every="epoch"`` still lacks a length.
         """
         check_steps(self.num_training_steps, 0, steps)
-        if not self._epoch_is_given:
-            self.steps_per_epoch = steps
-        self._require_epoch_length()
-        self._plan_test(self.last_epoch)
+        if not self._cadence.epoch_is_given:
+            self._cadence.steps_per_epoch = steps
+        self._cadence.require_interval(self.warmup_cap)
+        self._cadence.plan(self.last_epoch, self.warmup_cap)
 
-    def _interval(self) -> int | None:
-        return self.settings.resolve_interval(self.warmup_cap, self.steps_per_epoch)
+    def set_ticks_per_step(self, ticks: int) -> None:
+        """Tells how often in a row the scheduler is stepped for one optimizer step.
 
-    def _require_epoch_length(self) -> None:
-        if self._interval() is None:
-            raise ValueError(
-                'test_every="epoch" needs the length of an epoch, which is unknown here; '
-                'pass steps_per_epoch, or test_every="auto" or a number of steps'
-            )
+        accelerate's wrap of the scheduler does that as often as there are processes, unless its batches are split. Told
+        when ``accelerator.prepare`` makes that wrap; minimum tests and the cap then fall on whole optimizer steps.
 
-    def _plan_test(self, step: int) -> None:
-        """Sets the step of the next test: a multiple of the interval, or the next where the last test asks for it."""
-        interval = self._interval()
-        if interval is None or self._minimum_test.inconclusive:
-            self._next_test = step + 1
-        else:
-            self._next_test = (step // interval + 1) * interval
+        Args:
+            ticks: at least 1.
+        """
+        self._cadence.ticks_per_step = ticks
+        self._set_lengths(None if self.last_epoch == 0 else self.curve.growth_steps)
+
+    def restart(self, num_training_steps: int) -> None:
+        """Starts anew with another length: for a run resumed without this schedule's state.
+
+        Args:
+            num_training_steps: the steps that are left.
+
+        Raises:
+            ValueError: fewer than 2.
+        """
+        check_steps(num_training_steps, 0, self.steps_per_epoch)
+        self.num_training_steps = num_training_steps
+        self._set_lengths()
+        self._set_lrs()
 
     def flush(self) -> None:
         """Gathers the losses since the last test; with several processes, one collective that all must join."""
         self._history.flush()
+
+    def pending_losses(self) -> Tensor:
+        """(k,), float64: the losses of this process that were not gathered yet."""
+        return self._history.pending()
+
+    def set_pending_losses(self, losses: Tensor) -> None:
+        """Replaces the losses of this process that were not gathered yet.
+
+        Args:
+            losses: (k,), k the same on every process.
+        """
+        self._history.set_pending(losses)
+
+    def hold_tests(self, held: bool) -> None:
+        """Holds minimum tests back, because other processes may be ahead or behind; see ``catch_up``.
+
+        Args:
+            held: False lets them run again.
+        """
+        self._cadence.held = held
+
+    def catch_up(self) -> None:
+        """Takes this process to the step of the one that is furthest, and runs a test that has become due.
+
+        Three collectives at most; all processes must join.
+        """
+        switch_step = -1 if self.switch_step is None else self.switch_step
+        mine = [self.last_epoch, len(self.pending_losses()), switch_step]
+        step, num_pending, switch_step = collective.gather_max(mine)
+        self._history.flush_uneven(num_pending)
+        self._step_count += step - self.last_epoch
+        self.last_epoch = step
+        self._cadence.restart()
+        if switch_step >= 0 and self.switch_step is None:  # at the cap, where no test decides
+            self._switch(switch_step, minimum_step=switch_step)
+        elif self.phase == "warmup" and self._cadence.is_due(step):
+            self._run_test(step)
+            self._cadence.plan(step, self.warmup_cap, soon=self._minimum_test.inconclusive)
+        self._set_lrs()
 
     def _run_test(self, step: int) -> None:
         self.flush()
@@ -196,8 +255,9 @@ class AutoWUScheduler(LRScheduler):
             if record is None:
                 self._minimum_test.records.append(shared)
         if self._minimum_test.passed:
-            estimate = self._minimum_test.records[-1]["minimum_step"]
-            self._switch(step, minimum_step=min(round(estimate), step))
+            ticks = self._cadence.ticks_per_step
+            minimum_step = round(self._minimum_test.records[-1]["minimum_step"] / ticks) * ticks
+            self._switch(step, minimum_step=min(minimum_step, step))
 
     def _switch(self, step: int, minimum_step: int) -> None:
         """Ends the warm-up: the next step runs at eta_{t*}."""
@@ -224,6 +284,7 @@ class AutoWUScheduler(LRScheduler):
             "step_count": self._step_count,
             "growth_steps": self.curve.growth_steps,
             "steps_per_epoch": self.steps_per_epoch,
+            "num_processes": collective.num_processes(),
             "losses": self._history.state_dict(),
             "minimum_test": self._minimum_test.state_dict(),
             "switch_step": self.switch_step,
@@ -248,21 +309,27 @@ class AutoWUScheduler(LRScheduler):
             )
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["step_count"]
-        if not self._epoch_is_given:
-            self.steps_per_epoch = state_dict["steps_per_epoch"]
+        if not self._cadence.epoch_is_given:
+            self._cadence.steps_per_epoch = state_dict["steps_per_epoch"]
         self._history.load_state_dict(state_dict["losses"])
         self._minimum_test.load_state_dict(state_dict["minimum_test"])
         self.switch_step = state_dict["switch_step"]
         self.minimum_step = state_dict["minimum_step"]
         self.peak_lr = state_dict["peak_lr"]
-        growth_steps = state_dict["growth_steps"]
-        self._set_lengths(growth_steps=growth_steps, cap=min(self.warmup_cap, growth_steps))
-        self._plan_test(self.last_epoch)
+        self._cadence.restart()
+        self._set_lengths(growth_steps=state_dict["growth_steps"])
         if self.switch_step is None:
             self._history.open()  # this scheduler may have been past its switch
         else:
             self._history.close()
         self._set_lrs()
+        if state_dict["num_processes"] != collective.num_processes() and collective.is_main_process():
+            logger.warning(
+                "AutoWU goes on with %d process(es) from a state of %d: the losses of its warm-up are means over "
+                "another number of processes, and perhaps over another global batch",
+                collective.num_processes(),
+                state_dict["num_processes"],
+            )
 
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""

@@ -1,0 +1,88 @@
+"""The clock of the warm-up: which scheduler steps take in a loss, and which run a minimum test (2.1.2)."""
+
+from __future__ import annotations
+
+import math
+
+from .settings import AutoWUSettings
+
+
+class Cadence:
+    """Counts scheduler steps in optimizer steps and plans the minimum tests.
+
+    Args:
+        settings: of these ``test_every`` is used here.
+        steps_per_epoch: scheduler steps in an epoch; None when unknown.
+
+    Attributes:
+        steps_per_epoch: as given, or as told later.
+        epoch_is_given: whether it was given, and not only told.
+        ticks_per_step: scheduler steps taken in a row for one optimizer step.
+        held: True while no test may be run.
+    """
+
+    def __init__(self, settings: AutoWUSettings, steps_per_epoch: int | None) -> None:
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch_is_given = steps_per_epoch is not None
+        self.ticks_per_step = 1
+        self.held = False
+        self._ticks = 0
+        self._next_test = 1
+
+    def restart(self) -> None:
+        """The next scheduler step is the first of its optimizer step."""
+        self._ticks = 0
+
+    def tick(self) -> bool:
+        """Counts one scheduler step; whether it is the first of its optimizer step, the one that takes in the loss."""
+        self._ticks += 1
+        return self._ticks % self.ticks_per_step == 1 or self.ticks_per_step == 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether a minimum test is to be run after ``step`` scheduler steps: never amid an optimizer step."""
+        return not self.held and step >= self._next_test and self._ticks % self.ticks_per_step == 0
+
+    def plan(self, step: int, cap: int, soon: bool = False) -> None:
+        """Sets the step of the next test.
+
+        Args:
+            step: scheduler steps done.
+            cap: the longest warm-up, in scheduler steps.
+            soon: test after the next optimizer step, not after an interval.
+        """
+        interval = self.interval(cap)
+        self._next_test = step + 1 if soon or interval is None else (step // interval + 1) * interval
+
+    def interval(self, cap: int) -> int | None:
+        """The scheduler steps between two tests, a whole number of optimizer steps.
+
+        Args:
+            cap: the longest warm-up, in scheduler steps.
+
+        Returns:
+            The interval; None where ``test_every="epoch"`` and the epoch's length is unknown.
+        """
+        ticks = self.ticks_per_step
+        epoch = None if self.steps_per_epoch is None else math.ceil(self.steps_per_epoch / ticks)
+        every = self.settings.resolve_interval(cap // ticks, epoch)
+        if every is None:
+            return None
+        if isinstance(self.settings.test_every, int):
+            return math.ceil(every / ticks) * ticks
+        return every * ticks
+
+    def require_interval(self, cap: int) -> None:
+        """Makes sure that there is an interval.
+
+        Args:
+            cap: the longest warm-up, in scheduler steps.
+
+        Raises:
+            ValueError: ``test_every="epoch"`` and the epoch's length is unknown.
+        """
+        if self.interval(cap) is None:
+            raise ValueError(
+                'test_every="epoch" needs the length of an epoch, which is unknown here; '
+                'pass steps_per_epoch, or test_every="auto" or a number of steps'
+            )

@@ -1,0 +1,273 @@
+"""What the ranks of a run with several processes do; see ``ranks``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import gather_object
+from tiny import TinyClassifier, batches
+
+import autowu_hf
+from autowu_hf import collective
+
+GLOBAL_BATCH = 16
+
+
+def count_collectives() -> list[str]:
+    """The names of the collectives that this package issues from now on, in their order."""
+    calls: list[str] = []
+    for name in ("gather", "broadcast"):
+        original = getattr(collective, name)
+        setattr(collective, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    return calls
+
+
+def notes_of(logger: str) -> list[str]:
+    """What a logger says from now on."""
+    notes: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    logging.getLogger(logger).addHandler(Keep())
+    return notes
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def noisy(n: int) -> list[dict[str, torch.Tensor]]:
+    """``batches`` with every fifth label wrong, so that a high LR hurts."""
+    data = batches(n)
+    for i in range(0, n, 5):
+        data[i]["labels"] = (data[i]["labels"] + 1) % 3
+    return data
+
+
+def accelerate_loop(
+    *,
+    steps: int = 120,
+    split_batches: bool = False,
+    accumulation: int = 1,
+    samples: int = 480,
+    step_with_optimizer: bool = True,
+    scheduler_steps: str = "optimizer step",
+    explicit: bool = False,
+    backwards: int = 1,
+    overflow_at: tuple[int, ...] = (),
+    nan_at: dict[int, int] | None = None,
+    clean: bool = False,
+    save_every: int | None = None,
+    save_on: str = "all",
+    folder: str | None = None,
+    resume: bool = False,
+    kill_at: tuple[int, str] | None = None,
+    log_notes: bool = False,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """An accelerate loop; what it saw and what the scheduler made of it.
+
+    ``steps`` are optimizer steps over epochs of ``samples``; the global batch is the same for any number of processes.
+    """
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_steps=accumulation,
+        step_scheduler_with_optimizer=step_with_optimizer,
+        dataloader_config=DataLoaderConfiguration(split_batches=split_batches),
+    )
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if overflow_at:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    calls = count_collectives()
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batch = GLOBAL_BATCH if split_batches else GLOBAL_BATCH // world
+    data = torch.utils.data.DataLoader(noisy(samples), batch_size=batch)
+    micro_per_epoch = -(-samples // GLOBAL_BATCH)
+    steps_per_epoch = -(-micro_per_epoch // accumulation)
+    ticks = world if step_with_optimizer and not split_batches else 1
+    total = {"optimizer step": steps * ticks, "micro-batch": steps * accumulation, "epoch": steps // steps_per_epoch}
+    scheduler = autowu_hf.get_autowu_schedule(optimizer, total[scheduler_steps], **(options or {}))
+    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+    inner = scheduler.scheduler
+    lrs: list[float] = []
+    expected: list[float] = []
+    group: list[float] = []
+    silent_calls = 0
+    step, skipped, epoch = 0, 0, 0
+    notes = notes_of("autowu_hf") if log_notes else []
+    if resume:
+        step = max(int(name) for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/complete"))
+        accelerator.load_state(f"{folder}/{step}")
+        epoch = step // steps_per_epoch
+    start = step
+    while step < steps:
+        loader = data
+        if resume and epoch == start // steps_per_epoch:
+            loader = accelerator.skip_first_batches(data, (start % steps_per_epoch) * accumulation)
+        for example in loader:
+            with accelerator.accumulate(model) if accumulation > 1 else contextlib.nullcontext():
+                loss = model(**example)["loss"]
+                if nan_at is not None and nan_at.get(step) == rank:
+                    loss = loss * float("nan")
+                if step + skipped in overflow_at:
+                    loss = loss * float("inf")
+                for _ in range(backwards):
+                    if kill_at == (step + 1, "backward"):
+                        die()
+                    accelerator.backward(loss / backwards, **({"retain_graph": True} if backwards > 1 else {}))
+                if clean:  # a NaN gradient would end the training, not only the step
+                    for parameter in model.parameters():
+                        parameter.grad.nan_to_num_(0.0)
+                group.append(loss.item())
+                if accelerator.sync_gradients:
+                    lrs.append(optimizer.param_groups[0]["lr"])
+                before = len(calls), len(inner.tests)
+                optimizer.step()
+                if kill_at == (step + 1, "optimizer"):
+                    die()
+                ended_step = accelerator.sync_gradients
+                if scheduler_steps == "micro-batch" or (scheduler_steps == "optimizer step" and ended_step):
+                    scheduler.step(*([loss] if explicit else []))
+                elif scheduler_steps == "optimizer step" and step_with_optimizer:
+                    scheduler.step()  # accelerate leaves it out while gradients accumulate
+                optimizer.zero_grad()
+                silent_calls += len(calls) - before[0] if len(inner.tests) == before[1] else 0
+            if not ended_step:
+                continue
+            if optimizer.step_was_skipped:
+                skipped += 1
+                group = []
+                continue
+            expected.append(sum(group) / len(group))
+            group = []
+            step += 1
+            if save_every and step % save_every == 0 and (save_on == "all" or accelerator.is_main_process):
+                accelerator.save_state(f"{folder}/{step}")
+                if save_on == "all":
+                    accelerator.wait_for_everyone()
+                open(f"{folder}/{step}/complete", "w").close()
+            if kill_at == (step, "step"):
+                die()
+            if step == steps:
+                break
+        epoch += 1
+        if scheduler_steps == "epoch":
+            before = len(calls), len(inner.tests)
+            scheduler.step()
+            silent_calls += len(calls) - before[0] if len(inner.tests) == before[1] else 0
+    mean = torch.tensor(gather_object([expected])).mean(dim=0).tolist()
+    return {
+        "lrs": lrs,
+        "all_lrs_equal": all(other == lrs for other in gather_object([lrs])),
+        "losses": inner.losses,
+        "expected": mean,
+        "pending": len(inner.pending_losses()),
+        "skipped": skipped,
+        "calls": list(calls),
+        "calls_outside_tests": silent_calls,
+        "num_tests": len(inner.tests),
+        "test_steps": [record["step"] / ticks for record in inner.tests],
+        "switch_step": None if inner.switch_step is None else inner.switch_step / ticks,
+        "cap": inner.warmup_cap / ticks,
+        "peak_lr": inner.peak_lr,
+        "last_lr": inner.get_last_lr()[0],
+        "notes": notes,
+    }
+
+
+def two_models() -> dict[str, Any]:
+    """Two models and schedulers of one accelerator: first without, then with an explicit loss."""
+    accelerator = Accelerator(cpu=True)
+    parts = []
+    for value in (1.0, 2.0):
+        model = TinyClassifier()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        parts.append((value, *accelerator.prepare(model, optimizer, autowu_hf.get_autowu_schedule(optimizer, 400))))
+
+    def train_step(value: float, model: Any, optimizer: Any, scheduler: Any, explicit: bool) -> None:
+        loss = model(torch.zeros(1, 4))["logits"].sum() * 0.0 + value
+        accelerator.backward(loss)
+        optimizer.step()
+        scheduler.step(*([loss] if explicit else []))
+        optimizer.zero_grad()
+
+    error = ""
+    try:
+        train_step(*parts[0], explicit=False)
+    except ValueError as refusal:
+        error = str(refusal)
+    for _ in range(5):
+        for part in parts:
+            train_step(*part, explicit=True)
+    for part in parts:
+        part[-1].scheduler.flush()
+    return {"error": error, "losses": [part[-1].scheduler.losses for part in parts]}
+
+
+def trainer_run(
+    folder: str,
+    *,
+    steps: int = 120,
+    kill_at: int | None = None,
+    resume: str | bool = False,
+    model: Any = None,
+    optimizer: Any = None,
+    options: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it."""
+    from tiny import trainer_for
+    from transformers import TrainerCallback
+
+    from autowu_hf import AutoWUCallback
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    calls = count_collectives()
+    seen: dict[str, Any] = {"lrs": [], "tests_at": []}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen["lrs"].append(kwargs["optimizer"].param_groups[0]["lr"])
+            seen["before"] = len(calls)
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if kill_at == state.global_step + 1:
+                die()
+
+    trainer = trainer_for(
+        folder,
+        callbacks=[AutoWUCallback(plot=False), Watch()],
+        train_dataset=noisy(480),
+        per_device_train_batch_size=GLOBAL_BATCH // world,
+        max_steps=steps,
+        logging_steps=1,
+        lr_scheduler_kwargs={"max_lr": 10.0, **(options or {})},
+        **({"model": model} if model is not None else {}),
+        **({"optimizers": (optimizer, None)} if optimizer is not None else {}),
+        **arguments,
+    )
+    trainer.train(resume_from_checkpoint=resume or None)
+    scheduler = trainer.lr_scheduler
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    return {
+        "lrs": seen["lrs"],
+        "all_lrs_equal": all(other == seen["lrs"] for other in gather_object([seen["lrs"]])),
+        "losses": scheduler.losses,
+        "calls": list(calls),
+        "num_tests": len(scheduler.tests),
+        "switch_step": scheduler.switch_step,
+        "cap": scheduler.warmup_cap,
+        "peak_lr": scheduler.peak_lr,
+        "last_lr": scheduler.get_last_lr()[0],
+        "logged": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "weights": [parameter.detach().clone() for parameter in trainer.model.parameters()],
+    }
