@@ -2,14 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# The oldest supported transformers and accelerate, laid over what .venv has of everything else.
+OLDEST := .venv-oldest
+PYTEST := -m pytest -n 2 --dist loadfile -q
 
-.PHONY: example test quality benchmark clean
+.PHONY: example test test-oldest quality benchmark clean
 
 example: $(VENV)/.examples
 	$(RUN) examples/vit_image_classification.py
 
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n 2 --dist loadfile -q
+	HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
+
+test-oldest: $(OLDEST)/.test
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST)
 
 quality: $(VENV)/.test $(VENV)/.dev
 	$(RUN) -m ruff check .
@@ -20,11 +26,19 @@ benchmark: $(VENV)/.examples
 	$(RUN) examples/benchmarks/speed.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)
 
+$(VENV)/.test: EXTRAS := test,launchers
+$(VENV)/.%: EXTRAS = $*
 $(VENV)/.%: setup.cfg .ci/constraints.txt | $(RUN)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[$*]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
+
+$(OLDEST)/.test: setup.cfg .ci/constraints-oldest.txt | $(VENV)/.test
+	$(PYTHON) -m venv $(OLDEST)
+	$(RUN) -c 'import site; print(*site.getsitepackages())' > $$(echo $(OLDEST)/lib/python3*/site-packages)/newest.pth
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints-oldest.txt -e '.[test]'
+	touch $@

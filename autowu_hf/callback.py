@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from . import collective
 from .param_groups import refuse_layer_wise
 from .plotting import plot_autowu
 from .report import write_report
@@ -37,6 +38,15 @@ class AutoWUCallback(TrainerCallback):
         self.report = report
         self._reported_phase: str | None = None
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        plugin = getattr(args, "deepspeed_plugin", None)
+        config = getattr(getattr(plugin, "hf_ds_config", None), "config", None) or {}
+        if args.lr_scheduler_type == "autowu" and "scheduler" in config:
+            raise ValueError(
+                f"the DeepSpeed config has a scheduler of its own, {config['scheduler'].get('type')!r}, which would be "
+                'used instead of lr_scheduler_type="autowu"; remove "scheduler" from the DeepSpeed config'
+            )
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -49,7 +59,12 @@ class AutoWUCallback(TrainerCallback):
         if state.global_step and not scheduler.last_epoch:
             self._restart(state, scheduler)
         self._reported_phase = scheduler.phase
-        scheduler.set_steps_per_epoch(_steps_per_epoch(args, kwargs.get("train_dataloader")))
+        steps = _steps_per_epoch(args, kwargs.get("train_dataloader"))
+        if (
+            getattr(args.accelerator_config, "even_batches", True) is False
+        ):  # then the processes may have unequal numbers of batches
+            steps = collective.gather_max([steps or 0])[0] or None
+        scheduler.set_steps_per_epoch(steps)
 
     def _restart(self, state: TrainerState, scheduler: AutoWUScheduler) -> None:
         """Trainer goes on from a checkpoint that holds no state of the schedule."""

@@ -63,8 +63,11 @@ def _broadcast(tensor: Tensor) -> Tensor:
 
 
 def _through_accelerate() -> bool:
-    """False in a script that set up torch.distributed by itself: accelerate would take it for a single process."""
-    return bool(PartialState._shared_state) and PartialState().distributed_type != DistributedType.NO
+    """False where a script set up torch.distributed by itself: accelerate may take it for a single process."""
+    if not PartialState._shared_state:
+        return False
+    state = PartialState()
+    return state.distributed_type != DistributedType.NO and int(state.num_processes) == num_processes()
 
 
 def _device() -> torch.device:

@@ -16,6 +16,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from .param_groups import innermost
+
 
 class LossTap:
     """One scheduler's ear: the loss of each optimizer step, put together from the backward calls of that step.
@@ -31,7 +33,7 @@ class LossTap:
     """
 
     def __init__(self, optimizer: Any = None) -> None:
-        self._optimizer = None if optimizer is None else _innermost(optimizer)
+        self._optimizer = None if optimizer is None else innermost(optimizer)
         self._prepared: AcceleratedOptimizer | None = None
         self._steps: list[Tensor] = []  # of the optimizer steps done since the last take
         self._sum: Tensor | None = None  # over the backward calls of the step under way
@@ -123,7 +125,7 @@ class LossTap:
 
     def _prepared_by(self, accelerator: Accelerator) -> bool:
         for prepared in accelerator._optimizers:
-            if self._optimizer is not None and _innermost(prepared) is self._optimizer:
+            if self._optimizer is not None and innermost(prepared) is self._optimizer:
                 self._prepared = prepared
                 return True
         return False
@@ -164,17 +166,10 @@ def tell_optimizer_step(optimizer: AcceleratedOptimizer) -> None:
     """
     if not _listening or not optimizer.gradient_state.sync_gradients:
         return
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     for tap in _taps():
         if tap._optimizer is inner:
             tap.optimizer_stepped(skipped=optimizer.step_was_skipped)
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer inside accelerate's and DeepSpeed's wraps of it."""
-    while getattr(optimizer, "optimizer", None) is not None:
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def scalar(loss: Tensor, where: str) -> Tensor:

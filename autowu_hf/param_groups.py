@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,18 +21,31 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     Raises:
         ValueError: there is no such default, or no common step to schedule.
     """
+    if type(optimizer).__name__ == "DummyOptim":
+        raise ValueError(
+            "DeepSpeed makes the optimizer of its config later than this; pass accelerate.utils.DummyScheduler("
+            "optimizer, lr_scheduler_callable=lambda optimizer: get_autowu_schedule(optimizer, num_training_steps))"
+        )
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
     if hasattr(inner, "optimizer_dict"):
         refuse_layer_wise(inner)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    default = float(optimizer.defaults.get("lr") or 0.0)
+    defaults = innermost(optimizer).defaults  # DeepSpeed's ZeRO optimizers have none of their own
+    default = float(defaults.get("lr") or 0.0)
     if default <= 0.0:
         raise ValueError(
-            f"the optimizer's default lr must be positive, got {optimizer.defaults.get('lr')!r}; pass any positive lr: "
+            f"the optimizer's default lr must be positive, got {defaults.get('lr')!r}; pass any positive lr: "
             "AutoWU only keeps the ratios of the parameter groups' learning rates to it"
         )
     return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's and DeepSpeed's wraps of it."""
+    while getattr(optimizer, "optimizer", None) is not None:
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def refuse_layer_wise(dummy: object) -> NoReturn:

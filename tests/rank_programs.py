@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import gather_object
-from tiny import TinyClassifier, batches
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, gather_object
+from tiny import IS_TRANSFORMERS_5, TinyClassifier, batches
 
 import autowu_hf
 from autowu_hf import collective
@@ -213,11 +214,34 @@ def two_models() -> dict[str, Any]:
     return {"error": error, "losses": [part[-1].scheduler.losses for part in parts]}
 
 
+def allow_fsdp_on_a_cpu() -> None:
+    """accelerate offers FSDP on accelerators alone, torch also on a CPU: makes the one believe in the other."""
+    state = PartialState._shared_state
+    state["distributed_type"], state["device"] = DistributedType.MULTI_XPU, torch.device("cpu")
+
+
+def fsdp_trainer_run(folder: str, version: int, **options: Any) -> dict[str, Any]:
+    """``trainer_run`` under FSDP1 or FSDP2."""
+    config: dict[str, Any] = {"version": version, "state_dict_type": "SHARDED_STATE_DICT"}
+    if version == 1:
+        config |= {"use_orig_params": True, "sync_module_states": False}
+    os.environ["FSDP_STATE_DICT_TYPE"] = config["state_dict_type"]  # where transformers 4 reads it
+    return trainer_run(
+        folder,
+        fsdp=True if IS_TRANSFORMERS_5 else "full_shard",
+        fsdp_config=config,
+        before_trainer=allow_fsdp_on_a_cpu,
+        **options,
+    )
+
+
 def trainer_run(
     folder: str,
     *,
     steps: int = 120,
+    samples: int = 480,
     kill_at: int | None = None,
+    stop_at: int | None = None,
     resume: str | bool = False,
     model: Any = None,
     optimizer: Any = None,
@@ -226,10 +250,14 @@ def trainer_run(
 ) -> dict[str, Any]:
     """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it."""
     from tiny import trainer_for
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
 
+    if not IS_TRANSFORMERS_5:
+        # Its Trainer cannot load an optimizer's state onto "cpu:0", the device of a process among several on a CPU.
+        set_up = TrainingArguments.device.fget
+        TrainingArguments.device = property(lambda self: torch.device(set_up(self).type))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     calls = count_collectives()
     seen: dict[str, Any] = {"lrs": [], "tests_at": []}
@@ -243,10 +271,14 @@ def trainer_run(
             if kill_at == state.global_step + 1:
                 die()
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if stop_at == state.global_step:
+                control.should_training_stop = True
+
     trainer = trainer_for(
         folder,
         callbacks=[AutoWUCallback(plot=False), Watch()],
-        train_dataset=noisy(480),
+        train_dataset=noisy(samples),
         per_device_train_batch_size=GLOBAL_BATCH // world,
         max_steps=steps,
         logging_steps=1,
@@ -267,7 +299,145 @@ def trainer_run(
         "switch_step": scheduler.switch_step,
         "cap": scheduler.warmup_cap,
         "peak_lr": scheduler.peak_lr,
+        "steps_per_epoch": scheduler.steps_per_epoch,
+        "test_steps": [record["step"] for record in scheduler.tests],
         "last_lr": scheduler.get_last_lr()[0],
         "logged": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "weights": [parameter.detach().clone() for parameter in trainer.model.parameters()],
+        "weights": [getattr(p, "_local_tensor", p).detach().clone() for p in trainer.model.parameters()],
     }
+
+
+def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False) -> dict[str, Any]:
+    """An accelerate loop over 21 batches an epoch inside join_uneven_inputs, where two ranks have 11 and 10."""
+    accelerator = Accelerator(cpu=True)
+    world = accelerator.num_processes
+    calls = count_collectives()
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    data = torch.utils.data.DataLoader(noisy(21 * 8), batch_size=8)
+    steps_per_epoch = -(-21 // world)
+    scheduler = autowu_hf.get_autowu_schedule(optimizer, epochs * steps_per_epoch * world, **options)
+    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+    if world > 1:
+        # accelerate joins uneven inputs on several GPUs alone; torch's join, which it calls, works everywhere.
+        Accelerator.distributed_type = property(lambda self: DistributedType.MULTI_GPU)
+    inner = scheduler.scheduler
+    inside = 0
+    own: list[list[float]] = []
+    for _ in range(epochs):
+        own.append([])
+        with accelerator.join_uneven_inputs([model], even_batches=even):
+            before = len(calls)
+            for example in data:
+                loss = model(**example)["loss"]
+                accelerator.backward(loss)
+                own[-1].append(loss.item())
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            inside += len(calls) - before
+    return {
+        "calls_inside": inside if world > 1 else 0,
+        "steps": inner.last_epoch,
+        "lr": optimizer.param_groups[0]["lr"],
+        "switch_step": inner.switch_step,
+        "cap": inner.warmup_cap,
+        "losses": inner.losses,
+        "test_steps": [record["step"] for record in inner.tests],
+        "own": own,
+    }
+
+
+def deepspeed_config(stage: int, optimizer: bool = False, scheduler: bool = False) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "zero_optimization": {"stage": stage},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+    }
+    if optimizer:
+        config["optimizer"] = {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}}
+    if scheduler:
+        config["scheduler"] = {"type": "WarmupLR", "params": {"warmup_num_steps": 10}}
+    return config
+
+
+def allow_deepspeed_on_a_cpu() -> None:
+    """TrainingArguments names no backend for DeepSpeed, and accelerate counts no processes without one on a CPU."""
+    state = PartialState._shared_state
+    rank = torch.distributed.get_rank()
+    state.update(backend="gloo", num_processes=torch.distributed.get_world_size())
+    state.update(process_index=rank, local_process_index=rank)
+
+
+def deepspeed_trainer_run(folder: str, config: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """``trainer_run`` under DeepSpeed."""
+    return trainer_run(folder, deepspeed=config, use_cpu=False, before_trainer=allow_deepspeed_on_a_cpu, **options)
+
+
+def deepspeed_loop(own_optimizer: bool, steps: int = 120) -> dict[str, Any]:
+    """An accelerate loop under DeepSpeed, with the optimizer in its config or not."""
+    from accelerate import DeepSpeedPlugin, InitProcessGroupKwargs
+    from accelerate.utils import DummyOptim, DummyScheduler
+
+    config = {**deepspeed_config(2, optimizer=own_optimizer), "train_micro_batch_size_per_gpu": 8}
+    accelerator = Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_accumulation_steps": 1}),
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
+    )
+    model = TinyClassifier()
+    data = torch.utils.data.DataLoader(noisy(480), batch_size=8)
+    ticks = 1 if own_optimizer else accelerator.num_processes
+    options = {"max_lr": 10.0, "test_every": 3 * ticks}
+    if own_optimizer:
+        optimizer: Any = DummyOptim(model.parameters(), lr=1e-3)
+        scheduler: Any = DummyScheduler(
+            optimizer, lr_scheduler_callable=lambda made: autowu_hf.get_autowu_schedule(made, steps, **options)
+        )
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        scheduler = autowu_hf.get_autowu_schedule(optimizer, steps * ticks, **options)
+    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+    inner = scheduler.scheduler
+    lrs, expected = [], []
+    while len(lrs) < steps:
+        for example in data:
+            lrs.append(optimizer.param_groups[0]["lr"])
+            loss = model(**example)["loss"]
+            accelerator.backward(loss)
+            expected.append(loss.item())
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            if len(lrs) == steps:
+                break
+    return {
+        "all_lrs_equal": all(other == lrs for other in gather_object([lrs])),
+        "observations": len(inner.losses),
+        "switch_step": inner.switch_step,
+        "ticks": ticks,
+        "losses": inner.losses,
+        "expected": torch.tensor(gather_object([expected])).mean(dim=0).tolist(),
+        "last_lr": inner.get_last_lr()[0],
+    }
+
+
+def search_in_workers(folder: str) -> list[Any]:
+    """Sends a Trainer to two spawned processes; what its schedule did there."""
+    import multiprocessing
+
+    import cloudpickle
+    from search_worker import work
+    from tiny import trainer_for
+
+    from autowu_hf import AutoWUCallback
+
+    trainer = trainer_for(folder, max_steps=30, callbacks=[AutoWUCallback(plot=False, report=False)])
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=work, args=(cloudpickle.dumps(trainer), results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    outcomes = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(timeout=60)
+    return outcomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,9 +53,14 @@ def batches(n: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
     return [{"x": a, "labels": b} for a, b in zip(x, labels, strict=True)]
 
 
-def trainer_for(folder: Any, callbacks: Any = None, **options: Any) -> Trainer:
-    """A Trainer with autowu on ``TinyClassifier``; what is no argument of Trainer goes to TrainingArguments."""
-    for_trainer = ("model", "train_dataset", "eval_dataset", "compute_loss_func", "optimizers")
+def trainer_for(
+    folder: Any, callbacks: Any = None, before_trainer: Callable[[], None] = lambda: None, **options: Any
+) -> Trainer:
+    """A Trainer with autowu on ``TinyClassifier``; what is no argument of Trainer goes to TrainingArguments.
+
+    ``before_trainer`` is called between the making of the arguments, which sets the devices up, and of the Trainer.
+    """
+    for_trainer = ("model", "model_init", "train_dataset", "eval_dataset", "compute_loss_func", "optimizers")
     given = {name: options.pop(name) for name in for_trainer if name in options}
     arguments = {
         "output_dir": str(folder),
@@ -71,4 +77,6 @@ def trainer_for(folder: Any, callbacks: Any = None, **options: Any) -> Trainer:
         **options,
     }
     given = {"model": TinyClassifier(), "train_dataset": batches(64), **given}
-    return Trainer(args=TrainingArguments(**arguments), callbacks=callbacks, **given)
+    args = TrainingArguments(**arguments)
+    before_trainer()
+    return Trainer(args=args, callbacks=callbacks, **given)

@@ -1,0 +1,112 @@
+"""Runs a script unchanged, with AutoWU registered.
+
+    python -m autowu_hf.run script.py --lr_scheduler_type autowu ...
+    python -m autowu_hf.run -m package.module --lr_scheduler_type autowu ...
+    accelerate launch -m autowu_hf.run script.py --lr_scheduler_type autowu ...
+    torchrun --nproc_per_node 2 -m autowu_hf.run script.py --lr_scheduler_type autowu ...
+    autowu-run trl sft --lr_scheduler_type autowu ...
+
+The script runs as ``__main__`` with its own arguments. A parser that lists the names of schedules as fixed choices
+takes "autowu" too. A command that starts other processes through ``accelerate launch``, as TRL's do, starts those the
+same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import autowu_hf  # noqa: F401  (registers)
+
+from .registration import NAME
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what the arguments name.
+
+    Args:
+        argv: a script's path, "-m" and a module, or the name of an installed command; then its arguments. None takes
+            this process's.
+
+    Raises:
+        SystemExit: the script's own, or with a message: there is nothing to run.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0 if arguments else 2)
+    _extend_choices()
+    _extend_accelerate_launch()
+    target = arguments[0]
+    if target == "-m":
+        if len(arguments) < 2:
+            raise SystemExit("autowu_hf.run: -m needs the name of a module")
+        sys.argv = arguments[1:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif os.path.exists(target):
+        sys.argv = arguments
+        sys.path[0] = os.path.dirname(os.path.realpath(target))
+        runpy.run_path(target, run_name="__main__")
+    else:
+        sys.argv = arguments
+        raise SystemExit(_command(target)())
+
+
+def _command(name: str) -> Any:
+    """The function behind an installed command."""
+    for entry in importlib.metadata.entry_points(group="console_scripts", name=name):
+        return entry.load()
+    raise SystemExit(
+        f"autowu_hf.run: {name!r} is neither a file nor an installed Python command; "
+        "give a script's path, -m and a module, or a command such as trl"
+    )
+
+
+def _extend_choices() -> None:
+    """Adds "autowu" to the choices of every argument whose choices are schedules' names."""
+    original: Any = argparse._ActionsContainer.add_argument
+    if hasattr(original, "_autowu_original"):
+        return
+
+    @functools.wraps(original)
+    def add_argument(self: Any, *args: Any, **kwargs: Any) -> argparse.Action:
+        action: argparse.Action = original(self, *args, **kwargs)
+        if isinstance(action.choices, (list, tuple, set)):
+            names = [getattr(choice, "value", choice) for choice in action.choices]
+            if "linear" in names and "cosine" in names and NAME not in names:
+                action.choices = [*action.choices, NAME]
+        return action
+
+    add_argument._autowu_original = original  # type: ignore[attr-defined]
+    argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign]
+
+
+def _extend_accelerate_launch() -> None:
+    """Makes what ``accelerate launch`` starts from this process run through this module too."""
+    from accelerate.commands import launch
+
+    original: Any = launch.launch_command
+    if hasattr(original, "_autowu_original"):
+        return
+
+    @functools.wraps(original)
+    def launch_command(args: Any) -> Any:
+        if not args.no_python and args.training_script != __spec__.name:
+            script = ["-m", args.training_script] if args.module else [args.training_script]
+            args.training_script_args = [*script, *args.training_script_args]
+            args.training_script, args.module = __spec__.name, True
+        return original(args)
+
+    launch_command._autowu_original = original  # type: ignore[attr-defined]
+    launch.launch_command = launch_command
+
+
+if __name__ == "__main__":
+    main()

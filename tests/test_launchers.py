@@ -1,0 +1,133 @@
+"""The support table of the README: every launcher trains, keeps one LR on all ranks, and resumes exactly."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+from rank_programs import deepspeed_config, deepspeed_loop, deepspeed_trainer_run, fsdp_trainer_run, trainer_run
+from ranks import run_ranks
+from tiny import LOGGED_DIGITS
+
+# A test every 3 steps and a checkpoint at 29, between two of them and before the switch, or at 87, in the decay.
+OPTIONS = {"test_every": 3}
+SAVED_AT = (29, 87)
+
+HAS_FSDP2 = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 6)
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
+DEEPSPEED = {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu"}
+
+needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason="this accelerate has no FSDP2")
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed and a C++ compiler are not installed")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The same run in one process, which every launcher must repeat."""
+    return run_ranks(trainer_run, str(tmp_path_factory.mktemp("one")), processes=1, options=OPTIONS)[0]
+
+
+def check_trains_with_one_lr_and_resumes(
+    folder, one_process, function, *args, tolerance=1e-5, saved_at=SAVED_AT, **settings
+):
+    """``one_process`` None: the launcher's optimizer is another, so that only the schedule can be compared."""
+    settings = {"options": OPTIONS, "timeout": 400.0, **settings}
+    whole = run_ranks(function, str(folder / "whole"), *args, **settings)
+    for seen in whole:
+        assert seen["all_lrs_equal"]
+        assert seen["switch_step"] < seen["cap"]
+        if one_process is not None:
+            assert seen["switch_step"] == one_process["switch_step"]
+            assert seen["lrs"] == pytest.approx(one_process["lrs"], rel=1e-12)
+            assert seen["losses"] == pytest.approx(one_process["losses"], abs=tolerance)
+        assert seen["losses"] == pytest.approx(seen["logged"][: seen["switch_step"]], abs=LOGGED_DIGITS)
+        assert seen["calls"][: 2 * seen["num_tests"]] == ["gather", "broadcast"] * seen["num_tests"]
+        assert seen["last_lr"] == 0.0
+    for step in saved_at:
+        here = folder / str(step)
+        saving = {"save_strategy": "steps", "save_steps": step}
+        run_ranks(function, str(here), *args, stop_at=step, **saving, **settings)
+        resumed = run_ranks(function, str(here), *args, resume=True, **saving, **settings)
+        for seen, before in zip(resumed, whole, strict=True):
+            assert seen["lrs"] == before["lrs"][step:]
+            assert seen["logged"] == before["logged"]
+            assert seen["losses"] == before["losses"]
+            for mine, other in zip(seen["weights"], before["weights"], strict=True):
+                assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_trainer_ddp(tmp_path, one_process, processes):
+    check_trains_with_one_lr_and_resumes(tmp_path, one_process, trainer_run, processes=processes)
+
+
+def test_trainer_fsdp1(tmp_path, one_process):
+    check_trains_with_one_lr_and_resumes(tmp_path, one_process, fsdp_trainer_run, 1, tolerance=1e-4)
+
+
+@needs_fsdp2
+def test_trainer_fsdp2(tmp_path, one_process):
+    check_trains_with_one_lr_and_resumes(tmp_path, one_process, fsdp_trainer_run, 2)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_trainer_deepspeed(tmp_path, one_process, stage):
+    """Neither optimizer nor scheduler in DeepSpeed's config: Trainer steps the scheduler."""
+    config = deepspeed_config(stage)
+    check_trains_with_one_lr_and_resumes(
+        tmp_path,
+        one_process,
+        deepspeed_trainer_run,
+        config,
+        environment=DEEPSPEED,
+        tolerance=1e-4,
+        saved_at=SAVED_AT[stage % 2 :][:1],
+    )
+
+
+@needs_deepspeed
+def test_trainer_deepspeed_with_its_own_optimizer(tmp_path):
+    """DeepSpeed's engine makes the optimizer and steps the scheduler inside the backward."""
+    config = deepspeed_config(2, optimizer=True)
+    check_trains_with_one_lr_and_resumes(tmp_path, None, deepspeed_trainer_run, config, environment=DEEPSPEED)
+
+
+@needs_deepspeed
+def test_trainer_deepspeed_with_its_own_scheduler_is_refused(tmp_path):
+    config = deepspeed_config(2, scheduler=True)
+    with pytest.raises(AssertionError, match="ValueError: the DeepSpeed config has a scheduler of its own, 'WarmupLR'"):
+        run_ranks(deepspeed_trainer_run, str(tmp_path), config, environment=DEEPSPEED)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("own_optimizer", [False, True])
+def test_accelerate_deepspeed(own_optimizer):
+    for seen in run_ranks(deepspeed_loop, own_optimizer, environment=DEEPSPEED, timeout=400.0):
+        assert seen["all_lrs_equal"]
+        assert seen["observations"] == seen["switch_step"] / seen["ticks"] > 10
+        assert seen["losses"] == pytest.approx(seen["expected"][: len(seen["losses"])], abs=1e-5)
+        assert seen["last_lr"] == 0.0
+
+
+def launch(*command: str, processes: int = 2) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *launcher, *command], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_torchrun_and_plain_ddp():
+    """No accelerate in the loop: torch.distributed alone, and ``scheduler.step(loss)``."""
+    printed = launch(str(Path(__file__).parent / "scripts" / "plain_ddp.py"))
+    assert "2 processes agree" in printed

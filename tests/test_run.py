@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import argparse
+import configparser
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import SchedulerType
+
+from autowu_hf import run
+
+SCRIPTS = Path(__file__).parent / "scripts"
+RUN = ("-m", "autowu_hf.run")
+
+
+def python(*arguments: str, folder: Path, fails: bool = False) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+        cwd=folder,
+    )
+    assert (done.returncode != 0) is fails, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def check_fixed_choices(folder: Path, processes: int = 1) -> None:
+    seen = json.loads((folder / "seen.json").read_text())
+    assert seen["scheduler"] == "AutoWUScheduler"
+    assert seen["processes"] == processes
+    assert seen["name"] == "__main__"
+    assert seen["file"] == str(SCRIPTS / "fixed_choices.py")
+    assert seen["argv"][1:] == ["--output", "seen.json", "--lr_scheduler_type", "autowu"]
+    assert seen["path"] == str(SCRIPTS)
+    assert seen["lrs"][0] == 1e-5
+    assert max(seen["lrs"]) > 1e-3
+
+
+ARGUMENTS = (str(SCRIPTS / "fixed_choices.py"), "--output", "seen.json", "--lr_scheduler_type", "autowu")
+
+
+def test_a_script_with_fixed_choices_runs_unchanged(tmp_path):
+    refusal = python(*ARGUMENTS, folder=tmp_path, fails=True)
+    assert "invalid" in refusal
+    assert "autowu" in refusal
+    python(*RUN, *ARGUMENTS, folder=tmp_path)
+    check_fixed_choices(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RUN), id="torchrun"),
+        pytest.param(("accelerate.commands.launch", "--cpu", *RUN), id="accelerate launch"),
+        pytest.param((*RUN[1:], "accelerate", "launch", "--cpu"), id="autowu-run accelerate launch"),
+    ],
+)
+def test_under_a_launcher(tmp_path, launcher):
+    python("-m", *launcher, *ARGUMENTS, folder=tmp_path)
+    check_fixed_choices(tmp_path, processes=2 if "--nproc_per_node" in launcher else 1)
+
+
+def test_a_trainer_script_runs_unchanged(tmp_path):
+    options = ("--lr_scheduler_type", "autowu", "--output_dir", "output", "--max_steps", "20", "--report_to", "none")
+    python(*RUN, str(SCRIPTS / "plain_trainer.py"), *options, "--use_cpu", "True", folder=tmp_path)
+    assert json.loads((tmp_path / "output" / "autowu.json").read_text())["step"] == 20
+
+
+def test_a_module_runs_as_main_from_the_current_folder(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "job.py").write_text(
+        "import sys\nfrom transformers import SchedulerType\n"
+        "print(__name__, sys.argv[1:], SchedulerType('autowu').value)"
+    )
+    assert "__main__ ['--a', '1'] autowu" in python(*RUN, "-m", "package.job", "--a", "1", folder=tmp_path)
+
+
+def test_trl_takes_the_flag(tmp_path):
+    if importlib.util.find_spec("trl") is None:
+        pytest.skip("TRL is not installed")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1, "<unk>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(tmp_path / "model")
+    config = GPT2Config(vocab_size=5, n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=0, pad_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join('{"text": "a b a b"}\n' for _ in range(32)))
+    python(
+        *(*RUN, "trl", "sft", "--lr_scheduler_type", "autowu", "--model_name_or_path", "model"),
+        *("--dataset_name", "./data", "--output_dir", "output", "--max_steps", "12", "--max_length", "16"),
+        *("--report_to", "none", "--use_cpu", "True", "--bf16", "False", "--per_device_train_batch_size", "4"),
+        folder=tmp_path,
+    )
+    assert json.loads((tmp_path / "output" / "autowu.json").read_text())["step"] == 12
+
+
+@pytest.fixture
+def _extended_choices():
+    original = argparse._ActionsContainer.add_argument
+    run._extend_choices()
+    run._extend_choices()
+    yield
+    argparse._ActionsContainer.add_argument = original
+
+
+@pytest.mark.usefixtures("_extended_choices")
+def test_only_choices_of_schedules_are_extended():
+    parser = argparse.ArgumentParser()
+    for name, choices in (
+        ("--schedule", ["linear", "cosine"]),
+        ("--member", (SchedulerType.LINEAR, SchedulerType.COSINE)),
+        ("--kernel", ["linear", "rbf"]),
+        ("--known", ["linear", "cosine", "autowu"]),
+        ("--number", range(3)),
+    ):
+        parser.add_argument(name, choices=choices)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert choices["schedule"] == ["linear", "cosine", "autowu"]
+    assert choices["member"] == [SchedulerType.LINEAR, SchedulerType.COSINE, "autowu"]
+    assert choices["kernel"] == ["linear", "rbf"]
+    assert choices["known"] == ["linear", "cosine", "autowu"]
+    assert choices["number"] == range(3)
+    assert parser.parse_args(["--schedule", "autowu"]).schedule == "autowu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["no-such-thing"], "neither a file nor an installed Python command"), (["-m"], "-m needs the name of a module")],
+)
+def test_nothing_to_run_is_an_error(arguments, message, monkeypatch):
+    monkeypatch.setattr(run, "_extend_choices", lambda: None)
+    monkeypatch.setattr(run, "_extend_accelerate_launch", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["autowu-run"])
+    with pytest.raises(SystemExit, match=message):
+        run.main(arguments)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0)])
+def test_usage(arguments, code, capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(arguments)
+    assert end.value.code == code
+    assert "accelerate launch -m autowu_hf.run script.py" in capsys.readouterr().out
+
+
+def test_there_is_a_console_script():
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg")
+    assert config["options.entry_points"]["console_scripts"].strip() == "autowu-run = autowu_hf.run:main"
+    assert callable(run.main)

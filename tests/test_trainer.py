@@ -1,0 +1,171 @@
+"""What people do with a Trainer, each with lr_scheduler_type="autowu": resumes that do not fit, retries, searches."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rank_programs import search_in_workers
+from ranks import run_ranks
+from tiny import TinyClassifier, batches, trainer_for
+
+from autowu_hf import AutoWUCallback, AutoWUScheduler
+
+
+def trained(folder: Path, **options):
+    """A run of 40 steps with a checkpoint at step 10, in the warm-up, unless told otherwise."""
+    resume = options.pop("resume", None)
+    options = {"max_steps": 40, "save_strategy": "steps", "save_steps": 10, "save_total_limit": 9, **options}
+    trainer = trainer_for(folder, callbacks=[AutoWUCallback(plot=False, report=False)], **options)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return trainer
+
+
+def lrs(trainer) -> dict[int, float]:
+    return {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trained(folder)
+    return folder / "checkpoint-10"
+
+
+def test_the_state_loads_with_weights_only(checkpoint):
+    state = torch.load(checkpoint / "scheduler.pt", weights_only=True)
+    assert state["last_epoch"] == 10
+
+
+def test_a_checkpoint_of_a_cosine_run_is_refused_with_the_remedy(tmp_path):
+    trained(tmp_path, lr_scheduler_type="cosine")
+    with pytest.raises(ValueError, match="not a state of AutoWUScheduler.*resume with the scheduler that wrote the"):
+        trained(tmp_path, resume=tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt", "both"])
+def test_a_checkpoint_without_the_schedules_state_starts_a_warm_up_over_what_is_left(
+    tmp_path, checkpoint, missing, caplog
+):
+    """Trainer loads neither state where one is missing; a checkpoint of save_only_model lacks both."""
+    if missing == "both":
+        trained(tmp_path, save_only_model=True, max_steps=10)
+        checkpoint = tmp_path / "checkpoint-10"
+    else:
+        shutil.copytree(checkpoint, tmp_path / "checkpoint-10")
+        checkpoint = tmp_path / "checkpoint-10"
+        (checkpoint / missing).unlink()
+    with caplog.at_level(logging.WARNING, "autowu_hf"):
+        trainer = trained(tmp_path, resume=checkpoint)
+    assert "AutoWU starts a new warm-up over the 30 steps that are left" in caplog.text
+    scheduler = trainer.lr_scheduler
+    assert scheduler.num_training_steps == scheduler.last_epoch == 30
+    assert scheduler.warmup_cap == 15
+    assert lrs(trainer)[11] == 1e-5
+    assert lrs(trainer)[40] > 0.0
+    assert set(scheduler.get_last_lr()) == {0.0}
+
+
+@pytest.mark.parametrize("max_steps", [80, 25, 12])
+@pytest.mark.parametrize("phase", ["warmup", "decay"])
+def test_a_run_resumed_with_another_length_keeps_what_it_had_and_ends_at_the_new_one(
+    tmp_path, checkpoint, max_steps, phase
+):
+    if phase == "decay":
+        checkpoint = checkpoint.parent / "checkpoint-30"
+        max_steps += 20
+    before = torch.load(checkpoint / "scheduler.pt", weights_only=True)
+    trainer = trained(tmp_path, max_steps=max_steps, resume=checkpoint)
+    scheduler: AutoWUScheduler = trainer.lr_scheduler
+    assert scheduler.last_epoch == max_steps
+    assert set(scheduler.get_last_lr()) == {0.0}
+    assert scheduler.phase == "decay"
+    if phase == "warmup":
+        assert scheduler.curve.growth_steps == before["growth_steps"] == 20  # the growth goes on as it began
+        assert 10 < scheduler.switch_step <= min(20, max_steps)
+    else:
+        assert (scheduler.switch_step, scheduler.peak_lr) == (before["switch_step"], before["peak_lr"])
+    resumed_at = max(scheduler.switch_step, before["last_epoch"])
+    after = [lr for step, lr in sorted(lrs(trainer).items()) if step > resumed_at]
+    assert all(a > b > 0.0 for a, b in zip(after, after[1:], strict=False))
+
+
+def test_a_run_resumed_with_fewer_steps_than_are_done_trains_no_more(tmp_path, checkpoint):
+    trainer = trained(tmp_path, max_steps=5, resume=checkpoint)
+    assert trainer.state.global_step == 10
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_out_of_memory_retry_starts_the_schedule_anew(tmp_path):
+    class OutOfMemory(AutoWUCallback):
+        failed = False
+
+        def on_step_end(self, args, state, control, **kwargs):
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == 3 and not self.failed:
+                type(self).failed = True
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    trainer = trainer_for(
+        tmp_path,
+        auto_find_batch_size=True,
+        num_train_epochs=4,
+        train_dataset=batches(64),
+        callbacks=[OutOfMemory(plot=False, report=False)],
+    )
+    trainer.train()
+    assert OutOfMemory.failed
+    assert trainer.lr_scheduler.num_training_steps == trainer.lr_scheduler.last_epoch == trainer.state.max_steps > 32
+    assert len(trainer.lr_scheduler.losses) == trainer.lr_scheduler.switch_step
+    assert trainer.lr_scheduler.steps_per_epoch == trainer.state.max_steps // 4
+
+
+def test_evaluation_does_not_reach_the_schedule(tmp_path):
+    """At the start, in between, and with the best model loaded at the end."""
+    options = {"eval_dataset": batches(16, seed=3), "eval_strategy": "steps", "eval_steps": 5}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "save_steps": 5}
+    plain = trained(tmp_path / "plain")
+    evaluated = trained(tmp_path / "evaluated", eval_on_start=True, **options, **best)
+    assert evaluated.lr_scheduler.losses == plain.lr_scheduler.losses
+    assert lrs(evaluated) == lrs(plain)
+    assert evaluated.state.best_model_checkpoint is not None
+
+
+def test_a_search_trains_every_trial_with_its_own_schedule(tmp_path):
+    if importlib.util.find_spec("optuna") is None:
+        pytest.skip("optuna is not installed")
+    seen = []
+
+    class Keep(AutoWUCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            scheduler = kwargs["lr_scheduler"]
+            seen.append((id(scheduler), scheduler.last_epoch, len(scheduler.losses), scheduler.switch_step))
+
+    trainer = trainer_for(
+        tmp_path,
+        model=None,
+        model_init=TinyClassifier,
+        max_steps=30,
+        eval_dataset=batches(16, seed=3),
+        callbacks=[Keep(plot=False, report=False)],
+    )
+    best = trainer.hyperparameter_search(
+        backend="optuna",
+        n_trials=3,
+        direction="minimize",
+        hp_space=lambda trial: {"weight_decay": trial.suggest_float("weight_decay", 0.0, 0.1)},
+    )
+    assert best.objective > 0.0
+    assert len(seen) == 3
+    assert all(last == 30 and losses == switch for _, last, losses, switch in seen)
+
+
+def test_a_trainer_sent_to_spawned_workers_trains_there(tmp_path):
+    """As the backends do that run their trials in other processes."""
+    pytest.importorskip("cloudpickle")
+    ((outcomes),) = run_ranks(search_in_workers, str(tmp_path), processes=1)
+    assert outcomes == [("AutoWUScheduler", 30, True)] * 2
