@@ -36,12 +36,13 @@ class Cadence:
 
     def tick(self) -> bool:
         """Counts one scheduler step; whether it is the first of its optimizer step, the one that takes in the loss."""
+        first = self._ticks % self.ticks_per_step == 0
         self._ticks += 1
-        return self._ticks % self.ticks_per_step == 1 or self.ticks_per_step == 1
+        return first
 
     def is_due(self, step: int) -> bool:
         """Whether a minimum test is to be run after ``step`` scheduler steps: never amid an optimizer step."""
-        return not self.held and step >= self._next_test and self._ticks % self.ticks_per_step == 0
+        return step >= self._next_test and not self.held and self._ticks % self.ticks_per_step == 0
 
     def plan(self, step: int, cap: int, soon: bool = False) -> None:
         """Sets the step of the next test.

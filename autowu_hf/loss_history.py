@@ -49,12 +49,10 @@ class LossHistory:
         Raises:
             ValueError: the loss is not a scalar, or it is None and another scheduler heard the same backward.
         """
-        if loss is None:
-            self._tap.check()
-        silent, overheard = self._tap.is_silent, self._tap.take()
+        overheard = self._tap.take(wanted=loss is None)
         if loss is not None:
             self._pending.append(_checked(loss))
-        elif not silent:
+        elif overheard is not None:
             self._pending.extend(overheard)  # none while micro-batches accumulate
         elif not self._warned:
             self._warned = True

@@ -75,67 +75,69 @@ class LossTap:
         loss = scalar(loss, "accelerator.backward")
         self._heard = True
         if self._complete and accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self._end_step(skipped=self._prepared is not None and self._prepared.step_was_skipped)
+            self.end_step(skipped=self._prepared is not None and self._prepared.step_was_skipped)
+        gradients = accelerator.gradient_state
         if self._sum is None:
             self._sum, self._micro_batches, self._micro_batch = loss.clone(), 1, accelerator.step
+            self._mean = gradients.num_steps > 1
             # A loop that accumulates without accelerator.accumulate() has one backward call per micro-batch.
-            self._by_hand = accelerator.step == 0 and not accelerator.gradient_state.end_of_dataloader
+            self._by_hand = self._mean and accelerator.step == 0 and not gradients.end_of_dataloader
         else:
             self._sum = self._sum + loss
             if self._by_hand or accelerator.step != self._micro_batch:
                 self._micro_batches, self._micro_batch = self._micro_batches + 1, accelerator.step
-        self._mean = accelerator.gradient_accumulation_steps > 1
-        self._complete = accelerator.gradient_state.sync_gradients
+        self._complete = gradients.sync_gradients
 
-    def optimizer_stepped(self, skipped: bool) -> None:
-        """The prepared optimizer was stepped; ``skipped``: not really, for the gradients had overflowed."""
-        self._end_step(skipped)
-
-    def _end_step(self, skipped: bool) -> None:
+    def end_step(self, skipped: bool) -> None:
+        """The optimizer was stepped; ``skipped``: not really, for the gradients had overflowed."""
         if self._sum is not None and not skipped:
             self._steps.append(self._sum / self._micro_batches if self._mean else self._sum)
         self._sum, self._complete = None, False
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether no backward was heard since the last ``take``, and no step is under way."""
-        return self._sum is None and not self._heard
+    def take(self, wanted: bool = True) -> list[Tensor] | None:
+        """The loss of every optimizer step done since the last call.
 
-    def check(self) -> None:
-        """Makes sure that what was heard belongs to this tap's scheduler.
+        Args:
+            wanted: False when the caller has a loss of its own.
+
+        Returns:
+            Each () on its device; None when no backward was heard since the last call, and no step is under way.
 
         Raises:
-            ValueError: another scheduler heard the same backward calls.
+            ValueError: it is wanted, but another scheduler heard the same backward calls.
         """
         if self._ambiguous:
             self._ambiguous = False
-            raise ValueError(
-                "two AutoWU schedulers in their warm-up hear the same Accelerator, so their losses cannot be told "
-                "apart; pass each its own, scheduler.step(loss), or let go of the one that is no longer used with "
-                "accelerator.free_memory()"
-            )
-
-    def take(self) -> list[Tensor]:
-        """The loss of every optimizer step done since the last call, each () on its device."""
+            if wanted:
+                raise ValueError(
+                    "two AutoWU schedulers in their warm-up hear the same Accelerator, so their losses cannot be told "
+                    "apart; pass each its own, scheduler.step(loss), or let go of the one that is no longer used with "
+                    "accelerator.free_memory()"
+                )
+        if not self._heard and self._sum is None:
+            return None
         if self._complete:
-            self._end_step(skipped=False)
-        steps, self._steps = self._steps, []
-        self._heard = self._ambiguous = False
+            self.end_step(skipped=False)
+        steps, self._steps, self._heard = self._steps, [], False
         return steps
 
     def _prepared_by(self, accelerator: Accelerator) -> bool:
         for prepared in accelerator._optimizers:
+            if prepared is self._prepared:
+                return True
             if self._optimizer is not None and innermost(prepared) is self._optimizer:
                 self._prepared = prepared
                 return True
         return False
 
 
+_HALF = frozenset((torch.float16, torch.bfloat16))
+
 _listening: list[weakref.ref[LossTap]] = []
 
 
 def _taps() -> list[LossTap]:
-    return [tap for ref in _listening if (tap := ref()) is not None]
+    return [tap for tap in [ref() for ref in _listening] if tap is not None]
 
 
 def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
@@ -150,9 +152,15 @@ def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
     """
     if not _listening:
         return
-    taps = [tap for tap in _taps() if tap._prepared_by(accelerator)]
+    if len(_listening) == 1:  # so it is in most runs, and this is quick
+        only = _listening[0]()
+        if only is not None and (only._prepared_by(accelerator) or only._prepared is None):
+            only.hear(loss, accelerator)
+        return
+    present = _taps()
+    taps = [tap for tap in present if tap._prepared_by(accelerator)]
     if not taps:  # an optimizer that no accelerator prepared
-        taps = [tap for tap in _taps() if tap._prepared is None]
+        taps = [tap for tap in present if tap._prepared is None]
     for tap in taps:
         tap._ambiguous = tap._ambiguous or len(taps) > 1
         tap.hear(loss, accelerator)
@@ -166,10 +174,11 @@ def tell_optimizer_step(optimizer: AcceleratedOptimizer) -> None:
     """
     if not _listening or not optimizer.gradient_state.sync_gradients:
         return
-    inner = innermost(optimizer)
-    for tap in _taps():
-        if tap._optimizer is inner:
-            tap.optimizer_stepped(skipped=optimizer.step_was_skipped)
+    skipped = bool(optimizer.step_was_skipped)
+    for ref in _listening[:]:
+        tap = ref()
+        if tap is not None and tap._prepared is optimizer:
+            tap.end_step(skipped)
 
 
 def scalar(loss: Tensor, where: str) -> Tensor:
@@ -185,12 +194,12 @@ def scalar(loss: Tensor, where: str) -> Tensor:
     Raises:
         ValueError: it has more elements than one.
     """
-    if loss.dim() and loss.numel() != 1:
-        raise ValueError(
-            f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
-            "reduce it first, for example with loss.mean()"
-        )
     loss = loss.detach()
     if loss.dim():
+        if loss.numel() != 1:
+            raise ValueError(
+                f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
+                "reduce it first, for example with loss.mean()"
+            )
         loss = loss.reshape(())
-    return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+    return loss.float() if loss.dtype in _HALF else loss

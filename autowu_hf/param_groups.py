@@ -71,7 +71,8 @@ def set_lrs(optimizer: Optimizer, lrs: Iterable[float | Tensor]) -> None:
         lrs: one LR per group, in optimizer units.
     """
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+        present = group["lr"]
+        if type(present) is not float and isinstance(present, Tensor):  # the first is quick, and true in most runs
+            present.fill_(lr)
         else:
             group["lr"] = lr

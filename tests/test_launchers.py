@@ -14,7 +14,7 @@ import pytest
 import torch
 from rank_programs import deepspeed_config, deepspeed_loop, deepspeed_trainer_run, fsdp_trainer_run, trainer_run
 from ranks import run_ranks
-from tiny import LOGGED_DIGITS
+from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS
 
 # A test every 3 steps and a checkpoint at 29, between two of them and before the switch, or at 87, in the decay.
 OPTIONS = {"test_every": 3}
@@ -35,9 +35,13 @@ def one_process(tmp_path_factory):
 
 
 def check_trains_with_one_lr_and_resumes(
-    folder, one_process, function, *args, tolerance=1e-5, saved_at=SAVED_AT, **settings
+    folder, one_process, function, *args, tolerance=1e-5, saved_at=SAVED_AT, exact=True, **settings
 ):
-    """``one_process`` None: the launcher's optimizer is another, so that only the schedule can be compared."""
+    """A whole run against that of one process, and runs stopped at ``saved_at`` and resumed against the whole one.
+
+    ``one_process`` None: the launcher's optimizer is another, so that only the schedule can be compared. Not ``exact``:
+    the launcher resumes the schedule as it was, but not the training.
+    """
     settings = {"options": OPTIONS, "timeout": 400.0, **settings}
     whole = run_ranks(function, str(folder / "whole"), *args, **settings)
     for seen in whole:
@@ -57,8 +61,10 @@ def check_trains_with_one_lr_and_resumes(
         resumed = run_ranks(function, str(here), *args, resume=True, **saving, **settings)
         for seen, before in zip(resumed, whole, strict=True):
             assert seen["lrs"] == before["lrs"][step:]
-            assert seen["logged"] == before["logged"]
             assert seen["losses"] == before["losses"]
+            if not exact:
+                continue
+            assert seen["logged"] == before["logged"]
             for mine, other in zip(seen["weights"], before["weights"], strict=True):
                 assert torch.equal(mine, other)
 
@@ -69,7 +75,9 @@ def test_trainer_ddp(tmp_path, one_process, processes):
 
 
 def test_trainer_fsdp1(tmp_path, one_process):
-    check_trains_with_one_lr_and_resumes(tmp_path, one_process, fsdp_trainer_run, 1, tolerance=1e-4)
+    """transformers 5 loses the optimizer's state under FSDP1, which it is about to drop, with any schedule."""
+    later = {"saved_at": SAVED_AT[1:], "exact": False} if IS_TRANSFORMERS_5 else {}
+    check_trains_with_one_lr_and_resumes(tmp_path, one_process, fsdp_trainer_run, 1, tolerance=1e-4, **later)
 
 
 @needs_fsdp2

@@ -41,3 +41,13 @@ def test_every_option_has_its_row():
     for name, default in vars(AutoWUSettings()).items():
         shown = rows[name].strip("`")
         assert shown == str(default) or shown == f'"{default}"' or float(shown) == default
+
+
+def test_the_support_table_names_tests_that_exist():
+    table = README[README.index("| launcher |") : README.index("All of these ran on the CPU")]
+    named = re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", table)
+    assert len(named) >= 12
+    for file, function in named:
+        assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    for row in table.splitlines()[2:]:
+        assert "untested" in row or "test_" in row

@@ -18,10 +18,11 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import get_cosine_schedule_with_warmup
 
 import autowu_hf
-from autowu_hf import loss_tap
+from autowu_hf import accelerate_hooks
 from autowu_hf.minimum_test import MinimumTest
 from autowu_hf.settings import AutoWUSettings
 
@@ -32,10 +33,17 @@ SIZES = (200, 2_000, 20_000)
 ROUNDS = 40
 
 
-def medians(first: Callable[[], object], second: Callable[[], object], rounds: int, calls: int) -> tuple[float, float]:
+def medians(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    rounds: int,
+    calls: int,
+    between: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
     """The median seconds of either function, timed in turn: ``rounds`` times ``calls`` calls of each."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
+        between()
         for function, seconds in zip((first, second), times, strict=True):
             start = time.perf_counter()
             for _ in range(calls):
@@ -68,7 +76,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 def steps() -> None:
-    """A scheduler's step between tests. The backward is replaced by nothing, so that what the tap adds to it shows."""
+    """A scheduler's step between tests. Backward and optimizer step do nothing, so that what the tap adds shows."""
     total = 10**7
     cosine = get_cosine_schedule_with_warmup(optimizer(), 0, total)
     warming = autowu_hf.get_autowu_schedule(optimizer(), total, test_every=total)
@@ -80,24 +88,27 @@ def steps() -> None:
     accelerator = Accelerator(cpu=True)
     loss = torch.ones((), requires_grad=True) * 1.0
 
-    loss_tap.remove()
-    original = Accelerator.backward
+    accelerate_hooks.remove()
+    originals = Accelerator.backward, AcceleratedOptimizer.step
     Accelerator.backward = lambda self, loss: None
-    loss_tap.install()
+    AcceleratedOptimizer.step = lambda self: None
+    accelerate_hooks.install()
+    prepared = accelerator.prepare(warming.optimizer)
 
     def with_tap() -> None:
         accelerator.backward(loss)
+        prepared.step()
         warming.step()
 
     try:
         rows = [
-            ("warm-up, tap included", *medians(with_tap, cosine.step, ROUNDS, 500)),
+            ("warm-up, tap included", *medians(with_tap, cosine.step, ROUNDS, 500, between=warming.flush)),
             ("decay", *medians(decaying.step, cosine.step, ROUNDS, 500)),
         ]
     finally:
-        loss_tap.remove()
-        Accelerator.backward = original
-        loss_tap.install()
+        accelerate_hooks.remove()
+        Accelerator.backward, AcceleratedOptimizer.step = originals
+        accelerate_hooks.install()
     print("\na step between tests, beside transformers' cosine schedule")
     print(f"{'':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8}")
     for name, ours, theirs in rows:
