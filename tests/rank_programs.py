@@ -374,16 +374,27 @@ def deepspeed_trainer_run(folder: str, config: dict[str, Any], **options: Any) -
     return trainer_run(folder, deepspeed=config, use_cpu=False, before_trainer=allow_deepspeed_on_a_cpu, **options)
 
 
-def deepspeed_loop(own_optimizer: bool, steps: int = 120) -> dict[str, Any]:
-    """An accelerate loop under DeepSpeed, with the optimizer in its config or not."""
-    from accelerate import DeepSpeedPlugin, InitProcessGroupKwargs
+def sharded_loop(
+    kind: str, folder: str, *, steps: int = 120, stop_at: int | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """An accelerate loop under "fsdp2", "deepspeed", or "deepspeed optimizer": with the optimizer in its config.
+
+    Saves its state at ``stop_at`` and ends there; ``resume`` goes on from it.
+    """
+    from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
     from accelerate.utils import DummyOptim, DummyScheduler
 
-    config = {**deepspeed_config(2, optimizer=own_optimizer), "train_micro_batch_size_per_gpu": 8}
-    accelerator = Accelerator(
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_accumulation_steps": 1}),
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
-    )
+    own_optimizer = kind == "deepspeed optimizer"
+    if kind == "fsdp2":
+        PartialState(cpu=True)
+        allow_fsdp_on_a_cpu()
+        accelerator = Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+    else:
+        config = {**deepspeed_config(2, optimizer=own_optimizer), "train_micro_batch_size_per_gpu": 8}
+        accelerator = Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_accumulation_steps": 1}),
+            kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")],
+        )
     model = TinyClassifier()
     data = torch.utils.data.DataLoader(noisy(480), batch_size=8)
     ticks = 1 if own_optimizer else accelerator.num_processes
@@ -398,9 +409,14 @@ def deepspeed_loop(own_optimizer: bool, steps: int = 120) -> dict[str, Any]:
         scheduler = autowu_hf.get_autowu_schedule(optimizer, steps * ticks, **options)
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     inner = scheduler.scheduler
+    step = 0
+    if resume:
+        accelerator.load_state(folder)
+        step = inner.last_epoch // ticks
     lrs, expected = [], []
-    while len(lrs) < steps:
-        for example in data:
+    while step < (stop_at or steps):
+        loader = accelerator.skip_first_batches(data, step % 30)
+        for example in loader:
             lrs.append(optimizer.param_groups[0]["lr"])
             loss = model(**example)["loss"]
             accelerator.backward(loss)
@@ -408,13 +424,15 @@ def deepspeed_loop(own_optimizer: bool, steps: int = 120) -> dict[str, Any]:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            if len(lrs) == steps:
+            step += 1
+            if step == (stop_at or steps):
                 break
+    if stop_at:
+        accelerator.save_state(folder)
     return {
         "all_lrs_equal": all(other == lrs for other in gather_object([lrs])),
-        "observations": len(inner.losses),
-        "switch_step": inner.switch_step,
-        "ticks": ticks,
+        "lrs": lrs,
+        "switch_step": None if inner.switch_step is None else inner.switch_step / ticks,
         "losses": inner.losses,
         "expected": torch.tensor(gather_object([expected])).mean(dim=0).tolist(),
         "last_lr": inner.get_last_lr()[0],

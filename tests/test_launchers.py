@@ -12,7 +12,7 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
-from rank_programs import deepspeed_config, deepspeed_loop, deepspeed_trainer_run, fsdp_trainer_run, trainer_run
+from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, sharded_loop, trainer_run
 from ranks import run_ranks
 from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS
 
@@ -115,14 +115,31 @@ def test_trainer_deepspeed_with_its_own_scheduler_is_refused(tmp_path):
         run_ranks(deepspeed_trainer_run, str(tmp_path), config, environment=DEEPSPEED)
 
 
-@needs_deepspeed
-@pytest.mark.parametrize("own_optimizer", [False, True])
-def test_accelerate_deepspeed(own_optimizer):
-    for seen in run_ranks(deepspeed_loop, own_optimizer, environment=DEEPSPEED, timeout=400.0):
+def check_accelerate_loop(folder, kind, environment=None):
+    settings = {"environment": environment, "timeout": 400.0}
+    whole = run_ranks(sharded_loop, kind, str(folder), **settings)
+    for seen in whole:
         assert seen["all_lrs_equal"]
-        assert seen["observations"] == seen["switch_step"] / seen["ticks"] > 10
+        assert len(seen["losses"]) == seen["switch_step"] > 40
         assert seen["losses"] == pytest.approx(seen["expected"][: len(seen["losses"])], abs=1e-5)
         assert seen["last_lr"] == 0.0
+    run_ranks(sharded_loop, kind, str(folder), stop_at=SAVED_AT[0], **settings)
+    resumed = run_ranks(sharded_loop, kind, str(folder), resume=True, **settings)
+    for seen, before in zip(resumed, whole, strict=True):
+        assert seen["lrs"] == before["lrs"][SAVED_AT[0] :]
+        assert seen["losses"] == before["losses"]
+        assert seen["expected"] == before["expected"][SAVED_AT[0] :]
+
+
+@needs_fsdp2
+def test_accelerate_fsdp2(tmp_path):
+    check_accelerate_loop(tmp_path, "fsdp2")
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("kind", ["deepspeed", "deepspeed optimizer"])
+def test_accelerate_deepspeed(tmp_path, kind):
+    check_accelerate_loop(tmp_path, kind, environment=DEEPSPEED)
 
 
 def launch(*command: str, processes: int = 2) -> str:
