@@ -11,12 +11,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import collective
-from .cadence import Cadence
-from .loss_history import LossHistory
-from .minimum_test import MinimumTest, MinimumTestRecord
+from .minimum_test import MinimumTestRecord
 from .param_groups import lr_ratios, set_lrs
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
+from .warm_up import WarmUp
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +66,9 @@ class AutoWUScheduler(LRScheduler):
         self.switch_step: int | None = None
         self.minimum_step: int | None = None
         self.peak_lr: float | None = None
-        self._cadence = Cadence(self.settings, steps_per_epoch)
+        self._warm_up = WarmUp(self.settings, optimizer, steps_per_epoch)
+        self._cadence = self._warm_up.cadence
         self._set_lengths()
-        self._minimum_test = MinimumTest(self.settings)
-        self._history = LossHistory(optimizer)
-        self._history.open()
         super().__init__(optimizer)
 
     def _set_lengths(self, growth_steps: int | None = None) -> None:
@@ -105,11 +102,11 @@ class AutoWUScheduler(LRScheduler):
         """
         if collective.num_processes() == 1:
             self.flush()
-        return [float(loss) for loss in self._history.gathered]
+        return [float(loss) for loss in self._warm_up.history.gathered]
 
     @property
     def tests(self) -> list[MinimumTestRecord]:
-        return self._minimum_test.records
+        return self._warm_up.minimum_test.records
 
     def step(self, loss: Any = None) -> None:
         """Moves on by one step: takes in the loss of the optimizer step just done, tests when it is time, sets the LRs.
@@ -119,10 +116,14 @@ class AutoWUScheduler(LRScheduler):
                 themselves. None takes the one that ``accelerator.backward`` saw.
 
         Raises:
-            ValueError: the loss is not a scalar, or ``test_every="epoch"`` and the epoch's length is unknown.
+            ValueError: the loss is not a scalar; or ``test_every="epoch"`` and the epoch's length is unknown; or
+                without a loss, while another schedule in its warm-up hears the same accelerator.
         """
         if self._step_count > 0 and self.switch_step is None:
-            self._warm_up(self.last_epoch + 1, loss)
+            step = self.last_epoch + 1
+            minimum_step = self._warm_up.advance(step, self.warmup_cap, loss)
+            if minimum_step is not None:
+                self._switch(step, minimum_step)
         if self._step_count < 2:
             super().step()  # torch's own, which warns of a step before the optimizer's first
             return
@@ -143,16 +144,6 @@ class AutoWUScheduler(LRScheduler):
         if self.switch_step is None or self.peak_lr is None:
             return self.curve.warmup(step)
         return self.curve.decay(step, self.switch_step, self.peak_lr)
-
-    def _warm_up(self, step: int, loss: Any) -> None:
-        if self._cadence.tick():
-            self._history.observe(loss)
-        if step >= self.warmup_cap:
-            self._switch(step, minimum_step=step)
-        elif self._cadence.is_due(step):
-            self._cadence.require_interval(self.warmup_cap)
-            self._run_test(step)
-            self._cadence.plan(step, self.warmup_cap, soon=self._minimum_test.inconclusive)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -202,11 +193,11 @@ class AutoWUScheduler(LRScheduler):
 
     def flush(self) -> None:
         """Gathers the losses since the last test; with several processes, one collective that all must join."""
-        self._history.flush()
+        self._warm_up.history.flush()
 
     def pending_losses(self) -> Tensor:
         """(k,), float64: the losses of this process that were not gathered yet."""
-        return self._history.pending()
+        return self._warm_up.history.pending()
 
     def set_pending_losses(self, losses: Tensor) -> None:
         """Replaces the losses of this process that were not gathered yet.
@@ -214,7 +205,7 @@ class AutoWUScheduler(LRScheduler):
         Args:
             losses: (k,), k the same on every process.
         """
-        self._history.set_pending(losses)
+        self._warm_up.history.set_pending(losses)
 
     def hold_tests(self, held: bool) -> None:
         """Holds minimum tests back, because other processes may be ahead or behind; see ``catch_up``.
@@ -229,39 +220,21 @@ class AutoWUScheduler(LRScheduler):
 
         Three collectives at most; all processes must join.
         """
-        switch_step = -1 if self.switch_step is None else self.switch_step
-        mine = [self.last_epoch, len(self.pending_losses()), switch_step]
-        step, num_pending, switch_step = collective.gather_max(mine)
-        self._history.flush_uneven(num_pending)
+        step, switch_step = self._warm_up.catch_up(self.last_epoch, self.switch_step)
         self._step_count += step - self.last_epoch
         self.last_epoch = step
-        self._cadence.restart()
-        if switch_step >= 0 and self.switch_step is None:  # at the cap, where no test decides
-            self._switch(switch_step, minimum_step=switch_step)
-        elif self.phase == "warmup" and self._cadence.is_due(step):
-            self._run_test(step)
-            self._cadence.plan(step, self.warmup_cap, soon=self._minimum_test.inconclusive)
+        if self.switch_step is None:
+            if switch_step is not None:  # at the cap, where no test decides
+                self._switch(switch_step, minimum_step=switch_step)
+            else:
+                minimum_step = self._warm_up.test_if_due(step, self.warmup_cap)
+                if minimum_step is not None:
+                    self._switch(step, minimum_step)
         self._set_lrs()
-
-    def _run_test(self, step: int) -> None:
-        self.flush()
-        losses = self._history.gathered
-        num_new = len(losses) - (self.tests[-1]["num_losses"] if self.tests else 0)
-        if num_new == 0:
-            return
-        record = self._minimum_test.run(losses, num_new, step) if collective.is_main_process() else None
-        if collective.num_processes() > 1:
-            shared = collective.broadcast_record(record, self.settings.num_tests)
-            if record is None:
-                self._minimum_test.records.append(shared)
-        if self._minimum_test.passed:
-            ticks = self._cadence.ticks_per_step
-            minimum_step = round(self._minimum_test.records[-1]["minimum_step"] / ticks) * ticks
-            self._switch(step, minimum_step=min(minimum_step, step))
 
     def _switch(self, step: int, minimum_step: int) -> None:
         """Ends the warm-up: the next step runs at eta_{t*}."""
-        self._history.close()
+        self._warm_up.history.close()
         self.switch_step = step
         self.minimum_step = minimum_step
         self.peak_lr = self.curve.warmup(minimum_step)
@@ -285,8 +258,7 @@ class AutoWUScheduler(LRScheduler):
             "growth_steps": self.curve.growth_steps,
             "steps_per_epoch": self.steps_per_epoch,
             "num_processes": collective.num_processes(),
-            "losses": self._history.state_dict(),
-            "minimum_test": self._minimum_test.state_dict(),
+            **self._warm_up.state_dict(),
             "switch_step": self.switch_step,
             "minimum_step": self.minimum_step,
             "peak_lr": self.peak_lr,
@@ -311,17 +283,11 @@ class AutoWUScheduler(LRScheduler):
         self._step_count = state_dict["step_count"]
         if not self._cadence.epoch_is_given:
             self._cadence.steps_per_epoch = state_dict["steps_per_epoch"]
-        self._history.load_state_dict(state_dict["losses"])
-        self._minimum_test.load_state_dict(state_dict["minimum_test"])
         self.switch_step = state_dict["switch_step"]
         self.minimum_step = state_dict["minimum_step"]
         self.peak_lr = state_dict["peak_lr"]
-        self._cadence.restart()
+        self._warm_up.load_state_dict(state_dict, is_over=self.switch_step is not None)
         self._set_lengths(growth_steps=state_dict["growth_steps"])
-        if self.switch_step is None:
-            self._history.open()  # this scheduler may have been past its switch
-        else:
-            self._history.close()
         self._set_lrs()
         if state_dict["num_processes"] != collective.num_processes() and collective.is_main_process():
             logger.warning(

@@ -92,6 +92,18 @@ def test_resumed_on_another_number_of_ranks_it_trains_on_with_a_note(tmp_path, p
     assert any(f"goes on with {processes} process(es) from a state of 2" in note for note in ranks[0]["notes"])
 
 
+@pytest.mark.parametrize("processes", [1, 4])
+def test_trainer_resumed_on_another_number_of_ranks_trains_on(tmp_path, uninterrupted, processes):
+    settings = {"save_strategy": "steps", "save_steps": SAVE_EVERY, "options": {"test_every": 3}}
+    run_ranks(trainer_run, str(tmp_path), kill_at=25, killed=True, **settings)
+    before = uninterrupted["trainer"][0]
+    for seen in run_ranks(trainer_run, str(tmp_path), processes=processes, resume=True, **settings):
+        assert seen["all_lrs_equal"]
+        assert len(seen["lrs"]) == 120 - 21
+        assert seen["losses"][:40] == pytest.approx(before["losses"][:40], abs=1e-4)  # the same global batches
+        assert seen["last_lr"] == 0.0
+
+
 def test_a_state_saved_on_the_main_process_alone_hangs_nobody_and_goes_on(tmp_path):
     """Many scripts call save_state on the main process only; the other ranks' unshared losses are lost then."""
     settings = {"folder": str(tmp_path), "options": OPTIONS, "save_every": SAVE_EVERY}

@@ -1,0 +1,108 @@
+"""The warm-up: takes in the losses of the run and finds out when their minimum has passed (2.1.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from . import collective
+from .cadence import Cadence
+from .loss_history import LossHistory
+from .minimum_test import MinimumTest
+from .settings import AutoWUSettings
+
+
+class WarmUp:
+    """The part of the schedule that decides; with several processes, the same on all of them.
+
+    Args:
+        settings: the options.
+        optimizer: the one whose steps count.
+        steps_per_epoch: scheduler steps in an epoch; None when unknown.
+
+    Attributes:
+        cadence: when losses are taken in and tests run.
+        history: the losses.
+        minimum_test: the tests.
+    """
+
+    def __init__(self, settings: AutoWUSettings, optimizer: Optimizer, steps_per_epoch: int | None) -> None:
+        self.num_tests = settings.num_tests
+        self.cadence = Cadence(settings, steps_per_epoch)
+        self.history = LossHistory(optimizer)
+        self.minimum_test = MinimumTest(settings)
+        self.history.open()
+
+    def advance(self, step: int, cap: int, loss: Any) -> int | None:
+        """Takes in the loss of one more scheduler step, and tests when it is time.
+
+        Args:
+            step: t, the scheduler steps done.
+            cap: the longest warm-up, in scheduler steps.
+            loss: as in ``AutoWUScheduler.step``.
+
+        Returns:
+            t*, the step of the minimum, when the warm-up is over; else None.
+
+        Raises:
+            ValueError: see ``AutoWUScheduler.step``.
+        """
+        if self.cadence.tick():
+            self.history.observe(loss)
+        return step if step >= cap else self.test_if_due(step, cap)
+
+    def test_if_due(self, step: int, cap: int) -> int | None:
+        """Tests when it is time; arguments, return and error as in ``advance``."""
+        if not self.cadence.is_due(step):
+            return None
+        self.cadence.require_interval(cap)
+        minimum_step = self._test(step)
+        self.cadence.plan(step, cap, soon=self.minimum_test.inconclusive)
+        return minimum_step
+
+    def _test(self, step: int) -> int | None:
+        self.history.flush()
+        losses, records = self.history.gathered, self.minimum_test.records
+        num_new = len(losses) - (records[-1]["num_losses"] if records else 0)
+        if num_new == 0:
+            return None
+        record = self.minimum_test.run(losses, num_new, step) if collective.is_main_process() else None
+        if collective.num_processes() > 1:
+            shared = collective.broadcast_record(record, self.num_tests)
+            if record is None:
+                records.append(shared)
+        if not self.minimum_test.passed:
+            return None
+        ticks = self.cadence.ticks_per_step
+        return min(round(records[-1]["minimum_step"] / ticks) * ticks, step)
+
+    def catch_up(self, step: int, switch_step: int | None) -> tuple[int, int | None]:
+        """Where the other processes are, and the losses that they have more; collectives that all must join.
+
+        Args:
+            step: scheduler steps done on this process.
+            switch_step: the step at which this process's warm-up ended; None before.
+
+        Returns:
+            The step, and the step of the switch, of the process that is furthest.
+        """
+        mine = [step, len(self.history.pending()), -1 if switch_step is None else switch_step]
+        step, num_pending, switched = collective.gather_max(mine)
+        self.history.flush_uneven(num_pending)
+        self.cadence.restart()
+        return step, None if switched < 0 else switched
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses and tests."""
+        return {"losses": self.history.state_dict(), "minimum_test": self.minimum_test.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], is_over: bool) -> None:
+        """Restores what ``state_dict`` returned; listens to losses again, or no more when ``is_over``."""
+        self.history.load_state_dict(state["losses"])
+        self.minimum_test.load_state_dict(state["minimum_test"])
+        self.cadence.restart()
+        if is_over:
+            self.history.close()
+        else:
+            self.history.open()  # the scheduler may have been past its switch
