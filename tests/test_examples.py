@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,14 +58,7 @@ def test_adamp_and_lamb(vit, tmp_path, optimizer):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_checkpoint_is_fine_tuned_on_a_dataset_of_images(vit, tmp_path):
     """The path that Hub names take, on a local checkpoint and an image folder."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("test", 8)):
-        for label, level in (("dark", 60), ("light", 200)):
-            folder = tmp_path / "images" / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(level + 20 * rng.standard_normal((8, 8)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    image_folder(tmp_path / "images")
     model, processor = vit.small_vit(num_labels=5)
     model.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
@@ -86,3 +81,111 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "1/" in printed
     assert "warm-up, tap included" in printed
+
+
+@pytest.fixture(scope="module")
+def no_trainer():
+    return load("vit_no_trainer.py")
+
+
+def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys):
+    metrics = no_trainer.main(["--cpu", "--output_dir", str(tmp_path)])
+    assert metrics["accuracy"] >= 0.95
+    printed = capsys.readouterr().out
+    assert f"learning rate found: {metrics['peak_lr']:.2e}" in printed
+    assert f"picture:             {tmp_path / 'autowu.png'}" in printed
+    assert (tmp_path / "autowu.png").stat().st_size > 10_000
+
+
+def test_the_loop_without_trainer_resumes_exactly(no_trainer, tmp_path):
+    """45 steps an epoch; the checkpoint lies in the warm-up and inside an epoch."""
+    options = ["--cpu", "--num_train_epochs", "4", "--checkpointing_steps", "70"]
+    whole = no_trainer.main([*options, "--output_dir", str(tmp_path / "whole")])
+    checkpoint = str(tmp_path / "whole" / "step_70")
+    resumed = no_trainer.main([*options, "--output_dir", str(tmp_path), "--resume_from_checkpoint", checkpoint])
+    assert resumed == whole
+    assert whole["switch_step"] > 70
+
+
+def test_the_loop_without_trainer_on_two_processes(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--cpu", "--num_train_epochs", "3", "--output_dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(EXAMPLES / "vit_no_trainer.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("learning rate found") == 1
+    assert (tmp_path / "autowu.png").is_file()
+
+
+def image_folder(folder: Path) -> Path:
+    """Dark and light images, with a training and a test split."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for label, level in (("dark", 60), ("light", 200)):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(level + 20 * rng.standard_normal((8, 8)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / label / f"{i}.png")
+    return folder
+
+
+def test_the_loop_without_trainer_fine_tunes_a_checkpoint_on_a_dataset_of_images(no_trainer, tmp_path):
+    model, processor = no_trainer.small_vit(["a", "b", "c"])
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    metrics = no_trainer.main(
+        [
+            *("--cpu", "--output_dir", str(tmp_path / "output"), "--num_train_epochs", "20"),
+            *("--model_name_or_path", str(tmp_path / "checkpoint"), "--per_device_train_batch_size", "8"),
+            *("--dataset_name", str(image_folder(tmp_path / "images")), "--gradient_accumulation_steps", "2"),
+        ]
+    )
+    assert metrics["accuracy"] > 0.9
+
+
+@pytest.fixture(scope="module")
+def language():
+    return load("causal_lm.py")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_small_gpt_learns_the_standard_librarys_text(language, tmp_path, capsys):
+    metrics = language.main(options(tmp_path, "--max_bytes", "150000", "--block_size", "64"))
+    assert metrics["bits_per_byte"] < metrics["unigram_bits_per_byte"] - 0.5
+    assert metrics["perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]))
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "autowu.json").read_text())
+    assert f"learning rate found: {report['peak_lr']:.2e}" in printed
+    assert (tmp_path / "autowu.png").stat().st_size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_language_model_is_fine_tuned_on_a_dataset_of_texts(language, tmp_path):
+    """The path that Hub names take, on a local checkpoint, tokenizer and text file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<unk>", "<eos>", "a", "b", "c"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
+    fast.model_max_length = 16
+    fast.save_pretrained(tmp_path / "checkpoint")
+    config = GPT2Config(vocab_size=5, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "train.txt").write_text("a b c a b c a b c a b c a b c a b c\n" * 200)
+    metrics = language.main(
+        options(
+            tmp_path / "output",
+            *("--model_name_or_path", str(tmp_path / "checkpoint"), "--dataset_name", str(tmp_path / "texts")),
+            *("--num_train_epochs", "4"),
+        )
+    )
+    assert metrics["perplexity"] < 2.5  # three letters at random: 3
