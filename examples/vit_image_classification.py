@@ -142,7 +142,8 @@ def fine_tune(
         images = rows[example.image_column]
         if augment:
             images = [random_affine(image) for image in images]
-        return {**processor(images, return_tensors="pt"), "labels": rows[label]}
+        arrays = [np.atleast_3d(image) for image in images]  # a grey image needs its channel spelled out
+        return {**processor(arrays, return_tensors="pt"), "labels": rows[label]}
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {

@@ -139,7 +139,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model, processor = small_vit(names) if checkpoint is None else from_checkpoint(checkpoint, names)
 
     def preprocess(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        return {**processor(rows[args.image_column], return_tensors="pt"), "labels": rows[args.label_column]}
+        images = [
+            np.atleast_3d(image) for image in rows[args.image_column]
+        ]  # a grey image needs its channel spelled out
+        return {**processor(images, return_tensors="pt"), "labels": rows[args.label_column]}
 
     train_loader = DataLoader(
         data["train"].with_transform(preprocess),

@@ -351,6 +351,7 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
 def deepspeed_config(stage: int, optimizer: bool = False, scheduler: bool = False) -> dict[str, Any]:
     config: dict[str, Any] = {
         "zero_optimization": {"stage": stage},
+        "fp16": {"enabled": False},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
     }
