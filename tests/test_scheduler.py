@@ -117,9 +117,9 @@ def test_groups_keep_their_ratios_and_the_users_lr_does_not_matter():
     assert double == pytest.approx(first * 2, rel=1e-12)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("preset", [None, "paper"])
-@pytest.mark.parametrize("stop", [7, 60, 100, 215, 400])
-def test_a_resumed_run_goes_on_bit_for_bit(stop, preset):
+def test_a_resumed_run_goes_on_bit_for_bit(preset):
     """Stopped at the start, between two tests, at a test, near the switch, and in the decay."""
     losses = np.concatenate([valley(300), np.ones(300)])
 
@@ -128,6 +128,11 @@ def test_a_resumed_run_goes_on_bit_for_bit(stop, preset):
 
     whole = new()
     expected = run(whole, losses, 600)
+    for stop in (7, 60, 100, 215, 400):
+        goes_on_bit_for_bit(new, stop, losses, whole, expected)
+
+
+def goes_on_bit_for_bit(new, stop, losses, whole, expected):
     interrupted = new()
     run(interrupted, losses, stop)
     file = io.BytesIO()
