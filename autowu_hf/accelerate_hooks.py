@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import collective, rank_files, uneven
 from .loss_tap import tell_backward, tell_optimizer_step
+from .rewind import cannot_rewind
 from .scheduler import AutoWUScheduler
 
 
@@ -49,6 +50,10 @@ def _prepare(original: Callable[..., Any]) -> Callable[..., Any]:
             ticks_once = isinstance(self, DeepSpeedSchedulerWrapper) or self.split_batches
             once = ticks_once or not self.step_with_optimizer
             self.scheduler.set_ticks_per_step(1 if once else collective.num_processes())
+            for optimizer in self.optimizers:
+                reason = cannot_rewind(optimizer)
+                if reason is not None:
+                    self.scheduler.rewind.refuse(reason)
 
     return init
 

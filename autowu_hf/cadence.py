@@ -42,7 +42,12 @@ class Cadence:
 
     def is_due(self, step: int) -> bool:
         """Whether a minimum test is to be run after ``step`` scheduler steps: never amid an optimizer step."""
-        return step >= self._next_test and not self.held and self._ticks % self.ticks_per_step == 0
+        return step >= self._next_test and not self.held and self.is_between_steps
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether all scheduler steps of an optimizer step are done."""
+        return self._ticks % self.ticks_per_step == 0
 
     def plan(self, step: int, cap: int, soon: bool = False) -> None:
         """Sets the step of the next test.
@@ -72,6 +77,21 @@ class Cadence:
         if isinstance(self.settings.test_every, int):
             return math.ceil(every / ticks) * ticks
         return every * ticks
+
+    def num_tests(self, cap: int, fewest_losses: int) -> int | None:
+        """How many tests the longest warm-up leaves room for.
+
+        Args:
+            cap: the longest warm-up, in scheduler steps.
+            fewest_losses: how many losses a test needs.
+
+        Returns:
+            The number; None while the interval is unknown.
+        """
+        interval = self.interval(cap)
+        if interval is None:
+            return None
+        return max((cap - 1) // interval - (fewest_losses * self.ticks_per_step - 1) // interval, 0)
 
     def require_interval(self, cap: int) -> None:
         """Makes sure that there is an interval.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from accelerate.state import PartialState
@@ -17,9 +17,21 @@ from torch import Tensor
 
 from .minimum_test import MinimumTestRecord
 
-_SCALARS: tuple[
-    Literal["step", "num_losses", "minimum_step", "positive", "spike_at_end", "outputscale", "noise", "mean"], ...
-] = ("step", "num_losses", "minimum_step", "positive", "spike_at_end", "outputscale", "noise", "mean")
+_SCALARS = (
+    "step",
+    "num_losses",
+    "minimum_step",
+    "cliff_step",
+    "positive",
+    "diverged",
+    "above",
+    "spike_at_end",
+    "outputscale",
+    "noise",
+    "mean",
+)
+_WHOLE = ("step", "num_losses")
+_TRUTHS = ("positive", "diverged", "above", "spike_at_end")
 
 
 def _is_distributed() -> bool:
@@ -104,7 +116,7 @@ def broadcast_record(record: MinimumTestRecord | None, num_tests: int) -> Minimu
 
     Args:
         record: the record; None on the other processes.
-        num_tests: the length of its ``p_min``.
+        num_tests: the length of its ``p_min`` and ``p_cliff``.
 
     Returns:
         The record.
@@ -112,20 +124,15 @@ def broadcast_record(record: MinimumTestRecord | None, num_tests: int) -> Minimu
     if num_processes() == 1:
         assert record is not None
         return record
-    numbers = torch.full((len(_SCALARS) + num_tests,), math.nan, dtype=torch.float64)
+    numbers = torch.full((len(_SCALARS) + 2 * num_tests,), math.nan, dtype=torch.float64)
     if record is not None:
-        scalars = [record[name] for name in _SCALARS]
-        numbers = torch.tensor([*scalars, *record["p_min"]], dtype=torch.float64)
-    numbers = _broadcast(numbers)
-    values = dict(zip(_SCALARS, numbers.tolist(), strict=False))
-    return {
-        "step": int(values["step"]),
-        "num_losses": int(values["num_losses"]),
-        "p_min": numbers[len(_SCALARS) :].tolist(),
-        "minimum_step": values["minimum_step"],
-        "positive": bool(values["positive"]),
-        "spike_at_end": bool(values["spike_at_end"]),
-        "outputscale": values["outputscale"],
-        "noise": values["noise"],
-        "mean": values["mean"],
-    }
+        fields: dict[str, Any] = dict(record)
+        scalars = [fields[name] for name in _SCALARS]
+        numbers = torch.tensor([*scalars, *record["p_min"], *record["p_cliff"]], dtype=torch.float64)
+    shared = _broadcast(numbers).tolist()
+    values: dict[str, Any] = dict(zip(_SCALARS, shared, strict=False))
+    values |= {name: int(values[name]) for name in _WHOLE}
+    values |= {name: bool(values[name]) for name in _TRUTHS}
+    values["p_min"] = shared[len(_SCALARS) : len(_SCALARS) + num_tests]
+    values["p_cliff"] = shared[len(_SCALARS) + num_tests :]
+    return MinimumTestRecord(**values)  # type: ignore[typeddict-item]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import nn
 from torch.optim import Optimizer
 
 from .scheduler import AutoWUScheduler
@@ -27,7 +28,13 @@ def get_autowu_schedule(
     num_tests: int | None = None,
     gp_engine: str | None = None,
     standardize: bool | None = None,
+    peak_rule: str | None = None,
+    rewind: bool | str | None = None,
+    rewind_dir: str | None = None,
+    rewind_memory: float | None = None,
+    guard: bool | None = None,
     seed: int | None = None,
+    model: nn.Module | None = None,
 ) -> AutoWUScheduler:
     """An AutoWU schedule (Kim et al. 2021, arXiv 2107.05855): no peak LR and no warm-up length to choose.
 
@@ -41,7 +48,8 @@ def get_autowu_schedule(
         num_warmup_steps: the longest warm-up, in steps; 0 means ``max_warmup_fraction`` of all steps.
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
         preset: None for this package's defaults; "paper" for the authors' recipe: ``test_every="epoch"``,
-            ``gp_engine="gpytorch"``, ``standardize=False``. Options given beside it win.
+            ``gp_engine="gpytorch"``, ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``,
+            ``guard=False``. Options given beside it win.
         min_lr: eta_min, 1e-5 (2.1.1).
         max_lr: eta_max, 1.0; SGD may need more (2.1.1).
         max_warmup_fraction: rho_w, 0.5 (2.1.1).
@@ -55,7 +63,17 @@ def get_autowu_schedule(
         num_tests: n_test, the random subsets of losses that vote, 5 (2.1.2).
         gp_engine: "fast", a converged fit in milliseconds, or "gpytorch", 100 steps of Adam (2.1.2).
         standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
+        peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
+            "cliff": it ends where half of what the loss had gained is lost again, and the peak is a tenth of the LR
+            there, or the LR at the minimum, if lower. None: "cliff" with rewind, else "minimum".
+        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR was
+            passed, from copies in host memory; "disk": from files. None: True where that works, else a logged
+            warning. False: only the LR goes back.
+        rewind_dir: the folder for "disk"; None for the system's temporary one.
+        rewind_memory: the share of the free host memory that these copies may take, 0.5.
+        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap.
         seed: of the random subsets, 0.
+        model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 
     Returns:
         The scheduler, to be stepped once per optimizer step.
@@ -86,6 +104,11 @@ def get_autowu_schedule(
         "num_tests": num_tests,
         "gp_engine": gp_engine,
         "standardize": standardize,
+        "peak_rule": peak_rule,
+        "rewind": rewind,
+        "rewind_dir": rewind_dir,
+        "rewind_memory": rewind_memory,
+        "guard": guard,
         "seed": seed,
     }
     return AutoWUScheduler(
@@ -94,4 +117,5 @@ def get_autowu_schedule(
         num_warmup_steps,
         steps_per_epoch=steps_per_epoch,
         settings=AutoWUSettings.from_options(preset, options),
+        model=model,
     )

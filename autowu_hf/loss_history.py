@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import collective
@@ -62,6 +63,10 @@ class LossHistory:
                 MissingLossWarning,
                 stacklevel=4,
             )
+
+    def models(self) -> Sequence[nn.Module]:
+        """The models of the accelerator that was heard last; none before one was."""
+        return self._tap.models()
 
     def flush(self) -> None:
         """Gathers the pending losses; with several processes, one collective that all must join."""

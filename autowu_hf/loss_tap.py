@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 
 from .param_groups import innermost
 
@@ -35,6 +35,7 @@ class LossTap:
     def __init__(self, optimizer: Any = None) -> None:
         self._optimizer = None if optimizer is None else innermost(optimizer)
         self._prepared: AcceleratedOptimizer | None = None
+        self._accelerator: weakref.ref[Accelerator] | None = None
         self._steps: list[Tensor] = []  # of the optimizer steps done since the last take
         self._sum: Tensor | None = None  # over the backward calls of the step under way
         self._micro_batches = 0
@@ -74,6 +75,8 @@ class LossTap:
         """
         loss = scalar(loss, "accelerator.backward")
         self._heard = True
+        if self._accelerator is None:
+            self._accelerator = weakref.ref(accelerator)
         if self._complete and accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.end_step(skipped=self._prepared is not None and self._prepared.step_was_skipped)
         gradients = accelerator.gradient_state
@@ -120,6 +123,14 @@ class LossTap:
             self.end_step(skipped=False)
         steps, self._steps, self._heard = self._steps, [], False
         return steps
+
+    def models(self) -> list[nn.Module]:
+        """The models of the accelerator that was heard, those with a parameter of this optimizer; none before one was."""
+        accelerator = None if self._accelerator is None else self._accelerator()
+        if accelerator is None or self._optimizer is None:
+            return []
+        own = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        return [model for model in accelerator._models if any(id(p) in own for p in model.parameters())]
 
     def _prepared_by(self, accelerator: Accelerator) -> bool:
         for prepared in accelerator._optimizers:

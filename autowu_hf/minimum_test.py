@@ -10,13 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
+from . import divergence
 from .loss_curve_gp import GRID, Array, FastGP, GPParameters, Posterior
+from .peak_rules import cliff_place, cliff_probability, minimum_probability
 from .settings import AutoWUSettings
-
-GAP_JITTER = 1e-4
-"""Added to the variance of f(x) - f(1), as in the authors' code: a rise of less than a hundredth of the losses'
-standard deviation (of the loss's unit where ``standardize`` is off) is no evidence.
-"""
 
 _MAX_SUBSET = 500
 _SPIKE_WINDOW = 5
@@ -31,7 +28,11 @@ class MinimumTestRecord(TypedDict):
         num_losses: losses seen.
         p_min: P_min of every subset, eq. (4).
         minimum_step: the estimate of t*, eq. (5), in scheduler steps.
-        positive: the vote, more than half of ``p_min`` above the confidence.
+        p_cliff: the probability that the cliff has been passed, of every subset.
+        cliff_step: the estimate of the cliff's step, in scheduler steps; ``step`` where there is none.
+        positive: the vote, more than half of ``p_min`` (of ``p_cliff`` under that rule) above the confidence.
+        diverged: whether the warm-up must end at once.
+        above: whether the newest losses lie above ``divergence.ceiling``.
         spike_at_end: whether the newest loss was left out as a spike.
         outputscale: sigma_f^2 of the fitted GP, in squared loss units; NaN where there were too few losses for a GP.
         noise: sigma_n^2, in squared loss units.
@@ -42,7 +43,11 @@ class MinimumTestRecord(TypedDict):
     num_losses: int
     p_min: list[float]
     minimum_step: float
+    p_cliff: list[float]
+    cliff_step: float
     positive: bool
+    diverged: bool
+    above: bool
     spike_at_end: bool
     outputscale: float
     noise: float
@@ -89,6 +94,7 @@ class MinimumTest:
 
     def __init__(self, settings: AutoWUSettings) -> None:
         self.settings = settings
+        self.rule = settings.rule
         self.records: list[MinimumTestRecord] = []
         self._engine: LossCurveEngine
         if settings.gp_engine == "gpytorch":
@@ -103,11 +109,25 @@ class MinimumTest:
             self._fit_size, self._subset_share, self._fewest = 500, 0.8, 10
 
     @property
+    def fewest_losses(self) -> int:
+        """The losses that a test needs to say anything."""
+        return self._fewest
+
+    @property
     def passed(self) -> bool:
-        """Whether the last ``patience`` conclusive tests were all positive: the warm-up is over (2.1.2)."""
+        """Whether the last ``patience`` conclusive tests were all positive, or the last one saw the losses diverge: the
+        warm-up is over (2.1.2).
+        """
+        if self.records and self.records[-1]["diverged"]:
+            return True
         conclusive = [record for record in self.records if not _is_inconclusive(record)]
         last = conclusive[-self.settings.patience :]
         return len(last) == self.settings.patience and all(record["positive"] for record in last)
+
+    @property
+    def minimum_step(self) -> float | None:
+        """The last test's estimate of t*, in scheduler steps; None before there is one."""
+        return self.records[-1]["minimum_step"] if self.records else None
 
     @property
     def inconclusive(self) -> bool:
@@ -117,7 +137,7 @@ class MinimumTest:
         """
         return bool(self.records) and _is_inconclusive(self.records[-1])
 
-    def run(self, losses: Array, num_new: int, step: int) -> MinimumTestRecord:
+    def run(self, losses: Array, num_new: int, step: int, is_last: bool = False) -> MinimumTestRecord:
         """Tests whether the loss has passed its minimum; the record is appended to ``records``.
 
         Args:
@@ -126,20 +146,25 @@ class MinimumTest:
             num_new: how many of them are new since the last test. When all of these are non-finite the run has
                 diverged, which counts as the minimum being in the past.
             step: t, the scheduler steps done.
+            is_last: makes do with three losses; for the cap, where something has to be decided.
 
         Returns:
             The record.
         """
         n = len(losses)
-        diverged = num_new > 0 and not np.isfinite(losses[n - num_new :]).any()
+        diverged = divergence.is_diverged(losses, num_new)
         used = usable(losses, self.settings.standardize)
-        if int(used.sum()) >= self._fewest:
+        if int(used.sum()) >= (min(3, self._fewest) if is_last else self._fewest):
             record = self._test(losses, used, step, diverged)
         else:
             # Too few to say anything. A run that diverged at once goes back to where it started.
-            p_min = [float(diverged)] * self.settings.num_tests
-            record = self._record(n, step, p_min, 0.0 if diverged else float(step), _NO_PARAMETERS)
+            p = [float(diverged)] * self.settings.num_tests
+            place = 0.0 if diverged else 1.0
+            record = self._record(n, step, p, place, p, place, _NO_PARAMETERS)
         record["spike_at_end"] = bool(np.isfinite(losses[-1:]).any() and not used[-1:].any())
+        if self.settings.guard:
+            record["above"] = divergence.is_above(losses, num_new)
+            record["diverged"] = diverged or (record["above"] and bool(self.records) and self.records[-1]["above"])
         self.records.append(record)
         return record
 
@@ -150,6 +175,9 @@ class MinimumTest:
         if self.settings.standardize:
             centre, scale = float(losses[used].mean()), float(losses[used].std()) or 1.0
             y = (losses - centre) / scale
+        if self.settings.guard:
+            # How far above is no matter: it would only hide the shape of the rest.
+            y = np.minimum(y, divergence.ceiling(y[used]))
         rng = np.random.default_rng([self.settings.seed, n])
 
         def subset(size: int) -> tuple[Array, Array]:
@@ -164,21 +192,37 @@ class MinimumTest:
         posteriors = self._engine.posteriors(params, [subset(size) for _ in range(num_tests if size < n else 1)])
         if size >= n:  # equal subsets give equal answers
             posteriors *= num_tests
+        # Where the newest losses are not finite, the curve is known up to the last one that is.
+        known = GRID <= (x[used][-1] + 1.0 / n if diverged else 1.0)
         p_min = [1.0 if diverged else minimum_probability(posterior) for posterior in posteriors]
-        argmin = [float(GRID[np.argmin(posterior.mean)]) for posterior in posteriors]
+        p_cliff = [1.0 if diverged else cliff_probability(posterior) for posterior in posteriors]
+        minima = [float(GRID[known][np.argmin(posterior.mean[known])]) for posterior in posteriors]
+        cliffs = [min(cliff_place(posterior.mean), float(GRID[known][-1])) for posterior in posteriors]
         unit = GPParameters(params.outputscale * scale**2, params.noise * scale**2, params.mean * scale + centre)
-        return self._record(n, step, p_min, step * sum(argmin) / len(argmin), unit)
+        return self._record(n, step, p_min, sum(minima) / num_tests, p_cliff, sum(cliffs) / num_tests, unit)
 
     def _record(
-        self, num_losses: int, step: int, p_min: list[float], minimum_step: float, params: GPParameters
+        self,
+        num_losses: int,
+        step: int,
+        p_min: list[float],
+        minimum: float,
+        p_cliff: list[float],
+        cliff: float,
+        params: GPParameters,
     ) -> MinimumTestRecord:
-        votes = sum(p > self.settings.confidence for p in p_min)
+        decisive = p_cliff if self.rule == "cliff" else p_min
+        votes = sum(p > self.settings.confidence for p in decisive)
         return {
             "step": step,
             "num_losses": num_losses,
             "p_min": p_min,
-            "minimum_step": minimum_step,
+            "minimum_step": step * minimum,
+            "p_cliff": p_cliff,
+            "cliff_step": step * cliff,
             "positive": votes > self.settings.num_tests / 2,
+            "diverged": False,
+            "above": False,
             "spike_at_end": False,
             "outputscale": params.outputscale,
             "noise": params.noise,
@@ -202,17 +246,3 @@ _NO_PARAMETERS = GPParameters(outputscale=math.nan, noise=math.nan, mean=math.na
 
 def _is_inconclusive(record: MinimumTestRecord) -> bool:
     return record["spike_at_end"] and not record["positive"]
-
-
-def minimum_probability(posterior: Posterior) -> float:
-    """P_min = max over x in S of P(f(x) < f(1)), eqs. (3) and (4): a lower bound of P(f(x) < f(1) for some x).
-
-    Args:
-        posterior: of the latent curve on ``GRID``; x = 1 itself is left out.
-
-    Returns:
-        A probability.
-    """
-    gap = posterior.mean[-1] - posterior.mean[:-1]
-    z = gap / np.sqrt(np.maximum(posterior.gap_variance[:-1], 0.0) + GAP_JITTER)
-    return 0.5 * math.erfc(-float(z.max()) / math.sqrt(2.0))

@@ -48,6 +48,16 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
+def partitioned_by(optimizer: Any) -> str | None:
+    """The name of DeepSpeed's wrap around an optimizer; None without one."""
+    while optimizer is not None:
+        kind = type(optimizer)
+        if kind.__module__.startswith("deepspeed.") or kind.__name__.startswith("DeepSpeed"):
+            return kind.__name__
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
 def refuse_layer_wise(dummy: object) -> NoReturn:
     """Raises the error for transformers' layer-wise optimizers (GaLore's, APOLLO's).
 

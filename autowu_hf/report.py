@@ -8,6 +8,28 @@ import os
 from typing import Any
 
 
+def describe(report: dict[str, Any]) -> str:
+    """The switch in one line.
+
+    Args:
+        report: what ``AutoWUScheduler.report`` returned after the switch.
+
+    Returns:
+        For example "cliff before step 148 of 160, peak LR 9.0e-3, weights of step 90, cosine decay over 340 steps".
+    """
+    step = report["switch_step"]
+    found = {
+        "minimum": f"minimum at step {report['minimum_step']} of {step}",
+        "cliff": f"cliff at step {step}, minimum at step {report['minimum_step']}",
+        "cap": f"warm-up ended by its cap, at step {step}, minimum at step {report['minimum_step']}",
+        "divergence": f"losses diverged at step {step}, minimum at step {report['minimum_step']}",
+    }[report["ended_by"]]
+    peak = f"{report['peak_lr']:.1e}".replace("e-0", "e-")
+    restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
+    decay = report["settings"]["decay_type"].replace("_", " ")
+    return f"{found}; peak LR {peak}{restored}, {decay} decay over {report['num_training_steps'] - step} steps"
+
+
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes a report; the file is either whole or the one before.
 

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import collective
 from .minimum_test import MinimumTestRecord
-from .param_groups import lr_ratios, set_lrs
+from .param_groups import innermost, lr_ratios, set_lrs
+from .peak_rules import CLIFF_SHARE
+from .report import describe
+from .rewind import Rewind
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
-from .warm_up import WarmUp
+from .snapshot import has_finite_parameters
+from .warm_up import Ending, WarmUp
 
 logger = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
+_CHECK_AFTER = 5
+
+
+class DivergedError(RuntimeError):
+    """The warm-up ended with parameters that are infinite or NaN, and nothing to go back to."""
 
 
 class AutoWUScheduler(LRScheduler):
@@ -37,12 +48,17 @@ class AutoWUScheduler(LRScheduler):
         num_warmup_steps: the longest warm-up, in steps; 0 means ``settings.max_warmup_fraction`` of all steps.
         steps_per_epoch: steps in an epoch; None when unknown (``AutoWUCallback`` tells it under Trainer).
         settings: every other option.
+        model: whose buffers (of batch norm) are rewound with the parameters; a model that an accelerator prepared is
+            known without it.
 
     Attributes:
         phase: "warmup" or "decay".
         switch_step: steps done when the warm-up ended; None before.
         minimum_step: t*, the step of the minimum, eq. (5); None before the switch.
-        peak_lr: eta_{t*}, the LR that the decay starts from; None before the switch.
+        peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
+            switch.
+        ended_by: "minimum", "cliff", "cap" or "divergence"; None before the switch.
+        rewound_to: the step whose weights the switch went back to; None before it, and where none were.
         tests: the ``MinimumTestRecord`` of every test so far.
 
     Raises:
@@ -57,6 +73,7 @@ class AutoWUScheduler(LRScheduler):
         *,
         steps_per_epoch: int | None = None,
         settings: AutoWUSettings | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.settings = AutoWUSettings() if settings is None else settings
         check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
@@ -66,10 +83,26 @@ class AutoWUScheduler(LRScheduler):
         self.switch_step: int | None = None
         self.minimum_step: int | None = None
         self.peak_lr: float | None = None
+        self.ended_by: str | None = None
+        self.rewound_to: int | None = None
+        self._check_at: int | None = None
+        self._said_short = False
+        self._model = model
         self._warm_up = WarmUp(self.settings, optimizer, steps_per_epoch)
         self._cadence = self._warm_up.cadence
+        reach = CLIFF_SHARE if self.settings.rule == "cliff" else 1.0
+        this = weakref.ref(self)  # no cycle: a schedule that nobody holds must be gone at once
+
+        def models() -> Sequence[nn.Module]:
+            scheduler = this()
+            return [] if scheduler is None else scheduler._models()
+
+        self.rewind = Rewind(self.settings, optimizer, models, reach)
         self._set_lengths()
         super().__init__(optimizer)
+
+    def _models(self) -> Sequence[nn.Module]:
+        return [self._model] if self._model is not None else self._warm_up.models()
 
     def _set_lengths(self, growth_steps: int | None = None) -> None:
         """Sets cap and LR curve, and plans the next test; ``growth_steps`` where the growth is that of another cap."""
@@ -94,6 +127,11 @@ class AutoWUScheduler(LRScheduler):
     def phase(self) -> str:
         """The state: "warmup" until the switch, then "decay"."""
         return "warmup" if self.switch_step is None else "decay"
+
+    @property
+    def peak_rule(self) -> str:
+        """The rule that ends the warm-up: "minimum" or "cliff", which needs rewind to be on."""
+        return self.settings.rule if self.rewind.is_on else "minimum"
 
     @property
     def losses(self) -> list[float]:
@@ -121,15 +159,28 @@ class AutoWUScheduler(LRScheduler):
         """
         if self._step_count > 0 and self.switch_step is None:
             step = self.last_epoch + 1
-            minimum_step = self._warm_up.advance(step, self.warmup_cap, loss)
-            if minimum_step is not None:
-                self._switch(step, minimum_step)
+            if step == 1:
+                self._say_if_short()
+            ending = self._warm_up.advance(step, self.warmup_cap, loss)
+            if ending is not None:
+                self._switch(step, ending)
+            else:
+                self._keep_state(step)
+        elif self._check_at == self.last_epoch + 1:
+            self._require_finite_parameters(self._check_at)
         if self._step_count < 2:
             super().step()  # torch's own, which warns of a step before the optimizer's first
             return
         self._step_count += 1
         self.last_epoch += 1
         self._set_lrs()
+
+    def _keep_state(self, step: int) -> None:
+        """Keeps the weights after a step, where that is due and all processes have done it."""
+        if not self.rewind.is_due(self.curve.warmup(step)) or self._cadence.held or not self._cadence.is_between_steps:
+            return
+        self.rewind.follow(step, self.curve.warmup, self._warm_up.minimum_test.minimum_step)
+        self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
 
     def _set_lrs(self) -> None:
         self._last_lr = [*self.get_lr()]
@@ -164,6 +215,26 @@ class AutoWUScheduler(LRScheduler):
             self._cadence.steps_per_epoch = steps
         self._cadence.require_interval(self.warmup_cap)
         self._cadence.plan(self.last_epoch, self.warmup_cap)
+        self._say_if_short()
+
+    def _say_if_short(self) -> None:
+        """Says, before training, that the warm-up may be too short for its tests, and what happens then."""
+        num_tests = self._cadence.num_tests(self.warmup_cap, self._warm_up.minimum_test.fewest_losses)
+        if num_tests is None or num_tests >= self.settings.patience or self._said_short or self.last_epoch > 0:
+            return
+        self._said_short = True
+        if collective.is_main_process():
+            logger.warning(
+                "the longest warm-up, %d of %d steps, leaves room for %d minimum tests, and it takes %d in a row to end "
+                "it; %s. More steps, a larger max_warmup_fraction or a smaller test_every give it room",
+                self.warmup_cap,
+                self.num_training_steps,
+                num_tests,
+                self.settings.patience,
+                "so one look at its end decides on the learning rate"
+                if self.settings.guard
+                else f"so it will end at max_lr = {self.settings.max_lr:g}, whatever the losses say",
+            )
 
     def set_ticks_per_step(self, ticks: int) -> None:
         """Tells how often in a row the scheduler is stepped for one optimizer step.
@@ -225,28 +296,50 @@ class AutoWUScheduler(LRScheduler):
         self.last_epoch = step
         if self.switch_step is None:
             if switch_step is not None:  # at the cap, where no test decides
-                self._switch(switch_step, minimum_step=switch_step)
+                self._switch(switch_step, Ending("cap", switch_step, switch_step))
             else:
-                minimum_step = self._warm_up.test_if_due(step, self.warmup_cap)
-                if minimum_step is not None:
-                    self._switch(step, minimum_step)
+                ending = self._warm_up.test_if_due(step, self.warmup_cap)
+                if ending is not None:
+                    self._switch(step, ending)
+                else:
+                    self._keep_state(step)
         self._set_lrs()
 
-    def _switch(self, step: int, minimum_step: int) -> None:
-        """Ends the warm-up: the next step runs at eta_{t*}."""
+    def _switch(self, step: int, ending: Ending) -> None:
+        """Ends the warm-up: the next step runs at the peak LR, from the weights that never saw a higher one."""
         self._warm_up.history.close()
         self.switch_step = step
-        self.minimum_step = minimum_step
-        self.peak_lr = self.curve.warmup(minimum_step)
+        self.ended_by = ending.reason
+        self.minimum_step = ending.minimum_step
+        self.peak_lr = self.curve.warmup(ending.minimum_step)
+        if self.peak_rule == "cliff" or (ending.reason == "cap" and self.settings.guard):
+            # The cap counts as a cliff: what lies beyond it nobody knows.
+            share_of_cliff = CLIFF_SHARE * self.curve.warmup(ending.cliff_step)
+            self.peak_lr = min(self.peak_lr, max(share_of_cliff, self.curve.warmup(0)))
+        peak_lr = self.peak_lr
+        self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= peak_lr)
+        self.rewind.drop()
+        if ending.reason == "divergence":
+            if self.rewound_to is None:
+                self._require_finite_parameters(step)
+            # What broke the run may break it again, whatever the LR.
+            self._check_at = step + _CHECK_AFTER * self._cadence.ticks_per_step
         if collective.is_main_process():
-            logger.info(
-                "%s at step %d of %d, peak LR %s, %s decay over %d steps",
-                "warm-up ended by its cap, without a minimum," if step >= self.warmup_cap else "minimum",
-                minimum_step,
-                step,
-                f"{self.peak_lr:.1e}".replace("e-0", "e-"),
-                self.settings.decay_type.replace("_", " "),
-                self.num_training_steps - step,
+            logger.info(describe(self.report()))
+
+    def _require_finite_parameters(self, step: int) -> None:
+        """Looks at this process's share only: where shares differ, the launcher ends the other processes."""
+        if not has_finite_parameters(innermost(self.optimizer)):
+            raise DivergedError(
+                f"training has diverged: parameters are infinite or NaN after step {step}. The warm-up ended at step "
+                f"{self.switch_step}, learning rate {self.curve.warmup(self.switch_step or 0):.1e}, and "
+                + (
+                    "had no earlier state to go back to; rewind=True keeps some, and a lower max_lr than "
+                    f"{self.settings.max_lr:g} keeps the learning rate from getting there"
+                    if self.rewound_to is None
+                    else f"went back to the weights of step {self.rewound_to}, but {self.peak_lr:.1e} broke them again; "
+                    "look for NaN in the data and for overflow in the model"
+                )
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,6 +355,10 @@ class AutoWUScheduler(LRScheduler):
             "switch_step": self.switch_step,
             "minimum_step": self.minimum_step,
             "peak_lr": self.peak_lr,
+            "ended_by": self.ended_by,
+            "rewound_to": self.rewound_to,
+            "check_at": self._check_at,
+            "rewind": self.rewind.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -286,7 +383,11 @@ class AutoWUScheduler(LRScheduler):
         self.switch_step = state_dict["switch_step"]
         self.minimum_step = state_dict["minimum_step"]
         self.peak_lr = state_dict["peak_lr"]
+        self.ended_by = state_dict["ended_by"]
+        self.rewound_to = state_dict["rewound_to"]
+        self._check_at = state_dict["check_at"]
         self._warm_up.load_state_dict(state_dict, is_over=self.switch_step is not None)
+        self.rewind.load_state_dict(state_dict["rewind"], warming_up=self.switch_step is None)
         self._set_lengths(growth_steps=state_dict["growth_steps"])
         self._set_lrs()
         if state_dict["num_processes"] != collective.num_processes() and collective.is_main_process():
@@ -309,6 +410,8 @@ class AutoWUScheduler(LRScheduler):
             "switch_step": self.switch_step,
             "minimum_step": self.minimum_step,
             "peak_lr": self.peak_lr,
+            "ended_by": self.ended_by,
+            "rewound_to": self.rewound_to,
             "losses": self.losses,
             "tests": [dict(record) for record in self.tests],
         }

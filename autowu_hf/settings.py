@@ -10,10 +10,18 @@ from typing import Any
 from .shapes import DECAY_TYPES, GROWTHS
 
 GP_ENGINES = ("fast", "gpytorch")
+PEAK_RULES = ("minimum", "cliff")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {"test_every": "epoch", "gp_engine": "gpytorch", "standardize": False},
+    "paper": {
+        "test_every": "epoch",
+        "gp_engine": "gpytorch",
+        "standardize": False,
+        "peak_rule": "minimum",
+        "rewind": False,
+        "guard": False,
+    },
 }
 """Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe."""
 
@@ -38,6 +46,15 @@ class AutoWUSettings:
         gp_engine: "fast" (converged fit, milliseconds) or "gpytorch" (the paper's 100 steps of Adam).
         standardize: test losses with spikes removed, mean 0 and standard deviation 1, so that the decision does not
             depend on the unit of the loss; False tests them as they are, like the authors.
+        peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
+            (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained is lost again, and the peak is a
+            tenth of the LR at which that was so, or the LR at the minimum, if lower. None: "cliff" with rewind, else
+            "minimum".
+        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR was
+            passed. "disk": the same, kept in files. None: True where that works. False: it takes back the LR only.
+        rewind_dir: the folder for "disk"; None for the system's temporary one.
+        rewind_memory: the share of the free host memory, in (0, 1), that the kept weights may take.
+        guard: ends a warm-up that diverges at once, and looks at the losses once more at its cap.
         seed: of the random subsets of losses.
 
     Raises:
@@ -56,6 +73,11 @@ class AutoWUSettings:
     num_tests: int = 5
     gp_engine: str = "fast"
     standardize: bool = True
+    peak_rule: str | None = None
+    rewind: bool | str | None = None
+    rewind_dir: str | None = None
+    rewind_memory: float = 0.5
+    guard: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +88,7 @@ class AutoWUSettings:
                 f"min_lr must be positive and less than max_lr, got min_lr={self.min_lr} and max_lr={self.max_lr}; "
                 "the warm-up grows the learning rate from min_lr towards max_lr"
             )
-        for name in ("max_warmup_fraction", "decay_fraction", "confidence"):
+        for name in ("max_warmup_fraction", "decay_fraction", "confidence", "rewind_memory"):
             _check_number(name, getattr(self, name))
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
@@ -76,13 +98,36 @@ class AutoWUSettings:
         _check_name("growth", self.growth, tuple(GROWTHS))
         _check_name("decay_type", self.decay_type, DECAY_TYPES)
         _check_name("gp_engine", self.gp_engine, GP_ENGINES)
-        if not isinstance(self.standardize, bool):
-            raise ValueError(f"standardize must be True or False, got {self.standardize!r}")
+        for name in ("standardize", "guard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        self._check_rewind()
         if isinstance(self.test_every, str):
             if self.test_every not in ("auto", "epoch"):
                 raise ValueError(f'test_every must be "auto", "epoch" or a number of steps, got {self.test_every!r}')
         else:
             _check_count("test_every", self.test_every, minimum=1)
+
+    def _check_rewind(self) -> None:
+        if self.rewind not in (None, True, False, "disk") or type(self.rewind) in (int, float):
+            raise ValueError(f'rewind must be True, False, "disk" or None, got {self.rewind!r}')
+        if self.rewind_dir is not None and (not isinstance(self.rewind_dir, str) or self.rewind != "disk"):
+            raise ValueError(
+                f'rewind_dir must be the name of a folder, beside rewind="disk", got {self.rewind_dir!r} and '
+                f"rewind={self.rewind!r}"
+            )
+        if self.peak_rule is not None:
+            _check_name("peak_rule", self.peak_rule, PEAK_RULES)
+        if self.peak_rule == "cliff" and self.rewind is False:
+            raise ValueError(
+                'peak_rule="cliff" lets the loss rise before it goes back, so it needs rewind; leave rewind on, or use '
+                'peak_rule="minimum"'
+            )
+
+    @property
+    def rule(self) -> str:
+        """The peak rule: ``peak_rule``, or what stands for None."""
+        return self.peak_rule or ("minimum" if self.rewind is False else "cliff")
 
     @classmethod
     def from_options(cls, preset: str | None, options: dict[str, Any]) -> AutoWUSettings:

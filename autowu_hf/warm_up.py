@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from . import collective
 from .cadence import Cadence
 from .loss_history import LossHistory
-from .minimum_test import MinimumTest
+from .minimum_test import MinimumTest, MinimumTestRecord
 from .settings import AutoWUSettings
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a warm-up ended.
+
+    Args:
+        reason: "minimum", "cliff", "cap" or "divergence".
+        minimum_step: t*, in scheduler steps.
+        cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen.
+    """
+
+    reason: str
+    minimum_step: int
+    cliff_step: int
 
 
 class WarmUp:
@@ -28,13 +47,17 @@ class WarmUp:
     """
 
     def __init__(self, settings: AutoWUSettings, optimizer: Optimizer, steps_per_epoch: int | None) -> None:
-        self.num_tests = settings.num_tests
+        self.settings = settings
         self.cadence = Cadence(settings, steps_per_epoch)
         self.history = LossHistory(optimizer)
         self.minimum_test = MinimumTest(settings)
         self.history.open()
 
-    def advance(self, step: int, cap: int, loss: Any) -> int | None:
+    def models(self) -> Sequence[nn.Module]:
+        """The models that the accelerator which back-propagates the losses has prepared."""
+        return self.history.models()
+
+    def advance(self, step: int, cap: int, loss: Any) -> Ending | None:
         """Takes in the loss of one more scheduler step, and tests when it is time.
 
         Args:
@@ -43,39 +66,58 @@ class WarmUp:
             loss: as in ``AutoWUScheduler.step``.
 
         Returns:
-            t*, the step of the minimum, when the warm-up is over; else None.
+            How the warm-up ended, when it is over; else None.
 
         Raises:
             ValueError: see ``AutoWUScheduler.step``.
         """
         if self.cadence.tick():
             self.history.observe(loss)
-        return step if step >= cap else self.test_if_due(step, cap)
+        return self.test_if_due(step, cap)
 
-    def test_if_due(self, step: int, cap: int) -> int | None:
+    def test_if_due(self, step: int, cap: int) -> Ending | None:
         """Tests when it is time; arguments, return and error as in ``advance``."""
+        if step >= cap:
+            return self._end_at_cap(step)
         if not self.cadence.is_due(step):
             return None
         self.cadence.require_interval(cap)
-        minimum_step = self._test(step)
+        record = self._test(step)
         self.cadence.plan(step, cap, soon=self.minimum_test.inconclusive)
-        return minimum_step
+        if record is None or not self.minimum_test.passed:
+            return None
+        return self._ending("divergence" if record["diverged"] else self.minimum_test.rule, record)
 
-    def _test(self, step: int) -> int | None:
+    def _end_at_cap(self, step: int) -> Ending:
+        record = None
+        if self.settings.guard and not self.cadence.held:
+            record = self._test(step, is_last=True)
+        if record is None:
+            return Ending("cap", minimum_step=step, cliff_step=step)
+        diverged = record["diverged"] or not math.isfinite(self.history.gathered[-1])
+        passed = self.minimum_test.passed
+        return self._ending("divergence" if diverged else self.minimum_test.rule if passed else "cap", record)
+
+    def _ending(self, reason: str, record: MinimumTestRecord) -> Ending:
+        return Ending(reason, self._whole(record["minimum_step"], record), self._whole(record["cliff_step"], record))
+
+    def _whole(self, place: float, record: MinimumTestRecord) -> int:
+        """A place on the axis in whole optimizer steps."""
+        ticks = self.cadence.ticks_per_step
+        return min(round(place / ticks) * ticks, record["step"])
+
+    def _test(self, step: int, is_last: bool = False) -> MinimumTestRecord | None:
         self.history.flush()
         losses, records = self.history.gathered, self.minimum_test.records
         num_new = len(losses) - (records[-1]["num_losses"] if records else 0)
         if num_new == 0:
             return None
-        record = self.minimum_test.run(losses, num_new, step) if collective.is_main_process() else None
+        record = self.minimum_test.run(losses, num_new, step, is_last) if collective.is_main_process() else None
         if collective.num_processes() > 1:
-            shared = collective.broadcast_record(record, self.num_tests)
+            shared = collective.broadcast_record(record, self.settings.num_tests)
             if record is None:
                 records.append(shared)
-        if not self.minimum_test.passed:
-            return None
-        ticks = self.cadence.ticks_per_step
-        return min(round(records[-1]["minimum_step"] / ticks) * ticks, step)
+        return records[-1]
 
     def catch_up(self, step: int, switch_step: int | None) -> tuple[int, int | None]:
         """Where the other processes are, and the losses that they have more; collectives that all must join.

@@ -180,6 +180,7 @@ def accelerate_loop(
         "switch_step": None if inner.switch_step is None else inner.switch_step / ticks,
         "cap": inner.warmup_cap / ticks,
         "peak_lr": inner.peak_lr,
+        "rewound_to": inner.rewound_to,
         "last_lr": inner.get_last_lr()[0],
         "notes": notes,
     }
@@ -245,6 +246,7 @@ def trainer_run(
     resume: str | bool = False,
     model: Any = None,
     optimizer: Any = None,
+    watch_states: bool = False,
     options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
@@ -262,6 +264,19 @@ def trainer_run(
     calls = count_collectives()
     seen: dict[str, Any] = {"lrs": [], "tests_at": []}
 
+    states: dict[int, list[torch.Tensor]] = {}
+
+    def keep_and_compare(step: int, kwargs: dict[str, Any]) -> None:
+        """Keeps the state of every step of the warm-up; at the switch, finds the one that it went back to."""
+        scheduler, optimizer = kwargs["lr_scheduler"], kwargs["optimizer"]
+        scheduler = getattr(scheduler, "scheduler", scheduler)
+        state = [*kwargs["model"].parameters(), *kwargs["model"].buffers()]
+        state += [value for own in optimizer.state.values() for value in own.values()]
+        states[step] = [getattr(t, "_local_tensor", t).detach().clone() for t in state]
+        if scheduler.switch_step is not None:
+            then = states[scheduler.rewound_to // scheduler._cadence.ticks_per_step]
+            seen["went_back"] = all(torch.equal(a, b) for a, b in zip(states[step], then, strict=True))
+
     class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen["lrs"].append(kwargs["optimizer"].param_groups[0]["lr"])
@@ -272,6 +287,8 @@ def trainer_run(
                 die()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if watch_states and "went_back" not in seen:
+                keep_and_compare(state.global_step, kwargs)
             if stop_at == state.global_step:
                 control.should_training_stop = True
 
@@ -299,6 +316,9 @@ def trainer_run(
         "switch_step": scheduler.switch_step,
         "cap": scheduler.warmup_cap,
         "peak_lr": scheduler.peak_lr,
+        "rewound_to": scheduler.rewound_to,
+        "peak_rule": scheduler.peak_rule,
+        "went_back": seen.get("went_back"),
         "steps_per_epoch": scheduler.steps_per_epoch,
         "test_steps": [record["step"] for record in scheduler.tests],
         "last_lr": scheduler.get_last_lr()[0],

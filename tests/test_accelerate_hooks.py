@@ -13,7 +13,7 @@ from tiny import TinyClassifier
 
 from autowu_hf import accelerate_hooks, get_autowu_schedule
 
-FAST = {"max_lr": 10.0}  # an LR that hurts well before the warm-up's cap
+FAST = {"max_lr": 10.0, "rewind": False}  # an LR that hurts well before the warm-up's cap
 
 MODES = {
     "plain": {},
@@ -76,7 +76,7 @@ def test_one_two_and_four_processes_do_the_same():
 @pytest.mark.parametrize(("every", "expected"), [("auto", 1), (3, 2), (8, 4)])
 def test_tests_fall_on_whole_optimizer_steps(every, expected):
     """A number of scheduler steps that is no whole number of optimizer steps is rounded up."""
-    seen = run_ranks(accelerate_loop, steps=101, options={"max_lr": 10.0, "test_every": every})[0]
+    seen = run_ranks(accelerate_loop, steps=101, options={**FAST, "test_every": every})[0]
     assert seen["cap"] == 50
     assert seen["test_steps"][:3] == [expected, 2 * expected, 3 * expected]
 

@@ -65,3 +65,15 @@ def test_an_epoch_of_unknown_length_is_refused():
     assert cadence.interval(100) is None
     with pytest.raises(ValueError, match='test_every="epoch" needs the length of an epoch'):
         cadence.require_interval(100)
+
+
+@pytest.mark.parametrize(
+    ("cap", "every", "ticks", "expected"),
+    [(10, "auto", 1, 0), (13, "auto", 1, 3), (13, "auto", 2, 0), (50, 10, 1, 4), (51, 10, 1, 5), (40, 100, 1, 0)],
+)
+def test_room_for_tests(cap, every, ticks, expected):
+    """A test needs ten losses, and none is run at the cap itself."""
+    cadence = Cadence(AutoWUSettings(test_every=every), None)
+    cadence.ticks_per_step = ticks
+    steps = [t for t in range(1, cap) if t % cadence.interval(cap) == 0 and t >= 10 * ticks]
+    assert cadence.num_tests(cap, 10) == expected == len(steps)

@@ -35,6 +35,11 @@ def test_every_argument_reaches_the_settings():
         "num_tests": 3,
         "gp_engine": "gpytorch",
         "standardize": False,
+        "peak_rule": "minimum",
+        "rewind": "disk",
+        "rewind_dir": "somewhere",
+        "rewind_memory": 0.25,
+        "guard": False,
         "seed": 5,
     }
     scheduler = get_autowu_schedule(optimizer(), 100, steps_per_epoch=10, **options)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, sharded_loop, trainer_run
 from ranks import run_ranks
-from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS
+from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier
 
 # A test every 3 steps and a checkpoint at 29, between two of them and before the switch, or at 87, in the decay.
-OPTIONS = {"test_every": 3}
+OPTIONS = {"test_every": 3, "rewind": False}
 SAVED_AT = (29, 87)
 
 HAS_FSDP2 = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 6)
@@ -67,6 +67,36 @@ def check_trains_with_one_lr_and_resumes(
             assert seen["logged"] == before["logged"]
             for mine, other in zip(seen["weights"], before["weights"], strict=True):
                 assert torch.equal(mine, other)
+
+
+class WithBatchNorm(TinyClassifier):
+    """Has buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(1, torch.nn.BatchNorm1d(16))
+
+
+@pytest.mark.parametrize("rule", ["minimum", "cliff"])
+@pytest.mark.parametrize("launcher", ["1 process", "DDP", "FSDP2"])
+def test_rewind_goes_back_bit_for_bit(tmp_path, launcher, rule):
+    """Parameters, optimizer state and buffers, of every process its own share; under DDP batch norm's buffers too."""
+    function, arguments = (fsdp_trainer_run, (2,)) if launcher == "FSDP2" else (trainer_run, ())
+    ranks = run_ranks(
+        function,
+        str(tmp_path),
+        *arguments,
+        processes=1 if launcher == "1 process" else 2,
+        model=WithBatchNorm(),
+        watch_states=True,
+        options={"test_every": 3, "peak_rule": rule, "max_lr": 100.0},
+    )
+    for seen in ranks:
+        assert seen["rewound_to"] is not None
+        assert seen["went_back"] is True
+        assert seen["all_lrs_equal"]
+        assert seen["lrs"][seen["switch_step"]] == seen["peak_lr"]
+        assert seen["peak_rule"] == rule
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -13,7 +13,7 @@ from autowu_hf.minimum_test import MinimumTest, minimum_probability, usable
 from autowu_hf.settings import AutoWUSettings
 
 PAPER = AutoWUSettings.from_options("paper", {})
-EPOCH = AutoWUSettings(test_every="epoch")
+EPOCH = AutoWUSettings(test_every="epoch", peak_rule="minimum")
 
 
 def cap_of(record) -> int:
@@ -93,7 +93,7 @@ def test_a_curve_that_always_falls_never_switches(noise, length):
     s = np.arange(length) / length
     for shape in (2.3 - 2.0 * s, 2.3 * np.exp(-3.0 * s), 2.3 / (1.0 + np.exp(8.0 * s - 4.0))):
         losses = shape + noise * np.random.default_rng(0).standard_normal(length)
-        for settings in (EPOCH, AutoWUSettings(num_tests=1)):
+        for settings in (EPOCH, AutoWUSettings(num_tests=1, peak_rule="minimum")):
             assert replay(losses, length, max(length // 60, 1), settings)[0] == length
 
 

@@ -46,7 +46,7 @@ def test_is_a_torch_scheduler_that_starts_at_min_lr():
 
 
 def test_switches_after_the_minimum_and_decays_from_its_lr():
-    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    scheduler = get_autowu_schedule(optimizer_of(), 600, peak_rule="minimum")
     lrs = run(scheduler, valley(300), 600)
     switch, minimum = scheduler.switch_step, scheduler.minimum_step
     assert scheduler.phase == "decay"
@@ -77,8 +77,37 @@ def test_patience_tests_in_a_row_and_records():
     assert scheduler.minimum_step == round(scheduler.tests[-1]["minimum_step"])
 
 
-def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
+def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_tenth_of_its_lr_is_the_most():
+    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    run(scheduler, valley(300), 600)
+    cliff = scheduler.tests[-1]["cliff_step"]
+    assert scheduler.ended_by == "cliff"
+    assert 0.55 * 300 < scheduler.minimum_step < 0.66 * 300 < 0.8 * 300 < cliff < scheduler.switch_step < 300
+    assert scheduler.peak_lr == scheduler.curve.warmup(scheduler.minimum_step)  # less than a tenth of the cliff's
+    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    run(scheduler, np.where(np.arange(300) < 180, 1.0 - np.arange(300) / 180, np.arange(300) / 10 - 18), 600)
+    cliff = scheduler.tests[-1]["cliff_step"]
+    assert cliff == pytest.approx(185, abs=8)
+    assert scheduler.peak_lr == pytest.approx(0.1 * 1e-5 * 1e5 ** (cliff / 300), rel=0.05)
+
+
+def test_a_warm_up_that_meets_no_cliff_ends_at_a_tenth_of_its_last_lr():
     scheduler = get_autowu_schedule(optimizer_of(), 100, max_lr=0.1)
+    run(scheduler, np.linspace(2.0, 1.0, 50), 100)
+    assert (scheduler.switch_step, scheduler.ended_by, scheduler.peak_lr) == (50, "cap", pytest.approx(0.01))
+
+
+def test_a_loss_that_rises_slowly_from_its_start_leaves_a_small_lr():
+    """It is at its minimum when the run begins, as of a model that needs no more training."""
+    scheduler = get_autowu_schedule(optimizer_of(), 400)
+    rng = np.random.default_rng(0)
+    run(scheduler, 1.0 + np.maximum(np.arange(200) - 80, 0) / 100 + 0.01 * rng.standard_normal(200), 400)
+    assert scheduler.ended_by in ("cliff", "divergence")
+    assert scheduler.peak_lr <= 0.1 * scheduler.curve.warmup(120)
+
+
+def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
+    scheduler = get_autowu_schedule(optimizer_of(), 100, max_lr=0.1, peak_rule="minimum", guard=False)
     lrs = run(scheduler, np.linspace(2.0, 1.0, 50), 100)
     assert (scheduler.switch_step, scheduler.minimum_step, scheduler.peak_lr) == (50, 50, 0.1)
     assert lrs[50] == 0.1
@@ -203,9 +232,10 @@ def test_steps_without_any_loss_warn_once():
 
 def test_the_switch_is_logged_in_one_line(caplog):
     with caplog.at_level(logging.INFO, logger="autowu_hf"):
-        run(get_autowu_schedule(optimizer_of(), 600), valley(300), 400)
+        run(get_autowu_schedule(optimizer_of(), 600, peak_rule="minimum"), valley(300), 400)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert re.fullmatch(r"minimum at step 1\d\d of 2\d\d, peak LR \d\.\de-\d, cosine decay over 3\d\d steps", line)
+    pattern = r"minimum at step 1\d\d of 2\d\d; peak LR \d\.\de-\d, weights and optimizer state of step 1\d\d, "
+    assert re.fullmatch(pattern + r"cosine decay over 3\d\d steps", line)
 
 
 def test_report_holds_numbers_names_lists_and_none_only():
@@ -224,3 +254,23 @@ def test_report_holds_numbers_names_lists_and_none_only():
         return value is None or type(value) in (bool, int, float, str)
 
     assert plain(report)
+
+
+@pytest.mark.parametrize("steps", [20, 30, 60, 100])
+def test_a_short_run_is_said_before_training_and_ends_sensibly(steps, caplog):
+    scheduler = get_autowu_schedule(optimizer_of(), steps)
+    assert caplog.text == ""
+    cap = scheduler.warmup_cap
+    run(scheduler, valley(cap, minimum=0.7), 1)
+    assert ("one look at its end decides" in caplog.text) == (cap - 10 < 3)
+    run(scheduler, valley(cap, minimum=0.7)[1:], steps - 1)
+    assert caplog.text.count("leaves room for") <= 1
+    assert scheduler.minimum_step == pytest.approx(0.7 * cap, abs=max(0.1 * cap, 1.5))
+    assert scheduler.peak_lr <= 10 * scheduler.curve.warmup(0.7 * cap)
+    assert scheduler.get_last_lr() == [0.0]
+
+
+def test_a_short_run_of_the_papers_says_where_it_ends(caplog):
+    scheduler = get_autowu_schedule(optimizer_of(), 40, preset="paper")
+    scheduler.set_steps_per_epoch(10)
+    assert "so it will end at max_lr = 1, whatever the losses say" in caplog.text

@@ -4,7 +4,7 @@ import pytest
 from rank_programs import trainer_run, uneven_loop
 from ranks import run_ranks
 
-FAST = {"max_lr": 10.0, "test_every": 4}
+FAST = {"max_lr": 10.0, "test_every": 4, "peak_rule": "minimum"}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -52,7 +52,7 @@ def test_trainer_without_even_batches_tests_at_the_same_steps_on_every_rank(tmp_
         trainer_run,
         str(tmp_path),
         samples=21 * 8,
-        options={"test_every": "epoch"},
+        options={"test_every": "epoch", "peak_rule": "minimum"},
         accelerator_config={"even_batches": False},
         steps=400,
     )

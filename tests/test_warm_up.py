@@ -8,12 +8,12 @@ import torch
 
 from autowu_hf import collective
 from autowu_hf.settings import AutoWUSettings
-from autowu_hf.warm_up import WarmUp
+from autowu_hf.warm_up import Ending, WarmUp
 
 
 def warm_up(**options) -> WarmUp:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    return WarmUp(AutoWUSettings(**options), optimizer, None)
+    return WarmUp(AutoWUSettings(**{"peak_rule": "minimum", **options}), optimizer, None)
 
 
 def valley(n: int) -> list[float]:
@@ -21,11 +21,11 @@ def valley(n: int) -> list[float]:
     return list(2.0 - 1.5 * np.exp(-(((s - 0.5) / 0.2) ** 2)) + 0.02 * np.random.default_rng(0).standard_normal(n))
 
 
-def first_answer(part: WarmUp, losses, cap: int, start: int = 1) -> tuple[int, int]:
+def first_answer(part: WarmUp, losses, cap: int, start: int = 1) -> tuple[int, Ending]:
     for step in range(start, cap + 1):
-        minimum_step = part.advance(step, cap, losses[step - 1])
-        if minimum_step is not None:
-            return step, minimum_step
+        ending = part.advance(step, cap, losses[step - 1])
+        if ending is not None:
+            return step, ending
     raise AssertionError("the warm-up never ended")
 
 
@@ -33,10 +33,46 @@ def test_it_is_over_when_the_minimum_has_passed_and_at_the_cap_at_the_latest():
     losses = valley(300)
     part = warm_up(test_every=5)
     part.cadence.plan(0, 300)
-    step, minimum_step = first_answer(part, losses, 300)
-    assert 140 < minimum_step < 160 < step < 220
+    step, ending = first_answer(part, losses, 300)
+    assert ending.reason == "minimum"
+    assert 140 < ending.minimum_step < 160 < step < 220
     assert [record["step"] for record in part.minimum_test.records] == list(range(5, step + 1, 5))
-    assert first_answer(warm_up(test_every=5), losses, 100) == (100, 100)
+    assert first_answer(warm_up(test_every=5, guard=False), losses, 100) == (100, Ending("cap", 100, 100))
+
+
+def test_the_cliff_is_seen_later_than_the_minimum():
+    part = warm_up(test_every=5, peak_rule="cliff")
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, valley(300), 300)
+    assert ending.reason == "cliff"
+    # Half of the gain is lost where the bell has fallen to a half.
+    assert 140 < ending.minimum_step < 160
+    assert ending.cliff_step == pytest.approx(300 * (0.5 + 0.2 * math.log(2) ** 0.5), abs=12)
+    assert ending.cliff_step < step < 250
+
+
+def test_the_cap_looks_once_more():
+    losses = valley(300)
+    step, ending = first_answer(warm_up(test_every=1000), losses, 170)
+    assert (step, ending.reason) == (170, "cap")
+    assert 130 < ending.minimum_step < 170
+    assert first_answer(warm_up(test_every=1000), losses, 100)[1].minimum_step == 100
+    assert first_answer(warm_up(test_every=1000), [3.0, 2.0, 1.0, 2.0, 3.0], 5)[1].minimum_step in (2, 3)
+
+
+def test_a_run_that_diverges_ends_at_once():
+    losses = [*valley(300)[:150], *[math.inf] * 10]
+    part = warm_up(test_every=5)
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, losses, 300)
+    assert (step, ending.reason) == (155, "divergence")
+    assert 130 < ending.minimum_step <= ending.cliff_step <= 151
+    above = [*valley(300)[:150], *[1e6] * 20]
+    part = warm_up(test_every=5)
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, above, 300)
+    assert (step, ending.reason) == (160, "divergence")
+    assert 110 < ending.minimum_step <= 155 < ending.cliff_step <= 160
 
 
 def test_a_state_taken_between_two_tests_decides_the_same():
@@ -57,6 +93,7 @@ def test_a_state_taken_between_two_tests_decides_the_same():
 def test_the_main_process_alone_runs_the_test(monkeypatch):
     """Another process gathers, and takes over the record that is broadcast."""
     record = {"step": 4, "num_losses": 4, "positive": False, "spike_at_end": False, "minimum_step": math.nan}
+    record |= {"diverged": False}
     monkeypatch.setattr(collective, "num_processes", lambda: 2)
     monkeypatch.setattr(collective, "process_index", lambda: 1)
     monkeypatch.setattr(collective, "gather_mean", lambda losses: losses.to(torch.float64))

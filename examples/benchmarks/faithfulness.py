@@ -29,7 +29,7 @@ from paper_recipe import FastPaperGP, is_early, replay
 
 from autowu_hf.settings import AutoWUSettings
 
-DEFAULT = AutoWUSettings(test_every="epoch")
+DEFAULT = AutoWUSettings(test_every="epoch", peak_rule="minimum")
 SEEDS = range(8)
 
 

@@ -27,7 +27,11 @@ record = {
     "num_losses": 6,
     "p_min": [0.25, 1.0, 0.5],
     "minimum_step": 4.5,
+    "p_cliff": [0.0, 0.125, 1.0],
+    "cliff_step": 6.25,
     "positive": True,
+    "diverged": False,
+    "above": True,
     "spike_at_end": False,
     "outputscale": 0.125,
     "noise": float("inf"),
@@ -39,7 +43,7 @@ calls.clear()
 model = torch.nn.Linear(1, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 total = 240 * world  # the prepared scheduler is stepped once per process
-scheduler = autowu_hf.get_autowu_schedule(optimizer, total, test_every=4 * world)
+scheduler = autowu_hf.get_autowu_schedule(optimizer, total, test_every=4 * world, rewind=False)
 model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
 generator = torch.Generator().manual_seed(rank)
 lrs, steps_with_calls = [], []

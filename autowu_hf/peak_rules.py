@@ -1,0 +1,75 @@
+"""What a posterior says about the end of the warm-up: eqs. (3) and (4) of the paper's 2.1.2, and the cliff."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .loss_curve_gp import GRID, Array, Posterior
+
+GAP_JITTER = 1e-4
+"""Added to the variance of f(x) - f(1), as in the authors' code: a rise of less than a hundredth of the losses'
+standard deviation (of the loss's unit where ``standardize`` is off) is no evidence.
+"""
+
+GIVEN_BACK = 0.5
+"""The cliff is where this share of what the loss had gained since the start is lost again."""
+
+CLIFF_SHARE = 0.1
+"""The peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
+
+
+def minimum_probability(posterior: Posterior) -> float:
+    """P_min = max over x in S of P(f(x) < f(1)), eqs. (3) and (4): a lower bound of P(f(x) < f(1) for some x).
+
+    Args:
+        posterior: of the latent curve on ``GRID``; x = 1 itself is left out.
+
+    Returns:
+        A probability.
+    """
+    gap = posterior.mean[-1] - posterior.mean[:-1]
+    return _probability(float((gap / _deviation(posterior)[:-1]).max()))
+
+
+def cliff_probability(posterior: Posterior) -> float:
+    """A lower bound of the probability that f(1) lies above the cliff's level, half-way from the minimum to the start.
+
+    That is P(f(1) - f(x*) > (1 - ``GIVEN_BACK``) (f(0) - f(x*))), x* being where the mean is lowest. The difference is
+    a mean of the two rises f(1) - f(x*) and f(1) - f(0), whose deviations are taken as if they moved together.
+
+    Args:
+        posterior: of the latent curve on ``GRID``.
+
+    Returns:
+        A probability.
+    """
+    rise, deviation = posterior.mean[-1] - posterior.mean, _deviation(posterior)
+    lowest = int(np.argmin(posterior.mean))
+    above = (1.0 - GIVEN_BACK) * rise[0] + GIVEN_BACK * rise[lowest]
+    return _probability(float(above / ((1.0 - GIVEN_BACK) * deviation[0] + GIVEN_BACK * deviation[lowest])))
+
+
+def cliff_place(mean: Array) -> float:
+    """Where a curve, past its minimum, first reaches the cliff's level.
+
+    Args:
+        mean: (500,), the posterior mean on ``GRID``.
+
+    Returns:
+        x in [0, 1]; 1 where it does not.
+    """
+    lowest = int(np.argmin(mean))
+    level = mean[lowest] + GIVEN_BACK * max(mean[0] - mean[lowest], 0.0)
+    beyond = np.flatnonzero(mean[lowest + 1 :] > level)
+    return float(GRID[lowest + 1 + beyond[0]]) if len(beyond) else 1.0
+
+
+def _deviation(posterior: Posterior) -> Array:
+    deviation: Array = np.sqrt(np.maximum(posterior.gap_variance, 0.0) + GAP_JITTER)
+    return deviation
+
+
+def _probability(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2.0))

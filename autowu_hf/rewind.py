@@ -1,0 +1,274 @@
+"""Rewind: the states along the warm-up that the switch may go back to, as few as that takes.
+
+The minimum, or the cliff, is seen only after the LR has been too high for a while, and the weights with it. (Ours; the
+paper's 2.2 takes back the LR alone.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from . import collective, snapshot
+from .param_groups import innermost, partitioned_by
+from .settings import AutoWUSettings
+from .snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+LR_FACTOR = 1.5
+"""The LR grows by this factor from one snapshot to the next, where memory allows."""
+
+_FEWEST = 4
+
+
+class Rewind:
+    """Keeps snapshots during the warm-up and restores one at its end; on every process its own share.
+
+    Args:
+        settings: of these ``rewind``, ``rewind_dir`` and ``rewind_memory`` are used here.
+        optimizer: whose parameters and state are kept; with accelerate's wraps or without.
+        models: called for the models whose buffers are kept; they may be known only once training has begun.
+        reach: the share of the present LR down to which a switch may want to go back, in (0, 1].
+
+    Attributes:
+        is_on: False where rewind is off, cannot work or found too little memory.
+        kept: the snapshots, oldest first; under ``rewind="disk"`` the files that they are in.
+        num_bytes: the size of one of them, of this process's share.
+        limit: the most of them that exist at a time, the one that is being taken included.
+    """
+
+    def __init__(
+        self,
+        settings: AutoWUSettings,
+        optimizer: Optimizer,
+        models: Callable[[], Sequence[nn.Module]],
+        reach: float,
+    ) -> None:
+        self.is_on = settings.rewind is not False
+        self.kept: list[Snapshot | _OnDisk] = []
+        self.num_bytes = 0
+        self.lr_factor = LR_FACTOR
+        self.limit = 3 + math.ceil(-math.log(reach) / math.log(LR_FACTOR)) if reach < 1.0 else 5
+        self._settings = settings
+        self._optimizer = optimizer
+        self._models = models
+        self._reach = reach
+        self._planned = False
+        self._due_lr = 0.0
+        self._spare: Snapshot | None = None
+        self._folder: str | None = None
+        if self.is_on:
+            reason = cannot_rewind(optimizer)
+            if reason is not None:
+                self.refuse(reason)
+
+    def refuse(self, reason: str) -> None:
+        """It cannot work here: an error where it was asked for, else ``turn_off``.
+
+        Args:
+            reason: why, and what to do instead.
+
+        Raises:
+            ValueError: ``rewind`` is True or "disk".
+        """
+        if not self.is_on:
+            return
+        if self._settings.rewind is not None:
+            raise ValueError(f"rewind={self._settings.rewind!r} cannot work here: {reason}")
+        self.turn_off(reason)
+
+    def turn_off(self, reason: str) -> None:
+        """Goes on without rewind, with a warning that says why."""
+        self.is_on = False
+        self.drop()
+        if collective.is_main_process():
+            logger.warning("AutoWU cannot rewind the weights at the switch, only the learning rate: %s", reason)
+
+    def is_due(self, lr: float) -> bool:
+        """Whether the state is to be kept, now that the LR has grown to ``lr``."""
+        return lr >= self._due_lr and self.is_on
+
+    def follow(self, step: int, lr_of: Callable[[float], float], minimum_step: float | None) -> None:
+        """Keeps the state after a step of the warm-up, and lets go of what is not needed.
+
+        Args:
+            step: scheduler steps done.
+            lr_of: the warm-up's LR as a function of the steps done.
+            minimum_step: the present estimate of t*; None before there is one.
+        """
+        taken = snapshot.take(innermost(self._optimizer), self._models(), step, reuse=self._spare)
+        self._spare = None
+        self.num_bytes = taken.num_bytes()
+        if not self._planned:
+            self._plan()
+        if not self.is_on:
+            return
+        self.kept.append(self._to_disk(taken) if self._settings.rewind == "disk" else taken)
+        self._due_lr = self.lr_factor * lr_of(step)
+        self._thin(lr_of, lr_of(step) * self._reach, step if minimum_step is None else minimum_step)
+
+    def _thin(self, lr_of: Callable[[float], float], lowest_lr: float, minimum_step: float) -> None:
+        """Keeps the last state before the minimum, the last one below the lowest LR wanted, and those after it."""
+        before_minimum = self._last(lambda kept: kept.step <= minimum_step)
+        before_band = self._last(lambda kept: lr_of(kept.step) <= lowest_lr)
+        if self._reach >= 1.0:  # whatever is later than the minimum now may be the minimum yet
+            before_band = before_minimum
+        first = min(before_minimum, before_band)
+        wanted = [k for i, k in enumerate(self.kept) if i == first or i >= before_band]
+        while len(wanted) >= self.limit:
+            del wanted[1]
+        for kept in self.kept:
+            if kept not in wanted:
+                self._let_go(kept)
+        self.kept = wanted
+
+    def _last(self, holds: Callable[[Any], bool]) -> int:
+        return max((i for i, kept in enumerate(self.kept) if holds(kept)), default=0)
+
+    def restore(self, step_allowed: Callable[[int], bool]) -> int | None:
+        """Goes back to the last kept state that is allowed and finite, else to the earliest that is finite.
+
+        Args:
+            step_allowed: whether the state after so many scheduler steps may be gone back to.
+
+        Returns:
+            Its scheduler steps done; None where nothing was restored.
+        """
+        if not self.is_on or not self.kept:
+            return None
+        _synchronize()
+        index = self._last(lambda kept: step_allowed(kept.step))
+        for kept in (*self.kept[index::-1], *self.kept[index + 1 :]):
+            state = kept.load() if isinstance(kept, _OnDisk) else kept
+            if not self._everywhere(state.is_finite()):
+                continue
+            snapshot.restore(state, innermost(self._optimizer), self._models())
+            return state.step
+        return None
+
+    def _everywhere(self, holds: bool) -> bool:
+        """Whether it holds on all processes; FSDP's see different shares."""
+        if not snapshot.is_sharded(innermost(self._optimizer), self._models()):
+            return holds
+        return collective.gather_max([int(not holds)])[0] == 0
+
+    def drop(self) -> None:
+        """Lets go of all snapshots."""
+        for kept in self.kept:
+            self._let_go(kept)
+        self.kept, self._spare, self._due_lr = [], None, 0.0
+
+    def _let_go(self, kept: Snapshot | _OnDisk) -> None:
+        if isinstance(kept, _OnDisk):
+            kept.remove()
+        else:
+            self._spare = kept
+
+    def _plan(self) -> None:
+        """Finds out how many snapshots fit, and turns rewind off where it is too few; one collective."""
+        self._planned = True
+        reason = cannot_rewind(self._optimizer)
+        if reason is not None:
+            self.refuse(reason)
+            return
+        if self._settings.rewind == "disk":
+            return
+        needed = self.num_bytes
+        share = self._settings.rewind_memory / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = min(int(share * psutil.virtual_memory().available / max(needed, 1)), self.limit)
+        room = -collective.gather_max([-room])[0]
+        if room < _FEWEST:
+            self.turn_off(
+                f"its snapshots, {_FEWEST} of {needed / 2**20:.0f} MiB at least on every process, would take more than "
+                f"{self._settings.rewind_memory:.0%} of the free host memory; free some, raise rewind_memory, or keep "
+                'them in files with rewind="disk"'
+            )
+        elif room < self.limit:
+            self.limit = room
+            self.lr_factor = max(self._reach ** (-1.0 / (room - 3)), LR_FACTOR)
+
+    def _to_disk(self, taken: Snapshot) -> _OnDisk:
+        _synchronize()
+        if self._folder is None:
+            os.makedirs(self._settings.rewind_dir or tempfile.gettempdir(), exist_ok=True)
+            self._folder = tempfile.mkdtemp(prefix="autowu_", dir=self._settings.rewind_dir)
+            weakref.finalize(self, _remove_folder, self._folder)
+        return _OnDisk(taken, os.path.join(self._folder, f"step_{taken.step}.bin"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The snapshots, where one process's are everybody's: not under FSDP, nor for ``rewind="disk"``."""
+        portable = not (
+            self._settings.rewind == "disk"
+            or (self.kept and snapshot.is_sharded(innermost(self._optimizer), self._models()))
+        )
+        _synchronize()
+        kept = [k.state_dict() for k in self.kept if isinstance(k, Snapshot)] if portable else []
+        return {"is_on": self.is_on, "due_lr": self._due_lr, "kept": kept}
+
+    def load_state_dict(self, state: dict[str, Any], warming_up: bool) -> None:
+        """Restores what ``state_dict`` returned; says so where snapshots that a switch may want are not in it.
+
+        Args:
+            state: the state.
+            warming_up: whether the warm-up goes on.
+        """
+        self.drop()
+        if not warming_up or not self.is_on:
+            return
+        loaded = [Snapshot(**kept) for kept in state["kept"]]
+        if loaded and snapshot.fits(loaded[0], innermost(self._optimizer), self._models()):
+            self.kept.extend(loaded)
+            self._due_lr = state["due_lr"]
+        elif collective.is_main_process():
+            logger.warning(
+                "the checkpoint holds no snapshots that fit this run, so that AutoWU's rewind goes back at most to the "
+                "step after which the run was resumed"
+            )
+
+
+class _OnDisk:
+    """A snapshot in a file."""
+
+    def __init__(self, taken: Snapshot, path: str) -> None:
+        self.step, self._path = taken.step, path
+        torch.save(taken.state_dict(), path)
+
+    def load(self) -> Snapshot:
+        return Snapshot(**torch.load(self._path, map_location="cpu", weights_only=True))
+
+    def remove(self) -> None:
+        if os.path.exists(self._path):
+            os.remove(self._path)
+
+
+def cannot_rewind(optimizer: Any) -> str | None:
+    """Why the weights of this optimizer cannot be rewound; None where they can."""
+    wrap = partitioned_by(optimizer)
+    if wrap is not None:
+        return f"{wrap} keeps partitions of weights and state to itself; use DDP or FSDP, or rewind=False"
+    if type(innermost(optimizer)).__name__ in ("Lomo", "AdaLomo"):
+        return "LOMO changes the weights inside the backward; use another optimizer, or rewind=False"
+    return None
+
+
+def _synchronize() -> None:
+    """Waits for the copies that are under way."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _remove_folder(folder: str) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

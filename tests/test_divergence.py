@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autowu_hf.divergence import ceiling, is_above, is_diverged
+
+
+def falling(n=200, noise=0.05, seed=0):
+    s = np.arange(n) / n
+    return 3.0 - 2.0 * s + noise * np.random.default_rng(seed).standard_normal(n)
+
+
+def test_the_ceiling_is_as_far_above_the_start_as_the_best_is_below():
+    assert ceiling(falling(noise=0.0)) == pytest.approx(3.0 + 2.0, abs=0.1)
+    assert ceiling(falling()) == pytest.approx(5.0, abs=0.3)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-8, 0.0), (1e6, -3.0)])
+def test_the_ceiling_knows_no_unit(scale, shift):
+    losses = falling()
+    assert ceiling(scale * losses + shift) == pytest.approx(scale * ceiling(losses) + shift, rel=1e-9)
+
+
+def test_noise_around_a_flat_line_stays_below():
+    for seed in range(50):
+        losses = np.random.default_rng(seed).standard_normal(100)
+        assert not is_above(losses, 5)
+        assert (losses < ceiling(losses)).all()
+
+
+def test_few_losses_have_no_ceiling():
+    assert ceiling(np.array([1.0, 2.0, np.nan, 1e9])) == np.inf
+
+
+def test_one_spike_is_not_above_and_a_run_of_them_is():
+    losses = falling()
+    losses[-1] = 1e6
+    assert not is_above(losses, 1)
+    losses[-4:] = 1e6
+    assert is_above(losses, 5)
+    assert is_above(losses, 1)
+    losses[-4:] = np.nan
+    assert not is_above(losses, 4)
+
+
+def test_diverged_is_a_whole_interval_and_three_at_least():
+    losses = falling()
+    losses[-2:] = np.nan
+    assert not is_diverged(losses, 1)
+    assert not is_diverged(losses, 4)
+    losses[-4:] = np.inf
+    assert is_diverged(losses, 1)
+    assert is_diverged(losses, 4)
+    assert not is_diverged(losses, 5)
+    assert not is_diverged(losses, 0)
