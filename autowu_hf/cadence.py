@@ -19,6 +19,7 @@ class Cadence:
         epoch_is_given: whether it was given, and not only told.
         ticks_per_step: scheduler steps taken in a row for one optimizer step.
         held: True while no test may be run.
+        next_test: the scheduler step before which no test is due.
     """
 
     def __init__(self, settings: AutoWUSettings, steps_per_epoch: int | None) -> None:
@@ -28,7 +29,7 @@ class Cadence:
         self.ticks_per_step = 1
         self.held = False
         self._ticks = 0
-        self._next_test = 1
+        self.next_test = 1
 
     def restart(self) -> None:
         """The next scheduler step is the first of its optimizer step."""
@@ -42,7 +43,7 @@ class Cadence:
 
     def is_due(self, step: int) -> bool:
         """Whether a minimum test is to be run after ``step`` scheduler steps: never amid an optimizer step."""
-        return step >= self._next_test and not self.held and self.is_between_steps
+        return step >= self.next_test and not self.held and self.is_between_steps
 
     @property
     def is_between_steps(self) -> bool:
@@ -58,7 +59,7 @@ class Cadence:
             soon: test after the next optimizer step, not after an interval.
         """
         interval = self.interval(cap)
-        self._next_test = step + 1 if soon or interval is None else (step // interval + 1) * interval
+        self.next_test = step + 1 if soon or interval is None else (step // interval + 1) * interval
 
     def interval(self, cap: int) -> int | None:
         """The scheduler steps between two tests, a whole number of optimizer steps.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .divergence import ceiling
 from .loss_curve_gp import GRID, Array, FastGP, GPParameters
 from .minimum_test import usable
 from .report import read_report
@@ -29,7 +30,8 @@ def plot_autowu(
 
     Above, the LR of every step on a log axis; in the middle, the training losses of the warm-up with the posterior
     mean of the Gaussian process at the last test and its 95 % band (and the losses that Trainer logged later, if
-    there are any); below, P_min of every test, filled where the test was positive. Lines mark t* and the switch.
+    there are any); below, P_min of every test (the probability that the cliff has been passed, under that rule), filled
+    where the test was positive. Lines mark t*, the switch, and the step whose weights the switch went back to.
 
     Args:
         scheduler_or_json: a scheduler, the path of an ``autowu.json``, or what is in it.
@@ -63,6 +65,8 @@ def plot_autowu(
         for axes in (lr_axes, loss_axes, test_axes):
             axes.axvline(report["minimum_step"], color=_RED, linestyle="--", linewidth=1.2, label="minimum t*")
             axes.axvline(report["switch_step"], color="black", linestyle=":", linewidth=1.4, label="switch")
+            if report["rewound_to"] is not None:
+                axes.axvline(report["rewound_to"], color=_BLUE, linestyle="-.", linewidth=1.2, label="weights taken back")
     for axes in (lr_axes, loss_axes, test_axes):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -79,11 +83,15 @@ def plot_autowu(
 def _headline(report: dict[str, Any]) -> str:
     if report["switch_step"] is None:
         return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
-    found = "no minimum before the cap" if report["switch_step"] >= report["warmup_cap"] else "minimum"
-    return (
-        f"AutoWU: {found}, t* = {report['minimum_step']}, seen at step {report['switch_step']}; "
-        f"peak LR {report['peak_lr']:.2g}, then {report['settings']['decay_type'].replace('_', ' ')}"
-    )
+    found = {
+        "minimum": f"minimum at {report['minimum_step']}, seen at step {report['switch_step']}",
+        "cliff": f"cliff, seen at step {report['switch_step']}",
+        "cap": f"warm-up at its cap, step {report['switch_step']}",
+        "divergence": f"losses diverged, step {report['switch_step']}",
+    }[report["ended_by"]]
+    back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
+    decay = report["settings"]["decay_type"].replace("_", " ")
+    return f"AutoWU: {found}{back}; peak LR {report['peak_lr']:.2g}, then {decay}"
 
 
 def _draw_lr(axes: Axes, report: dict[str, Any]) -> None:
@@ -135,12 +143,14 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
     if len(later):
         axes.plot(later[:, 0], later[:, 1], "-", color=_GREY, linewidth=1.0, label="logged loss")
     if last is not None and np.isfinite(np.array([last["mean"], last["noise"]], dtype=np.float64)).all():
-        _draw_posterior(axes, losses[: last["num_losses"]], last, report["settings"]["standardize"])
+        _draw_posterior(axes, losses[: last["num_losses"]], last, report["settings"])
     axes.set_ylabel("loss")
 
 
-def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], standardize: bool) -> None:
-    used = usable(losses, standardize)
+def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], settings: dict[str, Any]) -> None:
+    used = usable(losses, settings["standardize"])
+    if settings["guard"]:
+        losses = np.minimum(losses, ceiling(losses[used]))
     params = GPParameters(record["outputscale"], record["noise"], record["mean"])
     (posterior,) = FastGP().posteriors(params, [(np.flatnonzero(used) / len(losses), losses[used])])
     band = 1.96 * np.sqrt(np.maximum(posterior.variance, 0.0))
@@ -151,8 +161,9 @@ def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], standardi
 
 def _draw_tests(axes: Axes, report: dict[str, Any]) -> None:
     confidence = report["settings"]["confidence"]
+    name = "p_cliff" if report["peak_rule"] == "cliff" else "p_min"
     for record in report["tests"]:
-        p_min = record["p_min"]
+        p_min = record[name]
         face = _RED if record["positive"] else "white"
         axes.plot([record["step"]] * 2, [min(p_min), max(p_min)], color=_GREY, linewidth=1.0)
         axes.plot(record["step"], float(np.median(p_min)), "o", color=_RED, markerfacecolor=face, markersize=4)
@@ -167,4 +178,4 @@ def _draw_tests(axes: Axes, report: dict[str, Any]) -> None:
         fontsize=8,
     )
     axes.set_ylim(-0.05, 1.08)
-    axes.set_ylabel("P_min")
+    axes.set_ylabel("P_cliff" if report["peak_rule"] == "cliff" else "P_min")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import logging
 import weakref
@@ -122,6 +123,7 @@ class AutoWUScheduler(LRScheduler):
             decay_fraction=s.decay_fraction,
         )
         self._cadence.plan(max(getattr(self, "last_epoch", 0), 0), self.warmup_cap)
+        self._keep_at = 0  # looked up at the next step
 
     @property
     def phase(self) -> str:
@@ -164,7 +166,7 @@ class AutoWUScheduler(LRScheduler):
             ending = self._warm_up.advance(step, self.warmup_cap, loss)
             if ending is not None:
                 self._switch(step, ending)
-            else:
+            elif step >= self._keep_at:
                 self._keep_state(step)
         elif self._check_at == self.last_epoch + 1:
             self._require_finite_parameters(self._check_at)
@@ -177,10 +179,13 @@ class AutoWUScheduler(LRScheduler):
 
     def _keep_state(self, step: int) -> None:
         """Keeps the weights after a step, where that is due and all processes have done it."""
-        if not self.rewind.is_due(self.curve.warmup(step)) or self._cadence.held or not self._cadence.is_between_steps:
+        if self._cadence.held or not self._cadence.is_between_steps:
             return
-        self.rewind.follow(step, self.curve.warmup, self._warm_up.minimum_test.minimum_step)
-        self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
+        if self.rewind.is_due(self.curve.warmup(step)):
+            self.rewind.follow(step, self.curve.warmup, self._warm_up.minimum_test.minimum_step)
+            self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
+        later = range(step + 1, self.warmup_cap + 1)
+        self._keep_at = step + 1 + bisect.bisect_left(later, True, key=lambda t: self.rewind.is_due(self.curve.warmup(t)))
 
     def _set_lrs(self) -> None:
         self._last_lr = [*self.get_lr()]
@@ -410,6 +415,7 @@ class AutoWUScheduler(LRScheduler):
             "switch_step": self.switch_step,
             "minimum_step": self.minimum_step,
             "peak_lr": self.peak_lr,
+            "peak_rule": self.peak_rule,
             "ended_by": self.ended_by,
             "rewound_to": self.rewound_to,
             "losses": self.losses,

@@ -73,6 +73,8 @@ class WarmUp:
         """
         if self.cadence.tick():
             self.history.observe(loss)
+        if step < self.cadence.next_test and step < cap:  # so it is at most steps
+            return None
         return self.test_if_due(step, cap)
 
     def test_if_due(self, step: int, cap: int) -> Ending | None:

@@ -80,10 +80,12 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     speed = load("benchmarks/speed.py")
     monkeypatch.setattr(speed, "SIZES", (50,))
     monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "WIDTH", 16)
     speed.main()
     printed = capsys.readouterr().out
     assert "1/" in printed
     assert "warm-up, tap included" in printed
+    assert "at most 9 exist at a time" in printed
 
 
 @pytest.fixture(scope="module")

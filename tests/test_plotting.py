@@ -11,21 +11,20 @@ from autowu_hf import get_autowu_schedule, plot_autowu
 from autowu_hf.report import write_report
 
 
-def run(losses, steps: int, total: int = 200):
+def run(losses, steps: int, total: int = 200, **options):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = get_autowu_schedule(optimizer, total)
+    scheduler = get_autowu_schedule(optimizer, total, **options)
     for i in range(steps):
         optimizer.step()
         scheduler.step(float(losses[min(i, len(losses) - 1)]))
     return scheduler
 
 
-@pytest.fixture
-def finished():
+@pytest.fixture(params=["minimum", "cliff"])
+def finished(request):
     s = np.arange(100) / 100
-    return run(
-        2.0 - 1.5 * np.exp(-(((s - 0.6) / 0.3) ** 2)) + 0.02 * np.random.default_rng(0).standard_normal(100), 200
-    )
+    losses = 2.0 - 1.5 * np.exp(-(((s - 0.6) / 0.3) ** 2)) + 0.02 * np.random.default_rng(0).standard_normal(100)
+    return run(losses, 200, peak_rule=request.param)
 
 
 def test_shows_the_lr_the_losses_the_gp_and_the_tests(finished, tmp_path):
@@ -38,15 +37,17 @@ def test_shows_the_lr_the_losses_the_gp_and_the_tests(finished, tmp_path):
     assert decay.get_xdata()[0] == switch
     assert decay.get_ydata()[0] == finished.peak_lr
     labels = loss_axes.get_legend_handles_labels()[1]
-    assert labels == ["training loss", "Gaussian process, 95 % band", "minimum t*", "switch"]
+    assert labels == ["training loss", "Gaussian process, 95 % band", "minimum t*", "switch", "weights taken back"]
     for axes in figure.axes:
         marks = {line.get_label(): line.get_xdata()[0] for line in axes.lines}
         assert marks["minimum t*"] == finished.minimum_step
         assert marks["switch"] == switch
+        assert marks["weights taken back"] == finished.rewound_to
     gp = next(line for line in loss_axes.lines if line.get_label().startswith("Gaussian"))
     lowest = gp.get_xdata()[np.argmin(gp.get_ydata())]
     assert lowest == pytest.approx(finished.minimum_step, abs=3)
     assert np.interp(30, gp.get_xdata(), gp.get_ydata()) == pytest.approx(2.0 - 1.5 * math.exp(-1.0), abs=0.05)
+    assert test_axes.get_ylabel() == {"minimum": "P_min", "cliff": "P_cliff"}[finished.peak_rule]
     points = [line for line in test_axes.lines if line.get_marker() == "o"]
     assert len(points) == len(finished.tests)
     filled = [line.get_markerfacecolor() != "white" for line in points]

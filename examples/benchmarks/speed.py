@@ -1,4 +1,5 @@
-"""What AutoWU costs: a minimum test with either engine, and a step between tests beside transformers' cosine schedule.
+"""What AutoWU costs: a minimum test with either engine, a step between tests beside transformers' cosine schedule, and a
+snapshot for rewind beside a training step.
 
     python examples/benchmarks/speed.py
 
@@ -19,11 +20,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from transformers import get_cosine_schedule_with_warmup
+from transformers import GPT2Config, GPT2LMHeadModel, get_cosine_schedule_with_warmup
 
 import autowu_hf
-from autowu_hf import accelerate_hooks
+from autowu_hf import accelerate_hooks, snapshot
 from autowu_hf.minimum_test import MinimumTest
+from autowu_hf.rewind import LR_FACTOR
 from autowu_hf.settings import AutoWUSettings
 
 torch.set_num_threads(1)
@@ -31,6 +33,7 @@ torch.set_num_threads(1)
 
 SIZES = (200, 2_000, 20_000)
 ROUNDS = 40
+WIDTH = 256
 
 
 def medians(
@@ -115,10 +118,43 @@ def steps() -> None:
         print(f"{name:>24} {ours * 1e6:>7.2f} us {theirs * 1e6:>7.2f} us {ours / theirs:>7.2f}x")
 
 
+def snapshots() -> None:
+    """A copy of weights and AdamW's state, and a training step, of a small GPT."""
+    config = GPT2Config(vocab_size=1000, n_positions=64, n_embd=WIDTH, n_layer=4, n_head=4, bos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    tokens = torch.randint(0, 1000, (8, 64))
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def train_step() -> None:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    train_step()
+    kept = [snapshot.take(optimizer, [model], 0)]
+
+    def take() -> None:
+        kept[0] = snapshot.take(optimizer, [model], 0, reuse=kept[0])
+
+    copy_seconds, step_seconds = medians(take, train_step, rounds=max(ROUNDS // 4, 1), calls=1)
+    schedule = autowu_hf.get_autowu_schedule(optimizer, 10_000)
+    parameters = sum(p.numel() for p in model.parameters())
+    size = kept[0].num_bytes()
+    most = schedule.rewind.limit
+    count = 1 + int(np.log(1.0 / 1e-5) / np.log(LR_FACTOR))
+    print(f"\na snapshot for rewind, beside a training step: GPT with {parameters / 1e6:.1f} M parameters, AdamW, batch 8 x 64")
+    print(f"{'':>24} {'snapshot':>10} {'step':>10} {'ratio':>8}")
+    ratio = copy_seconds / step_seconds
+    print(f"{'':>24} {copy_seconds * 1e3:>7.2f} ms {step_seconds * 1e3:>7.2f} ms {ratio:>7.2f}x")
+    print(f"  one holds {size / 2**20:.1f} MiB, {size / 4 / parameters:.2f} times the parameters; at most {most} exist at a time")
+    print(f"  a warm-up of any length takes {count} at most: as long as {count * ratio:.1f} training steps")
+
+
 def main() -> None:
     print(f"torch {torch.__version__}, one thread")
     minimum_tests()
     steps()
+    snapshots()
 
 
 if __name__ == "__main__":
