@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.state import PartialState
@@ -135,4 +135,4 @@ def broadcast_record(record: MinimumTestRecord | None, num_tests: int) -> Minimu
     values |= {name: bool(values[name]) for name in _TRUTHS}
     values["p_min"] = shared[len(_SCALARS) : len(_SCALARS) + num_tests]
     values["p_cliff"] = shared[len(_SCALARS) + num_tests :]
-    return MinimumTestRecord(**values)  # type: ignore[typeddict-item]
+    return cast(MinimumTestRecord, values)

@@ -32,7 +32,7 @@ def ceiling(losses: Array) -> float:
     best = float(median_filter(y, size=_FEWEST, mode="nearest").min())
     # The median of the steps from loss to loss: of a few steep ones, and of a rise at the end, it takes no notice.
     noise = float(np.median(np.abs(np.diff(y)))) / (0.6745 * 2.0**0.5)
-    return start + max(start - best, _NOISES * noise)
+    return float(start + max(start - best, _NOISES * noise))
 
 
 def is_diverged(losses: Array, num_new: int) -> bool:

@@ -125,7 +125,7 @@ class LossTap:
         return steps
 
     def models(self) -> list[nn.Module]:
-        """The models of the accelerator that was heard, those with a parameter of this optimizer; none before one was."""
+        """The models of the accelerator that was heard, those with a parameter of this optimizer; none before that."""
         accelerator = None if self._accelerator is None else self._accelerator()
         if accelerator is None or self._optimizer is None:
             return []

@@ -193,7 +193,7 @@ class MinimumTest:
         if size >= n:  # equal subsets give equal answers
             posteriors *= num_tests
         # Where the newest losses are not finite, the curve is known up to the last one that is.
-        known = GRID <= (x[used][-1] + 1.0 / n if diverged else 1.0)
+        known = (x[used][-1] + 1.0 / n if diverged else 1.0) >= GRID
         p_min = [1.0 if diverged else minimum_probability(posterior) for posterior in posteriors]
         p_cliff = [1.0 if diverged else cliff_probability(posterior) for posterior in posteriors]
         minima = [float(GRID[known][np.argmin(posterior.mean[known])]) for posterior in posteriors]

@@ -66,7 +66,9 @@ def plot_autowu(
             axes.axvline(report["minimum_step"], color=_RED, linestyle="--", linewidth=1.2, label="minimum t*")
             axes.axvline(report["switch_step"], color="black", linestyle=":", linewidth=1.4, label="switch")
             if report["rewound_to"] is not None:
-                axes.axvline(report["rewound_to"], color=_BLUE, linestyle="-.", linewidth=1.2, label="weights taken back")
+                axes.axvline(
+                    report["rewound_to"], color=_BLUE, linestyle="-.", linewidth=1.2, label="weights taken back"
+                )
     for axes in (lr_axes, loss_axes, test_axes):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -264,7 +264,7 @@ def cannot_rewind(optimizer: Any) -> str | None:
 
 def _synchronize() -> None:
     """Waits for the copies that are under way."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 
 

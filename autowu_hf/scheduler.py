@@ -185,7 +185,9 @@ class AutoWUScheduler(LRScheduler):
             self.rewind.follow(step, self.curve.warmup, self._warm_up.minimum_test.minimum_step)
             self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
         later = range(step + 1, self.warmup_cap + 1)
-        self._keep_at = step + 1 + bisect.bisect_left(later, True, key=lambda t: self.rewind.is_due(self.curve.warmup(t)))
+        self._keep_at = (
+            step + 1 + bisect.bisect_left(later, True, key=lambda t: self.rewind.is_due(self.curve.warmup(t)))
+        )
 
     def _set_lrs(self) -> None:
         self._last_lr = [*self.get_lr()]
@@ -230,8 +232,8 @@ class AutoWUScheduler(LRScheduler):
         self._said_short = True
         if collective.is_main_process():
             logger.warning(
-                "the longest warm-up, %d of %d steps, leaves room for %d minimum tests, and it takes %d in a row to end "
-                "it; %s. More steps, a larger max_warmup_fraction or a smaller test_every give it room",
+                "the longest warm-up, %d of %d steps, leaves room for %d minimum tests, and it takes %d in a row to "
+                "end it; %s. More steps, a larger max_warmup_fraction or a smaller test_every give it room",
                 self.warmup_cap,
                 self.num_training_steps,
                 num_tests,
@@ -342,8 +344,8 @@ class AutoWUScheduler(LRScheduler):
                     "had no earlier state to go back to; rewind=True keeps some, and a lower max_lr than "
                     f"{self.settings.max_lr:g} keeps the learning rate from getting there"
                     if self.rewound_to is None
-                    else f"went back to the weights of step {self.rewound_to}, but {self.peak_lr:.1e} broke them again; "
-                    "look for NaN in the data and for overflow in the model"
+                    else f"went back to the weights of step {self.rewound_to}, but {self.peak_lr:.1e} broke them "
+                    "again; look for NaN in the data and for overflow in the model"
                 )
             )
 

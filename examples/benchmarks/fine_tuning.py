@@ -4,10 +4,10 @@
     python examples/benchmarks/fine_tuning.py            # all that is not in the CSV yet; two worker processes
     python examples/benchmarks/fine_tuning.py --table    # the CSV as tables
 
-Two fine-tunes: MiniLM (the weights of sentence-transformers/all-MiniLM-L6-v2) learns which of 20 modules of the standard
-library a docstring is from, in one and in three epochs; and a small ViT that was trained on the digits 0 to 4 learns
-5 to 9. Three tasks from scratch: an MLP and a ResNet with batch norm on noisy digits, and a small GPT on the text of
-the standard library. Every run is an accelerate loop with AdamW. One row a run, in ``fine_tuning.csv``.
+Two fine-tunes: MiniLM (the weights of sentence-transformers/all-MiniLM-L6-v2) learns which of 20 modules of the
+standard library a docstring is from, in one and in three epochs; and a small ViT that was trained on the digits 0 to 4
+learns 5 to 9. Three tasks from scratch: an MLP and a ResNet with batch norm on noisy digits, and a small GPT on the text
+of the standard library. Every run is an accelerate loop with AdamW. One row a run, in ``fine_tuning.csv``.
 """
 
 from __future__ import annotations
@@ -221,9 +221,7 @@ class Pixels(nn.Module):
         return logits
 
 
-def arrays_task(
-    model: nn.Module, x: Tensor, y: Tensor, n: int, batch: int, epochs: int, seed: int, decay: str
-) -> Task:
+def arrays_task(model: nn.Module, x: Tensor, y: Tensor, n: int, batch: int, epochs: int, seed: int, decay: str) -> Task:
     """Classification of the rows of ``x``: the first ``n`` to train on, the others to test on."""
     draw = shuffled(n, batch, seed)
 

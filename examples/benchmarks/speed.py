@@ -1,5 +1,5 @@
-"""What AutoWU costs: a minimum test with either engine, a step between tests beside transformers' cosine schedule, and a
-snapshot for rewind beside a training step.
+"""What AutoWU costs: a minimum test with either engine, a step beside the cosine schedule, and a snapshot for rewind
+beside a training step.
 
     python examples/benchmarks/speed.py
 
@@ -142,11 +142,11 @@ def snapshots() -> None:
     size = kept[0].num_bytes()
     most = schedule.rewind.limit
     count = 1 + int(np.log(1.0 / 1e-5) / np.log(LR_FACTOR))
-    print(f"\na snapshot for rewind, beside a training step: GPT with {parameters / 1e6:.1f} M parameters, AdamW, batch 8 x 64")
+    print(f"\na snapshot for rewind, beside a training step: GPT of {parameters / 1e6:.1f} M parameters, batch 8 x 64")
     print(f"{'':>24} {'snapshot':>10} {'step':>10} {'ratio':>8}")
     ratio = copy_seconds / step_seconds
     print(f"{'':>24} {copy_seconds * 1e3:>7.2f} ms {step_seconds * 1e3:>7.2f} ms {ratio:>7.2f}x")
-    print(f"  one holds {size / 2**20:.1f} MiB, {size / 4 / parameters:.2f} times the parameters; at most {most} exist at a time")
+    print(f"  {size / 2**20:.1f} MiB each, {size / 4 / parameters:.2f} x the parameters; at most {most} at a time")
     print(f"  a warm-up of any length takes {count} at most: as long as {count * ratio:.1f} training steps")
 
 
