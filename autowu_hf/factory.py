@@ -45,16 +45,18 @@ def get_autowu_schedule(
     Args:
         optimizer: of any torch kind. Its LR does not matter, only the ratios of its groups' LRs to it.
         num_training_steps: T, the scheduler steps of the whole run, at least 2.
-        num_warmup_steps: the longest warm-up, in steps; 0 means ``max_warmup_fraction`` of all steps.
+        num_warmup_steps: the longest warm-up, in steps; 0 means ``max_warmup_fraction`` of all steps, but ten at least
+            (or half of them).
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
-        preset: None for this package's defaults; "paper" for the authors' recipe: ``test_every="epoch"``,
+        preset: None for this package's defaults; "paper" for the authors' recipe: ``max_warmup_fraction=0.5``,
+            ``decay_type="cosine"``, ``test_every="epoch"``,
             ``gp_engine="gpytorch"``, ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``,
             ``guard=False``. Options given beside it win.
         min_lr: eta_min, 1e-5 (2.1.1).
         max_lr: eta_max, 1.0; SGD may need more (2.1.1).
-        max_warmup_fraction: rho_w, 0.5 (2.1.1).
+        max_warmup_fraction: rho_w, 0.25; the paper has 0.5 (2.1.1).
         growth: "exponential" (eq. 1) or "linear" (appendix C.2, eq. 6).
-        decay_type: "cosine", "constant_then_cosine" (2.2), "linear" or "rex" (arXiv 2107.04197).
+        decay_type: "rex" (arXiv 2107.04197); the paper has "cosine" and "constant_then_cosine" (2.2); or "linear".
         decay_fraction: the last share of all steps over which "constant_then_cosine" falls, 0.2 (2.2).
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
             warm-up holds at least 30 of them, else 1/60 of it.

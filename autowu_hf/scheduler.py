@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
 _CHECK_AFTER = 5
+_ENOUGH = 10
 
 
 class DivergedError(RuntimeError):
@@ -46,7 +47,8 @@ class AutoWUScheduler(LRScheduler):
         optimizer: its parameter groups get the schedule's LR, times the ratio of the group's own LR to the optimizer's
             default ``lr``. That LR itself does not matter.
         num_training_steps: T, the steps of the whole run.
-        num_warmup_steps: the longest warm-up, in steps; 0 means ``settings.max_warmup_fraction`` of all steps.
+        num_warmup_steps: the longest warm-up, in steps; 0 means ``settings.max_warmup_fraction`` of all steps, or the
+            ten that a test needs, or half of them, if there are fewer than twenty.
         steps_per_epoch: steps in an epoch; None when unknown (``AutoWUCallback`` tells it under Trainer).
         settings: every other option.
         model: whose buffers (of batch norm) are rewound with the parameters; a model that an accelerator prepared is
@@ -109,7 +111,8 @@ class AutoWUScheduler(LRScheduler):
         """Sets cap and LR curve, and plans the next test; ``growth_steps`` where the growth is that of another cap."""
         s, ticks = self.settings, self._cadence.ticks_per_step
         # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
-        longest = max(int(s.max_warmup_fraction * (self.num_training_steps / ticks)), 1) * ticks
+        steps = self.num_training_steps / ticks
+        longest = max(int(s.max_warmup_fraction * steps), min(_ENOUGH, int(steps / 2)), 1) * ticks
         cap = min(self._num_warmup_steps or longest, self.num_training_steps - 1)
         growth_steps = cap if growth_steps is None else growth_steps
         self.warmup_cap = min(cap, growth_steps)

@@ -15,6 +15,8 @@ PEAK_RULES = ("minimum", "cliff")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
+        "max_warmup_fraction": 0.5,
+        "decay_type": "cosine",
         "test_every": "epoch",
         "gp_engine": "gpytorch",
         "standardize": False,
@@ -63,9 +65,9 @@ class AutoWUSettings:
 
     min_lr: float = 1e-5
     max_lr: float = 1.0
-    max_warmup_fraction: float = 0.5
+    max_warmup_fraction: float = 0.25
     growth: str = "exponential"
-    decay_type: str = "cosine"
+    decay_type: str = "rex"
     decay_fraction: float = 0.2
     test_every: str | int = "auto"
     confidence: float = 0.95

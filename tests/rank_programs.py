@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, gather_object
-from tiny import IS_TRANSFORMERS_5, TinyClassifier, batches
+from tiny import IS_TRANSFORMERS_5, TinyClassifier, batches, get_schedule
 
-import autowu_hf
 from autowu_hf import collective
 
 GLOBAL_BATCH = 16
@@ -96,7 +95,7 @@ def accelerate_loop(
     steps_per_epoch = -(-micro_per_epoch // accumulation)
     ticks = world if step_with_optimizer and not split_batches else 1
     total = {"optimizer step": steps * ticks, "micro-batch": steps * accumulation, "epoch": steps // steps_per_epoch}
-    scheduler = autowu_hf.get_autowu_schedule(optimizer, total[scheduler_steps], **(options or {}))
+    scheduler = get_schedule(optimizer, total[scheduler_steps], **(options or {}))
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     inner = scheduler.scheduler
     lrs: list[float] = []
@@ -193,7 +192,7 @@ def two_models() -> dict[str, Any]:
     for value in (1.0, 2.0):
         model = TinyClassifier()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        parts.append((value, *accelerator.prepare(model, optimizer, autowu_hf.get_autowu_schedule(optimizer, 400))))
+        parts.append((value, *accelerator.prepare(model, optimizer, get_schedule(optimizer, 400))))
 
     def train_step(value: float, model: Any, optimizer: Any, scheduler: Any, explicit: bool) -> None:
         loss = model(torch.zeros(1, 4))["logits"].sum() * 0.0 + value
@@ -336,7 +335,7 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     data = torch.utils.data.DataLoader(noisy(21 * 8), batch_size=8)
     steps_per_epoch = -(-21 // world)
-    scheduler = autowu_hf.get_autowu_schedule(optimizer, epochs * steps_per_epoch * world, **options)
+    scheduler = get_schedule(optimizer, epochs * steps_per_epoch * world, **options)
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     if world > 1:
         # accelerate joins uneven inputs on several GPUs alone; torch's join, which it calls, works everywhere.
@@ -423,11 +422,11 @@ def sharded_loop(
     if own_optimizer:
         optimizer: Any = DummyOptim(model.parameters(), lr=1e-3)
         scheduler: Any = DummyScheduler(
-            optimizer, lr_scheduler_callable=lambda made: autowu_hf.get_autowu_schedule(made, steps, **options)
+            optimizer, lr_scheduler_callable=lambda made: get_schedule(made, steps, **options)
         )
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        scheduler = autowu_hf.get_autowu_schedule(optimizer, steps * ticks, **options)
+        scheduler = get_schedule(optimizer, steps * ticks, **options)
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     inner = scheduler.scheduler
     step = 0

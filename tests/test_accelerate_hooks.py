@@ -9,9 +9,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from rank_programs import accelerate_loop, two_models
 from ranks import run_ranks
-from tiny import TinyClassifier
+from tiny import TinyClassifier, get_schedule
 
-from autowu_hf import accelerate_hooks, get_autowu_schedule
+from autowu_hf import accelerate_hooks
 
 FAST = {"max_lr": 10.0, "rewind": False}  # an LR that hurts well before the warm-up's cap
 
@@ -106,7 +106,7 @@ def test_two_accelerators_keep_their_losses_apart():
         accelerator = Accelerator(cpu=True)
         model = TinyClassifier()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        parts = accelerator.prepare(model, optimizer, get_autowu_schedule(optimizer, 40))
+        parts = accelerator.prepare(model, optimizer, get_schedule(optimizer, 40))
         schedulers.append((accelerator, value, *parts))
     for _ in range(6):
         for accelerator, value, model, optimizer, scheduler in schedulers:
@@ -121,8 +121,8 @@ def test_a_later_scheduler_of_the_same_optimizer_takes_over():
     accelerator = Accelerator(cpu=True)
     model = TinyClassifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    first = get_autowu_schedule(optimizer, 40)
-    second = get_autowu_schedule(optimizer, 40)
+    first = get_schedule(optimizer, 40)
+    second = get_schedule(optimizer, 40)
     model, optimizer = accelerator.prepare(model, optimizer)
     for _ in range(3):
         accelerator.backward(model(torch.zeros(1, 4))["logits"].sum() * 0.0 + 3.0)
@@ -136,7 +136,7 @@ def test_an_accelerator_of_another_optimizer_is_not_heard():
     accelerator, probe = Accelerator(cpu=True), Accelerator(cpu=True)
     model, other = TinyClassifier(), TinyClassifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scheduler = get_autowu_schedule(optimizer, 40)
+    scheduler = get_schedule(optimizer, 40)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     other, _ = probe.prepare(other, torch.optim.SGD(other.parameters(), lr=1.0))
     for _ in range(3):
@@ -161,7 +161,7 @@ def test_a_step_before_the_first_test_copies_nothing_to_the_host():
     accelerator = Accelerator(cpu=True)
     model = TinyClassifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, foreach=False)
-    scheduler = get_autowu_schedule(optimizer, 400, test_every=50)
+    scheduler = get_schedule(optimizer, 400, test_every=50)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     with Count():
         for step in range(1, 51):

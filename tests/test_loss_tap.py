@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from tiny import LOGGED_DIGITS, AcceptsNumItems, TinyClassifier, batches, trainer_for
+from tiny import LOGGED_DIGITS, AcceptsNumItems, TinyClassifier, batches, get_schedule, trainer_for
 
-from autowu_hf import AutoWUCallback, get_autowu_schedule, loss_tap
+from autowu_hf import AutoWUCallback, loss_tap
 from autowu_hf.loss_tap import LossTap
 
 
@@ -110,7 +110,7 @@ def test_an_accelerate_loop_records_its_losses():
     model = TinyClassifier()
     optimizer = torch.optim.AdamW(model.parameters())
     data = torch.utils.data.DataLoader(batches(20), batch_size=4)  # 5 batches: groups of 2, 2 and 1
-    scheduler = get_autowu_schedule(optimizer, num_training_steps=30)
+    scheduler = get_schedule(optimizer, num_training_steps=30)
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     expected, group = [], []
     for _ in range(2):
@@ -133,7 +133,7 @@ def test_a_scheduler_taken_back_into_its_warm_up_listens_again():
     accelerator = Accelerator(cpu=True)
     model = TinyClassifier()
     optimizer = torch.optim.AdamW(model.parameters())
-    scheduler = get_autowu_schedule(optimizer, num_training_steps=40)
+    scheduler = get_schedule(optimizer, num_training_steps=40)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
 
     def train(steps: int) -> None:

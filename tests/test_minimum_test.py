@@ -131,7 +131,7 @@ def test_patience_counts_positive_tests_in_a_row():
     test = MinimumTest(AutoWUSettings(patience=2))
 
     def record(positive: bool, spike_at_end: bool = False) -> None:
-        test.records.append({"positive": positive, "spike_at_end": spike_at_end})
+        test.records.append({"positive": positive, "spike_at_end": spike_at_end, "diverged": False})
 
     for positive, passed in ((True, False), (False, False), (True, False), (True, True)):
         record(positive)

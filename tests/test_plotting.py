@@ -6,14 +6,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny import get_schedule
 
-from autowu_hf import get_autowu_schedule, plot_autowu
+from autowu_hf import plot_autowu
 from autowu_hf.report import write_report
 
 
 def run(losses, steps: int, total: int = 200, **options):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = get_autowu_schedule(optimizer, total, **options)
+    scheduler = get_schedule(optimizer, total, **options)
     for i in range(steps):
         optimizer.step()
         scheduler.step(float(losses[min(i, len(losses) - 1)]))

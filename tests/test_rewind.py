@@ -8,9 +8,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from tiny import get_schedule
 from torch import nn
 
-from autowu_hf import get_autowu_schedule
 from autowu_hf.rewind import LR_FACTOR, Rewind
 from autowu_hf.scheduler import DivergedError
 from autowu_hf.settings import AutoWUSettings
@@ -61,7 +61,7 @@ def run(scheduler, model, optimizer, losses, since=0):
 def test_the_switch_goes_back_bit_for_bit(rule, rewind, tmp_path):
     model, optimizer = small()
     folder = {"rewind_dir": str(tmp_path / "states")} if rewind == "disk" else {}
-    scheduler = get_autowu_schedule(optimizer, 400, peak_rule=rule, rewind=rewind, model=model, **folder)
+    scheduler = get_schedule(optimizer, 400, peak_rule=rule, rewind=rewind, model=model, **folder)
     states, losses = {}, valley(150, 400)
     for step, loss in enumerate(losses, 1):
         train_step(model, optimizer, scheduler, float(loss))
@@ -88,7 +88,7 @@ def test_the_switch_goes_back_bit_for_bit(rule, rewind, tmp_path):
 def test_the_line_says_what_was_restored(caplog):
     caplog.set_level(logging.INFO, "autowu_hf")
     model, optimizer = small()
-    scheduler = get_autowu_schedule(optimizer, 400)
+    scheduler = get_schedule(optimizer, 400)
     run(scheduler, model, optimizer, valley(150, 250))
     (line,) = [r.getMessage() for r in caplog.records]
     assert line.startswith(f"cliff at step {scheduler.switch_step}, minimum at step ")
@@ -97,7 +97,7 @@ def test_the_line_says_what_was_restored(caplog):
 
 def test_few_are_kept_at_a_time():
     model, optimizer = small()
-    scheduler = get_autowu_schedule(optimizer, 2000)
+    scheduler = get_schedule(optimizer, 2000)
     most = 0
     for loss in valley(900, 1000):
         train_step(model, optimizer, scheduler, float(loss))
@@ -120,17 +120,17 @@ def test_a_resumed_run_goes_back_to_the_same_state(stop):
             train_step(model, optimizer, scheduler, float(losses[step]))
 
     whole = small()
-    of_whole = get_autowu_schedule(whole[1], 400, model=whole[0])
+    of_whole = get_schedule(whole[1], 400, model=whole[0])
     go(*whole, of_whole, 0, 400)
     first = small()
-    of_first = get_autowu_schedule(first[1], 400, model=first[0])
+    of_first = get_schedule(first[1], 400, model=first[0])
     go(*first, of_first, 0, stop)
     file = io.BytesIO()
     torch.save([first[0].state_dict(), first[1].state_dict(), of_first.state_dict()], file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     second = small(seed=1)
-    of_second = get_autowu_schedule(second[1], 400, model=second[0])
+    of_second = get_schedule(second[1], 400, model=second[0])
     for part, saved in zip((*second, of_second), state, strict=True):
         part.load_state_dict(saved)
     go(*second, of_second, stop, 400)
@@ -140,9 +140,9 @@ def test_a_resumed_run_goes_back_to_the_same_state(stop):
 
 def test_a_state_without_snapshots_is_resumed_with_a_note(caplog):
     model, optimizer = small()
-    scheduler = get_autowu_schedule(optimizer, 400, model=model, rewind="disk")
+    scheduler = get_schedule(optimizer, 400, model=model, rewind="disk")
     run(scheduler, model, optimizer, valley(150, 120))
-    resumed = get_autowu_schedule(optimizer, 400, model=model)
+    resumed = get_schedule(optimizer, 400, model=model)
     resumed.load_state_dict(scheduler.state_dict())
     assert "the checkpoint holds no snapshots that fit this run" in caplog.text
     run(resumed, model, optimizer, valley(150, 400)[120:])
@@ -157,7 +157,7 @@ def test_too_little_memory_is_said_and_the_run_goes_on_without(caplog, monkeypat
         monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2 * snapshots * size}))
 
     free(3.9)
-    scheduler = get_autowu_schedule(optimizer, 400, model=model)
+    scheduler = get_schedule(optimizer, 400, model=model)
     run(scheduler, model, optimizer, valley(150, 300))
     assert "would take more than 50% of the free host memory" in caplog.text
     assert scheduler.ended_by == "minimum"
@@ -165,7 +165,7 @@ def test_too_little_memory_is_said_and_the_run_goes_on_without(caplog, monkeypat
 
     free(5.5)
     model, optimizer = small()
-    scheduler = get_autowu_schedule(optimizer, 400, model=model)
+    scheduler = get_schedule(optimizer, 400, model=model)
     most = 0
     for loss in valley(150, 300):
         train_step(model, optimizer, scheduler, float(loss))
@@ -187,9 +187,9 @@ def test_where_it_cannot_work_it_is_refused_or_left_out(caplog):
     for kind, said in ((DeepSpeedZeroOptimizer, "keeps partitions"), (AdaLomo, "inside the backward")):
         optimizer = kind([nn.Parameter(torch.zeros(1))], lr=0.1)
         with pytest.raises(ValueError, match=said):
-            get_autowu_schedule(optimizer, 100, rewind=True)
+            get_schedule(optimizer, 100, rewind=True)
         caplog.clear()
-        scheduler = get_autowu_schedule(optimizer, 100)
+        scheduler = get_schedule(optimizer, 100)
         assert said in caplog.text
         assert not scheduler.rewind.is_on
         assert scheduler.peak_rule == "minimum"
@@ -207,7 +207,7 @@ def break_at_60(model, optimizer, scheduler):
 
 def test_a_run_that_turns_to_nan_goes_on_from_finite_weights():
     model, optimizer = small()
-    scheduler = get_autowu_schedule(optimizer, 200, model=model)
+    scheduler = get_schedule(optimizer, 200, model=model)
     break_at_60(model, optimizer, scheduler)
     assert scheduler.ended_by == "divergence"
     assert scheduler.rewound_to <= 60
@@ -216,6 +216,6 @@ def test_a_run_that_turns_to_nan_goes_on_from_finite_weights():
 
 def test_without_rewind_it_stops_with_an_error_instead_of_burning_the_budget():
     model, optimizer = small()
-    scheduler = get_autowu_schedule(optimizer, 200, rewind=False)
+    scheduler = get_schedule(optimizer, 200, rewind=False)
     with pytest.raises(DivergedError, match=r"parameters are infinite or NaN after step 6\d.*; rewind=True keeps some"):
         break_at_60(model, optimizer, scheduler)

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from tiny import get_schedule
 
-from autowu_hf import AutoWUScheduler, MissingLossWarning, get_autowu_schedule
+from autowu_hf import AutoWUScheduler, MissingLossWarning
 from autowu_hf.shapes import DECAY_TYPES
 
 
@@ -35,7 +36,7 @@ def run(scheduler: AutoWUScheduler, losses, steps: int) -> list[float]:
 
 def test_is_a_torch_scheduler_that_starts_at_min_lr():
     optimizer = optimizer_of()
-    scheduler = get_autowu_schedule(optimizer, 100)
+    scheduler = get_schedule(optimizer, 100)
     assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
     assert scheduler.phase == "warmup"
     assert scheduler.get_last_lr() == [1e-5]
@@ -46,7 +47,7 @@ def test_is_a_torch_scheduler_that_starts_at_min_lr():
 
 
 def test_switches_after_the_minimum_and_decays_from_its_lr():
-    scheduler = get_autowu_schedule(optimizer_of(), 600, peak_rule="minimum")
+    scheduler = get_schedule(optimizer_of(), 600, peak_rule="minimum")
     lrs = run(scheduler, valley(300), 600)
     switch, minimum = scheduler.switch_step, scheduler.minimum_step
     assert scheduler.phase == "decay"
@@ -59,7 +60,7 @@ def test_switches_after_the_minimum_and_decays_from_its_lr():
 
 
 def test_stays_at_zero_when_stepped_past_the_end():
-    scheduler = get_autowu_schedule(optimizer_of(), 60)
+    scheduler = get_schedule(optimizer_of(), 60)
     run(scheduler, valley(30), 60)
     for _ in range(5):
         scheduler.step()
@@ -67,7 +68,7 @@ def test_stays_at_zero_when_stepped_past_the_end():
 
 
 def test_patience_tests_in_a_row_and_records():
-    scheduler = get_autowu_schedule(optimizer_of(), 600, test_every=5, patience=4)
+    scheduler = get_schedule(optimizer_of(), 600, test_every=5, patience=4)
     run(scheduler, valley(300), 600)
     assert [record["positive"] for record in scheduler.tests[-4:]] == [True] * 4
     assert not scheduler.tests[-5]["positive"]
@@ -78,13 +79,13 @@ def test_patience_tests_in_a_row_and_records():
 
 
 def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_tenth_of_its_lr_is_the_most():
-    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, valley(300), 600)
     cliff = scheduler.tests[-1]["cliff_step"]
     assert scheduler.ended_by == "cliff"
     assert 0.55 * 300 < scheduler.minimum_step < 0.66 * 300 < 0.8 * 300 < cliff < scheduler.switch_step < 300
     assert scheduler.peak_lr == scheduler.curve.warmup(scheduler.minimum_step)  # less than a tenth of the cliff's
-    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, np.where(np.arange(300) < 180, 1.0 - np.arange(300) / 180, np.arange(300) / 10 - 18), 600)
     cliff = scheduler.tests[-1]["cliff_step"]
     assert cliff == pytest.approx(185, abs=8)
@@ -92,14 +93,14 @@ def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_tenth_of_its_lr_is_the_m
 
 
 def test_a_warm_up_that_meets_no_cliff_ends_at_a_tenth_of_its_last_lr():
-    scheduler = get_autowu_schedule(optimizer_of(), 100, max_lr=0.1)
+    scheduler = get_schedule(optimizer_of(), 100, max_lr=0.1)
     run(scheduler, np.linspace(2.0, 1.0, 50), 100)
     assert (scheduler.switch_step, scheduler.ended_by, scheduler.peak_lr) == (50, "cap", pytest.approx(0.01))
 
 
 def test_a_loss_that_rises_slowly_from_its_start_leaves_a_small_lr():
     """It is at its minimum when the run begins, as of a model that needs no more training."""
-    scheduler = get_autowu_schedule(optimizer_of(), 400)
+    scheduler = get_schedule(optimizer_of(), 400)
     rng = np.random.default_rng(0)
     run(scheduler, 1.0 + np.maximum(np.arange(200) - 80, 0) / 100 + 0.01 * rng.standard_normal(200), 400)
     assert scheduler.ended_by in ("cliff", "divergence")
@@ -107,7 +108,7 @@ def test_a_loss_that_rises_slowly_from_its_start_leaves_a_small_lr():
 
 
 def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
-    scheduler = get_autowu_schedule(optimizer_of(), 100, max_lr=0.1, peak_rule="minimum", guard=False)
+    scheduler = get_schedule(optimizer_of(), 100, max_lr=0.1, peak_rule="minimum", guard=False)
     lrs = run(scheduler, np.linspace(2.0, 1.0, 50), 100)
     assert (scheduler.switch_step, scheduler.minimum_step, scheduler.peak_lr) == (50, 50, 0.1)
     assert lrs[50] == 0.1
@@ -115,18 +116,18 @@ def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
 
 
 def test_num_warmup_steps_is_the_cap():
-    scheduler = get_autowu_schedule(optimizer_of(), 100, 20)
+    scheduler = get_schedule(optimizer_of(), 100, 20)
     assert scheduler.warmup_cap == 20
     run(scheduler, np.linspace(2.0, 1.0, 50), 20)
     assert scheduler.switch_step == 20
-    assert get_autowu_schedule(optimizer_of(), 100, max_warmup_fraction=0.25).warmup_cap == 25
-    assert get_autowu_schedule(optimizer_of(), 2).warmup_cap == 1
+    assert get_schedule(optimizer_of(), 100, max_warmup_fraction=0.25).warmup_cap == 25
+    assert get_schedule(optimizer_of(), 2).warmup_cap == 1
 
 
 @pytest.mark.parametrize("decay_type", DECAY_TYPES)
 @pytest.mark.parametrize("growth", ["exponential", "linear"])
 def test_every_growth_and_decay_runs(growth, decay_type):
-    scheduler = get_autowu_schedule(optimizer_of(), 80, growth=growth, decay_type=decay_type)
+    scheduler = get_schedule(optimizer_of(), 80, growth=growth, decay_type=decay_type)
     lrs = run(scheduler, valley(40), 80)
     assert min(lrs) > 0
     assert scheduler.get_last_lr() == [0.0]
@@ -135,7 +136,7 @@ def test_every_growth_and_decay_runs(growth, decay_type):
 
 def test_groups_keep_their_ratios_and_the_users_lr_does_not_matter():
     small, large = optimizer_of(1e-3, 5e-4, 2e-3, default=1e-3), optimizer_of(10.0, 5.0, 20.0, default=10.0)
-    a, b = get_autowu_schedule(small, 100), get_autowu_schedule(large, 100)
+    a, b = get_schedule(small, 100), get_schedule(large, 100)
     for loss in valley(50):
         for scheduler in (a, b):
             scheduler.optimizer.step()
@@ -153,7 +154,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(preset):
     losses = np.concatenate([valley(300), np.ones(300)])
 
     def new() -> AutoWUScheduler:
-        return get_autowu_schedule(optimizer_of(), 600, steps_per_epoch=20, preset=preset)
+        return get_schedule(optimizer_of(), 600, steps_per_epoch=20, preset=preset)
 
     whole = new()
     expected = run(whole, losses, 600)
@@ -180,9 +181,9 @@ def goes_on_bit_for_bit(new, stop, losses, whole, expected):
 @pytest.mark.parametrize("stop", [50, 450])
 def test_resuming_into_another_total_keeps_the_warm_up_and_ends_at_the_new_one(stop):
     losses = np.concatenate([valley(300), np.ones(300)])
-    first = get_autowu_schedule(optimizer_of(), 600)
+    first = get_schedule(optimizer_of(), 600)
     run(first, losses, stop)
-    resumed = get_autowu_schedule(optimizer_of(), 900)
+    resumed = get_schedule(optimizer_of(), 900)
     resumed.load_state_dict(first.state_dict())
     if stop == 50:
         assert resumed.get_last_lr() == first.get_last_lr()
@@ -196,20 +197,20 @@ def test_resuming_into_another_total_keeps_the_warm_up_and_ends_at_the_new_one(s
 def test_a_state_of_another_scheduler_is_refused():
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer_of(), 10)
     with pytest.raises(ValueError, match="this is not a state of AutoWUScheduler, version 1: it has the keys .*T_max"):
-        get_autowu_schedule(optimizer_of(), 10).load_state_dict(cosine.state_dict())
+        get_schedule(optimizer_of(), 10).load_state_dict(cosine.state_dict())
 
 
 def test_a_run_that_turns_nan_switches():
     losses = valley(300)
     losses[200:] = np.nan
-    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, losses, 300)
     assert 200 < scheduler.switch_step <= 220
     assert scheduler.peak_lr < 0.1
 
 
 def test_epoch_tests_need_an_epoch():
-    scheduler = get_autowu_schedule(optimizer_of(), 100, test_every="epoch")
+    scheduler = get_schedule(optimizer_of(), 100, test_every="epoch")
     scheduler.optimizer.step()
     with pytest.raises(ValueError, match='test_every="epoch" needs the length of an epoch.* pass steps_per_epoch'):
         scheduler.step(1.0)
@@ -221,7 +222,7 @@ def test_epoch_tests_need_an_epoch():
 
 
 def test_steps_without_any_loss_warn_once():
-    scheduler = get_autowu_schedule(optimizer_of(), 100)
+    scheduler = get_schedule(optimizer_of(), 100)
     scheduler.optimizer.step()
     with pytest.warns(MissingLossWarning, match="pass the loss") as record:
         scheduler.step()
@@ -232,14 +233,14 @@ def test_steps_without_any_loss_warn_once():
 
 def test_the_switch_is_logged_in_one_line(caplog):
     with caplog.at_level(logging.INFO, logger="autowu_hf"):
-        run(get_autowu_schedule(optimizer_of(), 600, peak_rule="minimum"), valley(300), 400)
+        run(get_schedule(optimizer_of(), 600, peak_rule="minimum"), valley(300), 400)
     (line,) = [record.getMessage() for record in caplog.records]
     pattern = r"minimum at step 1\d\d of 2\d\d; peak LR \d\.\de-\d, weights and optimizer state of step 1\d\d, "
     assert re.fullmatch(pattern + r"cosine decay over 3\d\d steps", line)
 
 
 def test_report_holds_numbers_names_lists_and_none_only():
-    scheduler = get_autowu_schedule(optimizer_of(), 600)
+    scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, valley(300), 400)
     report = scheduler.report()
     assert report["peak_lr"] == scheduler.peak_lr
@@ -258,7 +259,7 @@ def test_report_holds_numbers_names_lists_and_none_only():
 
 @pytest.mark.parametrize("steps", [20, 30, 60, 100])
 def test_a_short_run_is_said_before_training_and_ends_sensibly(steps, caplog):
-    scheduler = get_autowu_schedule(optimizer_of(), steps)
+    scheduler = get_schedule(optimizer_of(), steps)
     assert caplog.text == ""
     cap = scheduler.warmup_cap
     run(scheduler, valley(cap, minimum=0.7), 1)
@@ -271,6 +272,6 @@ def test_a_short_run_is_said_before_training_and_ends_sensibly(steps, caplog):
 
 
 def test_a_short_run_of_the_papers_says_where_it_ends(caplog):
-    scheduler = get_autowu_schedule(optimizer_of(), 40, preset="paper")
+    scheduler = get_schedule(optimizer_of(), 40, preset="paper")
     scheduler.set_steps_per_epoch(10)
     assert "so it will end at max_lr = 1, whatever the losses say" in caplog.text

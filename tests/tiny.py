@@ -10,10 +10,20 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, Trainer, TrainingArguments
 
+from autowu_hf import AutoWUScheduler, get_autowu_schedule
+
+LONG = {"max_warmup_fraction": 0.5, "decay_type": "cosine"}
+"""Half of a run to warm up in, so that short ones have room, and a decay that is known by heart."""
+
 IS_TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 
 LOGGED_DIGITS = 1e-6 if IS_TRANSFORMERS_5 else 5.1e-5
 """How exactly Trainer logs a loss: transformers 4 rounds it to four decimals."""
+
+
+def get_schedule(optimizer: torch.optim.Optimizer, *lengths: int, **options: Any) -> AutoWUScheduler:
+    """``get_autowu_schedule`` with a ``LONG`` warm-up."""
+    return get_autowu_schedule(optimizer, *lengths, **{**LONG, **options})
 
 
 class TinyClassifier(nn.Module):
@@ -76,6 +86,8 @@ def trainer_for(
         "seed": 0,
         **options,
     }
+    if arguments["lr_scheduler_type"] == "autowu":
+        arguments["lr_scheduler_kwargs"] = {**LONG, **(options.get("lr_scheduler_kwargs") or {})}
     given = {"model": TinyClassifier(), "train_dataset": batches(64), **given}
     args = TrainingArguments(**arguments)
     before_trainer()

@@ -43,7 +43,7 @@ calls.clear()
 model = torch.nn.Linear(1, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 total = 240 * world  # the prepared scheduler is stepped once per process
-scheduler = autowu_hf.get_autowu_schedule(optimizer, total, test_every=4 * world, rewind=False)
+scheduler = autowu_hf.get_autowu_schedule(optimizer, total, test_every=4 * world, rewind=False, max_warmup_fraction=0.5)
 model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
 generator = torch.Generator().manual_seed(rank)
 lrs, steps_with_calls = [], []

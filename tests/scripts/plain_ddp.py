@@ -12,7 +12,7 @@ rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 torch.manual_seed(0)
 model = DistributedDataParallel(torch.nn.Linear(1, 1))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-scheduler = autowu_hf.get_autowu_schedule(optimizer, 240, test_every=4)
+scheduler = autowu_hf.get_autowu_schedule(optimizer, 240, test_every=4, max_warmup_fraction=0.5)
 generator = torch.Generator().manual_seed(rank)
 lrs = []
 for step in range(240):
