@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .divergence import DivergedError
 from .factory import get_autowu_schedule
 from .loss_history import MissingLossWarning
 from .plotting import plot_autowu
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoWUCallback",
     "AutoWUScheduler",
+    "DivergedError",
     "MissingLossWarning",
     "__version__",
     "get_autowu_schedule",

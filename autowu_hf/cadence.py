@@ -79,20 +79,29 @@ class Cadence:
             return math.ceil(every / ticks) * ticks
         return every * ticks
 
-    def num_tests(self, cap: int, fewest_losses: int) -> int | None:
-        """How many tests the longest warm-up leaves room for.
+    def shortage(self, cap: int, fewest_losses: int) -> str | None:
+        """What there is to say where the longest warm-up leaves no room for its tests.
 
         Args:
             cap: the longest warm-up, in scheduler steps.
             fewest_losses: how many losses a test needs.
 
         Returns:
-            The number; None while the interval is unknown.
+            A sentence; None where there is room, or the interval is unknown.
         """
-        interval = self.interval(cap)
+        interval, patience = self.interval(cap), self.settings.patience
         if interval is None:
             return None
-        return max((cap - 1) // interval - (fewest_losses * self.ticks_per_step - 1) // interval, 0)
+        room = max((cap - 1) // interval - (fewest_losses * self.ticks_per_step - 1) // interval, 0)
+        if room >= patience:
+            return None
+        instead = f"it will end at max_lr = {self.settings.max_lr:g}, whatever the losses say"
+        if self.settings.guard:
+            instead = "one look at its end decides on the learning rate"
+        return (
+            f"the longest warm-up, of {cap} steps, leaves room for {room} minimum tests, and it takes {patience} in a "
+            f"row to end it, so {instead}; more steps, a larger max_warmup_fraction or a smaller test_every give it room"
+        )
 
     def require_interval(self, cap: int) -> None:
         """Makes sure that there is an interval.

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import median_filter
+from torch.optim import Optimizer
 
 from .loss_curve_gp import Array
+from .param_groups import innermost
+from .snapshot import has_finite_parameters
+
+
+class DivergedError(RuntimeError):
+    """Parameters are infinite or NaN, and going back does not help or is not possible."""
+
 
 _FEWEST = 5
 _START_SHARE = 0.05
@@ -56,3 +64,38 @@ def is_above(losses: Array, num_new: int) -> bool:
     tail = losses[-max(num_new, _FEWEST) :]
     tail = tail[np.isfinite(tail)]
     return len(tail) > 0 and float(np.median(tail)) > ceiling(losses)
+
+
+def require_finite_parameters(
+    optimizer: Optimizer, step: int, last_lr: float, max_lr: float, rewound_to: int | None
+) -> None:
+    """Stops a run that would burn the rest of its budget.
+
+    Looks at this process's share only: where shares differ, the launcher ends the other processes.
+
+    Args:
+        optimizer: whose parameters are looked at.
+        step: scheduler steps done.
+        last_lr: the LR at the end of the warm-up, in optimizer units.
+        max_lr: the option of that name.
+        rewound_to: the step whose weights were restored there; None where none were.
+
+    Raises:
+        DivergedError: a parameter is infinite or NaN.
+    """
+    if has_finite_parameters(innermost(optimizer)):
+        return
+    if rewound_to is None:
+        remedy = (
+            "there was no earlier state to go back to. rewind=True keeps some, and a lower max_lr than "
+            f"{max_lr:g} keeps the learning rate from getting there"
+        )
+    else:
+        remedy = (
+            f"the weights of step {rewound_to} were restored, and broke again. Look for NaN in the data and for "
+            "overflow in the model"
+        )
+    raise DivergedError(
+        f"training has diverged: parameters are infinite or NaN after step {step}. The warm-up ended at learning rate "
+        f"{last_lr:.1e}, and {remedy}"
+    )

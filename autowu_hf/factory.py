@@ -38,9 +38,10 @@ def get_autowu_schedule(
 ) -> AutoWUScheduler:
     """An AutoWU schedule (Kim et al. 2021, arXiv 2107.05855): no peak LR and no warm-up length to choose.
 
-    The LR grows from ``min_lr`` while a Gaussian process over the training losses watches for their minimum (2.1);
-    when the loss has confidently passed it, the LR goes back to what it was there and decays to 0 at
-    ``num_training_steps`` (2.2).
+    The LR grows from ``min_lr`` while a Gaussian process over the training losses watches them (2.1). Once they have
+    confidently fallen and risen again, the weights go back to before the damage, and the LR decays to 0 at
+    ``num_training_steps`` (2.2), from a tenth of where the losses gave way. With ``preset="paper"`` it is the minimum
+    of the losses that ends the warm-up, the LR goes back to what it was there, and the weights stay.
 
     Args:
         optimizer: of any torch kind. Its LR does not matter, only the ratios of its groups' LRs to it.
@@ -67,10 +68,10 @@ def get_autowu_schedule(
         standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
         peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
             "cliff": it ends where half of what the loss had gained is lost again, and the peak is a tenth of the LR
-            there, or the LR at the minimum, if lower. None: "cliff" with rewind, else "minimum".
-        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR was
-            passed, from copies in host memory; "disk": from files. None: True where that works, else a logged
-            warning. False: only the LR goes back.
+            there. None: "cliff" with rewind, else "minimum".
+        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR,
+            or the minimum, was passed, from copies in host memory; "disk": from files. None: True where that
+            works, else a logged warning. False: only the LR goes back.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory that these copies may take, 0.5.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap.

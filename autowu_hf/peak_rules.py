@@ -52,18 +52,19 @@ def cliff_probability(posterior: Posterior) -> float:
 
 
 def cliff_place(mean: Array) -> float:
-    """Where a curve, past its minimum, first reaches the cliff's level.
+    """Where a curve rose above the cliff's level for the last time.
+
+    (The last time, for where nothing had been gained yet the level is crossed by chance again and again.)
 
     Args:
         mean: (500,), the posterior mean on ``GRID``.
 
     Returns:
-        x in [0, 1]; 1 where it does not.
+        x in [0, 1]; 1 where it ends below that level.
     """
-    lowest = int(np.argmin(mean))
-    level = mean[lowest] + GIVEN_BACK * max(mean[0] - mean[lowest], 0.0)
-    beyond = np.flatnonzero(mean[lowest + 1 :] > level)
-    return float(GRID[lowest + 1 + beyond[0]]) if len(beyond) else 1.0
+    lowest = float(mean.min())
+    level = lowest + GIVEN_BACK * max(float(mean[0]) - lowest, 0.0)
+    return float(GRID[min(int(np.flatnonzero(mean <= level)[-1]) + 1, len(GRID) - 1)])
 
 
 def _deviation(posterior: Posterior) -> Array:

@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import collective
+from .divergence import require_finite_parameters
 from .minimum_test import MinimumTestRecord
-from .param_groups import innermost, lr_ratios, set_lrs
+from .param_groups import lr_ratios, set_lrs
 from .peak_rules import CLIFF_SHARE
 from .report import describe
 from .rewind import Rewind
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
-from .snapshot import has_finite_parameters
 from .warm_up import Ending, WarmUp
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,6 @@ logger = logging.getLogger(__name__)
 _STATE_VERSION = 1
 _CHECK_AFTER = 5
 _ENOUGH = 10
-
-
-class DivergedError(RuntimeError):
-    """The warm-up ended with parameters that are infinite or NaN, and nothing to go back to."""
 
 
 class AutoWUScheduler(LRScheduler):
@@ -228,23 +224,12 @@ class AutoWUScheduler(LRScheduler):
         self._say_if_short()
 
     def _say_if_short(self) -> None:
-        """Says, before training, that the warm-up may be too short for its tests, and what happens then."""
-        num_tests = self._cadence.num_tests(self.warmup_cap, self._warm_up.minimum_test.fewest_losses)
-        if num_tests is None or num_tests >= self.settings.patience or self._said_short or self.last_epoch > 0:
-            return
-        self._said_short = True
-        if collective.is_main_process():
-            logger.warning(
-                "the longest warm-up, %d of %d steps, leaves room for %d minimum tests, and it takes %d in a row to "
-                "end it; %s. More steps, a larger max_warmup_fraction or a smaller test_every give it room",
-                self.warmup_cap,
-                self.num_training_steps,
-                num_tests,
-                self.settings.patience,
-                "so one look at its end decides on the learning rate"
-                if self.settings.guard
-                else f"so it will end at max_lr = {self.settings.max_lr:g}, whatever the losses say",
-            )
+        """Says once, before training, that the warm-up may be too short for its tests."""
+        shortage = self._cadence.shortage(self.warmup_cap, self._warm_up.minimum_test.fewest_losses)
+        if shortage is not None and not self._said_short and self.last_epoch == 0:
+            self._said_short = True
+            if collective.is_main_process():
+                logger.warning("%s", shortage)
 
     def set_ticks_per_step(self, ticks: int) -> None:
         """Tells how often in a row the scheduler is stepped for one optimizer step.
@@ -322,12 +307,14 @@ class AutoWUScheduler(LRScheduler):
         self.ended_by = ending.reason
         self.minimum_step = ending.minimum_step
         self.peak_lr = self.curve.warmup(ending.minimum_step)
-        if self.peak_rule == "cliff" or (ending.reason == "cap" and self.settings.guard):
-            # The cap counts as a cliff: what lies beyond it nobody knows.
-            share_of_cliff = CLIFF_SHARE * self.curve.warmup(ending.cliff_step)
-            self.peak_lr = min(self.peak_lr, max(share_of_cliff, self.curve.warmup(0)))
-        peak_lr = self.peak_lr
-        self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= peak_lr)
+        # The cap counts as a cliff: what lies beyond it nobody knows.
+        share_of_cliff = max(CLIFF_SHARE * self.curve.warmup(ending.cliff_step), self.curve.warmup(0))
+        if self.peak_rule == "cliff":
+            self.peak_lr = share_of_cliff
+        elif ending.reason == "cap" and self.settings.guard:
+            self.peak_lr = min(self.peak_lr, share_of_cliff)
+        highest = min(self.peak_lr, self.curve.warmup(ending.minimum_step))
+        self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= highest)
         self.rewind.drop()
         if ending.reason == "divergence":
             if self.rewound_to is None:
@@ -338,19 +325,8 @@ class AutoWUScheduler(LRScheduler):
             logger.info(describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:
-        """Looks at this process's share only: where shares differ, the launcher ends the other processes."""
-        if not has_finite_parameters(innermost(self.optimizer)):
-            raise DivergedError(
-                f"training has diverged: parameters are infinite or NaN after step {step}. The warm-up ended at step "
-                f"{self.switch_step}, learning rate {self.curve.warmup(self.switch_step or 0):.1e}, and "
-                + (
-                    "had no earlier state to go back to; rewind=True keeps some, and a lower max_lr than "
-                    f"{self.settings.max_lr:g} keeps the learning rate from getting there"
-                    if self.rewound_to is None
-                    else f"went back to the weights of step {self.rewound_to}, but {self.peak_lr:.1e} broke them "
-                    "again; look for NaN in the data and for overflow in the model"
-                )
-            )
+        last_lr = self.curve.warmup(self.switch_step or step)
+        require_finite_parameters(self.optimizer, step, last_lr, self.settings.max_lr, self.rewound_to)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""

@@ -50,10 +50,10 @@ class AutoWUSettings:
             depend on the unit of the loss; False tests them as they are, like the authors.
         peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
             (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained is lost again, and the peak is a
-            tenth of the LR at which that was so, or the LR at the minimum, if lower. None: "cliff" with rewind, else
-            "minimum".
-        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR was
-            passed. "disk": the same, kept in files. None: True where that works. False: it takes back the LR only.
+            tenth of the LR at which that was so. None: "cliff" with rewind, else "minimum".
+        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR, or
+            the minimum, was passed. "disk": the same, kept in files. None: True where that works. False: it takes
+            back the LR only.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory, in (0, 1), that the kept weights may take.
         guard: ends a warm-up that diverges at once, and looks at the losses once more at its cap.

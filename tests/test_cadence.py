@@ -76,4 +76,7 @@ def test_room_for_tests(cap, every, ticks, expected):
     cadence = Cadence(AutoWUSettings(test_every=every), None)
     cadence.ticks_per_step = ticks
     steps = [t for t in range(1, cap) if t % cadence.interval(cap) == 0 and t >= 10 * ticks]
-    assert cadence.num_tests(cap, 10) == expected == len(steps)
+    assert len(steps) == expected
+    said = cadence.shortage(cap, 10)
+    assert (said is None) == (expected >= 3)
+    assert said is None or f"leaves room for {expected} minimum tests" in said

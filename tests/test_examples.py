@@ -106,12 +106,12 @@ def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys
 @pytest.mark.skipif(not HANDS_EPOCH_ON, reason="this accelerate's skip_first_batches forgets the epoch's shuffle")
 def test_the_loop_without_trainer_resumes_exactly(no_trainer, tmp_path):
     """45 steps an epoch; the checkpoint lies in the warm-up and inside an epoch."""
-    options = ["--cpu", "--num_train_epochs", "4", "--checkpointing_steps", "70"]
+    options = ["--cpu", "--num_train_epochs", "4", "--checkpointing_steps", "25"]
     whole = no_trainer.main([*options, "--output_dir", str(tmp_path / "whole")])
-    checkpoint = str(tmp_path / "whole" / "step_70")
+    checkpoint = str(tmp_path / "whole" / "step_25")
     resumed = no_trainer.main([*options, "--output_dir", str(tmp_path), "--resume_from_checkpoint", checkpoint])
     assert resumed == whole
-    assert whole["switch_step"] > 70
+    assert whole["switch_step"] > 25
 
 
 def test_the_loop_without_trainer_on_two_processes(tmp_path):

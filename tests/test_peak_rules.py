@@ -39,11 +39,13 @@ def test_where_nothing_was_gained_any_sure_rise_is_a_cliff():
     assert 0.6 < cliff_place(flat_then_up.mean) < 0.8
 
 
-def test_the_place_is_the_first_past_the_minimum():
+def test_the_place_is_where_the_curve_last_rose_above_half_of_the_gain():
     mean = valley(2.0)(GRID)
     s = (cliff_place(mean) - 0.6) / 0.4
     assert 2.0 * (1 - np.cos(np.pi * s)) / 2 == pytest.approx(0.5, abs=0.02)
     assert cliff_place(valley(0.3)(GRID)) == 1.0
+    flat = np.where(GRID < 0.9, 0.01 * np.sin(40 * GRID), 5.0)
+    assert cliff_place(flat) == pytest.approx(0.9, abs=0.01)
 
 
 def test_noise_is_no_cliff():

@@ -78,13 +78,15 @@ def test_patience_tests_in_a_row_and_records():
     assert scheduler.minimum_step == round(scheduler.tests[-1]["minimum_step"])
 
 
-def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_tenth_of_its_lr_is_the_most():
+def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_tenth_of_its_lr_is_the_peak():
     scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, valley(300), 600)
     cliff = scheduler.tests[-1]["cliff_step"]
     assert scheduler.ended_by == "cliff"
     assert 0.55 * 300 < scheduler.minimum_step < 0.66 * 300 < 0.8 * 300 < cliff < scheduler.switch_step < 300
-    assert scheduler.peak_lr == scheduler.curve.warmup(scheduler.minimum_step)  # less than a tenth of the cliff's
+    # The weights are those from before the minimum, where that is earlier than a tenth of the cliff's LR.
+    assert scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.curve.warmup(scheduler.minimum_step)
+    assert scheduler.curve.warmup(scheduler.minimum_step) < scheduler.peak_lr
     scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, np.where(np.arange(300) < 180, 1.0 - np.arange(300) / 180, np.arange(300) / 10 - 18), 600)
     cliff = scheduler.tests[-1]["cliff_step"]

@@ -10,8 +10,6 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, Trainer, TrainingArguments
 
-from autowu_hf import AutoWUScheduler, get_autowu_schedule
-
 LONG = {"max_warmup_fraction": 0.5, "decay_type": "cosine"}
 """Half of a run to warm up in, so that short ones have room, and a decay that is known by heart."""
 
@@ -21,8 +19,10 @@ LOGGED_DIGITS = 1e-6 if IS_TRANSFORMERS_5 else 5.1e-5
 """How exactly Trainer logs a loss: transformers 4 rounds it to four decimals."""
 
 
-def get_schedule(optimizer: torch.optim.Optimizer, *lengths: int, **options: Any) -> AutoWUScheduler:
+def get_schedule(optimizer: torch.optim.Optimizer, *lengths: int, **options: Any) -> Any:
     """``get_autowu_schedule`` with a ``LONG`` warm-up."""
+    from autowu_hf import get_autowu_schedule  # here, for a test that runs a Trainer without the package
+
     return get_autowu_schedule(optimizer, *lengths, **{**LONG, **options})
 
 
