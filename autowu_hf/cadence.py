@@ -100,7 +100,7 @@ class Cadence:
             instead = "one look at its end decides on the learning rate"
         return (
             f"the longest warm-up, of {cap} steps, leaves room for {room} minimum tests, and it takes {patience} in a "
-            f"row to end it, so {instead}; more steps, a larger max_warmup_fraction or a smaller test_every give it room"
+            f"row to end it, so {instead}; more steps, a larger max_warmup_fraction or a smaller test_every give room"
         )
 
     def require_interval(self, cap: int) -> None:

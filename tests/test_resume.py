@@ -55,7 +55,7 @@ def test_an_accelerate_loop_killed_at_a_random_step_resumes_exactly(tmp_path, un
             assert seen[name] == before[name]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:10])
 def test_trainer_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted, seed):
     whole = uninterrupted["trainer"]
     assert whole[0]["switch_step"] < whole[0]["cap"]
