@@ -54,16 +54,17 @@ def is_diverged(losses: Array, num_new: int) -> bool:
     return num_new > 0 and not bool(np.isfinite(tail).any())
 
 
-def is_above(losses: Array, num_new: int) -> bool:
+def is_above(losses: Array, num_new: int, top: float) -> bool:
     """Whether the losses since the last test, or the last five, lie above the ceiling: their median does.
 
     Args:
         losses: (n,), one per optimizer step.
         num_new: how many of them are new since the last test.
+        top: their ``ceiling``.
     """
     tail = losses[-max(num_new, _FEWEST) :]
     tail = tail[np.isfinite(tail)]
-    return len(tail) > 0 and float(np.median(tail)) > ceiling(losses)
+    return len(tail) > 0 and float(np.median(tail)) > top
 
 
 def require_finite_parameters(

@@ -153,9 +153,10 @@ class MinimumTest:
         """
         n = len(losses)
         diverged = divergence.is_diverged(losses, num_new)
+        top = divergence.ceiling(losses) if self.settings.guard else math.inf
         used = usable(losses, self.settings.standardize)
         if int(used.sum()) >= (min(3, self._fewest) if is_last else self._fewest):
-            record = self._test(losses, used, step, diverged)
+            record = self._test(losses, used, step, diverged, top)
         else:
             # Too few to say anything. A run that diverged at once goes back to where it started.
             p = [float(diverged)] * self.settings.num_tests
@@ -163,21 +164,22 @@ class MinimumTest:
             record = self._record(n, step, p, place, p, place, _NO_PARAMETERS)
         record["spike_at_end"] = bool(np.isfinite(losses[-1:]).any() and not used[-1:].any())
         if self.settings.guard:
-            record["above"] = divergence.is_above(losses, num_new)
+            record["above"] = divergence.is_above(losses, num_new, top)
             record["diverged"] = diverged or (record["above"] and bool(self.records) and self.records[-1]["above"])
         self.records.append(record)
         return record
 
-    def _test(self, losses: Array, used: npt.NDArray[np.bool_], step: int, diverged: bool) -> MinimumTestRecord:
+    def _test(
+        self, losses: Array, used: npt.NDArray[np.bool_], step: int, diverged: bool, top: float
+    ) -> MinimumTestRecord:
         n = len(losses)
         x, y = np.arange(n) / n, losses
         centre, scale = 0.0, 1.0
         if self.settings.standardize:
             centre, scale = float(losses[used].mean()), float(losses[used].std()) or 1.0
             y = (losses - centre) / scale
-        if self.settings.guard:
-            # How far above is no matter: it would only hide the shape of the rest.
-            y = np.minimum(y, divergence.ceiling(y[used]))
+        # How far above the ceiling is no matter: it would only hide the shape of the rest.
+        y = np.minimum(y, (top - centre) / scale)
         rng = np.random.default_rng([self.settings.seed, n])
 
         def subset(size: int) -> tuple[Array, Array]:

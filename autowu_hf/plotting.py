@@ -152,7 +152,7 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
 def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], settings: dict[str, Any]) -> None:
     used = usable(losses, settings["standardize"])
     if settings["guard"]:
-        losses = np.minimum(losses, ceiling(losses[used]))
+        losses = np.minimum(losses, ceiling(losses))
     params = GPParameters(record["outputscale"], record["noise"], record["mean"])
     (posterior,) = FastGP().posteriors(params, [(np.flatnonzero(used) / len(losses), losses[used])])
     band = 1.96 * np.sqrt(np.maximum(posterior.variance, 0.0))

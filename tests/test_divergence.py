@@ -25,7 +25,7 @@ def test_the_ceiling_knows_no_unit(scale, shift):
 def test_noise_around_a_flat_line_stays_below():
     for seed in range(50):
         losses = np.random.default_rng(seed).standard_normal(100)
-        assert not is_above(losses, 5)
+        assert not is_above(losses, 5, ceiling(losses))
         assert (losses < ceiling(losses)).all()
 
 
@@ -36,12 +36,12 @@ def test_few_losses_have_no_ceiling():
 def test_one_spike_is_not_above_and_a_run_of_them_is():
     losses = falling()
     losses[-1] = 1e6
-    assert not is_above(losses, 1)
+    assert not is_above(losses, 1, ceiling(losses))
     losses[-4:] = 1e6
-    assert is_above(losses, 5)
-    assert is_above(losses, 1)
+    assert is_above(losses, 5, ceiling(losses))
+    assert is_above(losses, 1, ceiling(losses))
     losses[-4:] = np.nan
-    assert not is_above(losses, 4)
+    assert not is_above(losses, 4, ceiling(losses))
 
 
 def test_diverged_is_a_whole_interval_and_three_at_least():

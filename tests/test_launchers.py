@@ -78,7 +78,7 @@ class WithBatchNorm(TinyClassifier):
 
 
 @pytest.mark.parametrize("rule", ["minimum", "cliff"])
-@pytest.mark.parametrize("launcher", ["1 process", "DDP", "FSDP2"])
+@pytest.mark.parametrize("launcher", ["1 process", "DDP", pytest.param("FSDP2", marks=needs_fsdp2)])
 def test_rewind_goes_back_bit_for_bit(tmp_path, launcher, rule):
     """Parameters, optimizer state and buffers, of every process its own share; under DDP batch norm's buffers too."""
     function, arguments = (fsdp_trainer_run, (2,)) if launcher == "FSDP2" else (trainer_run, ())
