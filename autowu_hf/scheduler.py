@@ -26,7 +26,7 @@ from .warm_up import Ending, WarmUp
 
 logger = logging.getLogger(__name__)
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _CHECK_AFTER = 5
 _ENOUGH = 10
 
@@ -182,7 +182,7 @@ class AutoWUScheduler(LRScheduler):
             return
         if self.rewind.is_due(self.curve.warmup(step)):
             self.rewind.follow(step, self.curve.warmup, self._warm_up.minimum_test.minimum_step)
-            self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
+        self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
         later = range(step + 1, self.warmup_cap + 1)
         self._keep_at = (
             step + 1 + bisect.bisect_left(later, True, key=lambda t: self.rewind.is_due(self.curve.warmup(t)))

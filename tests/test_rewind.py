@@ -193,6 +193,12 @@ def test_where_it_cannot_work_it_is_refused_or_left_out(caplog):
         assert said in caplog.text
         assert not scheduler.rewind.is_on
         assert scheduler.peak_rule == "minimum"
+        for loss in valley(50, 100):
+            optimizer.step()
+            scheduler.step(float(loss))
+        assert scheduler.ended_by in ("minimum", "cap")
+        assert scheduler.rewound_to is None
+        assert scheduler._warm_up.minimum_test.rule == "minimum"
 
 
 def break_at_60(model, optimizer, scheduler):

@@ -198,7 +198,7 @@ def test_resuming_into_another_total_keeps_the_warm_up_and_ends_at_the_new_one(s
 
 def test_a_state_of_another_scheduler_is_refused():
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer_of(), 10)
-    with pytest.raises(ValueError, match="this is not a state of AutoWUScheduler, version 1: it has the keys .*T_max"):
+    with pytest.raises(ValueError, match="this is not a state of AutoWUScheduler, version 2: it has the keys .*T_max"):
         get_schedule(optimizer_of(), 10).load_state_dict(cosine.state_dict())
 
 
