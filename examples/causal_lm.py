@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             print(f"byte frequencies:    {metrics['unigram_bits_per_byte']:.2f}")
         scheduler = trainer.lr_scheduler
         if isinstance(scheduler, autowu_hf.AutoWUScheduler):
-            print(f"learning rate found: {scheduler.peak_lr:.2e} (step {scheduler.minimum_step})")
+            print(f"learning rate found: {scheduler.peak_lr:.2e} (at step {scheduler.switch_step})")
             if importlib.util.find_spec("matplotlib") is not None:
                 print(f"picture:             {os.path.join(args.output_dir, 'autowu.png')}")
     return metrics

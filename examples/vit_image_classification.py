@@ -174,7 +174,7 @@ def fine_tune(
         print(f"validation accuracy: {metrics['eval_accuracy']:.4f}")
         scheduler = trainer.lr_scheduler
         if isinstance(scheduler, autowu_hf.AutoWUScheduler):
-            print(f"learning rate found: {scheduler.peak_lr:.2e} (step {scheduler.minimum_step})")
+            print(f"learning rate found: {scheduler.peak_lr:.2e} (at step {scheduler.switch_step})")
             print(f"picture:             {os.path.join(args.output_dir, 'autowu.png')}")
     return metrics
 

@@ -207,7 +207,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if accelerator.is_main_process:
         processor.save_pretrained(args.output_dir)
         print(f"validation accuracy: {accuracy:.4f}")
-        print(f"learning rate found: {autowu.peak_lr:.2e} (step {autowu.minimum_step} of {autowu.num_training_steps})")
+        print(
+            f"learning rate found: {autowu.peak_lr:.2e} (at step {autowu.switch_step} of {autowu.num_training_steps})"
+        )
         if importlib.util.find_spec("matplotlib") is not None:
             picture = os.path.join(args.output_dir, "autowu.png")
             plot_autowu(autowu, picture)  # AutoWU

@@ -45,7 +45,7 @@ def test_default_run_finds_its_lr_in_both_stages(vit, tmp_path, capsys):
         assert picture.stat().st_size > 10_000
         report = json.loads((tmp_path / stage / "autowu.json").read_text())
         assert report["switch_step"] < report["warmup_cap"]
-        assert f"learning rate found: {report['peak_lr']:.2e} (step {report['minimum_step']})" in printed
+        assert f"learning rate found: {report['peak_lr']:.2e} (at step {report['switch_step']})" in printed
 
 
 @pytest.mark.parametrize("optimizer", ["adamp", "lamb"])
