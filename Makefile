@@ -4,11 +4,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # The oldest supported transformers and accelerate, laid over what .venv has of everything else.
 OLDEST := .venv-oldest
-# Compiling what is installed takes longer than the few imports of it save.
-INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist loadfile -q
 # With those, the tests of parts that use neither library are left out, and the long ones that are marked "once".
-NUMERICS := cadence gpytorch_gp loss_curve_gp minimum_test plotting report settings shapes
+NUMERICS := cadence divergence faults gpytorch_gp loss_curve_gp minimum_test peak_rules plotting report rewind scheduler \
+	settings shapes snapshot warm_up
 
 .PHONY: example test test-oldest quality benchmark clean
 

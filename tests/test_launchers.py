@@ -99,7 +99,7 @@ def test_rewind_goes_back_bit_for_bit(tmp_path, launcher, rule):
         assert seen["peak_rule"] == rule
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.once)])
 def test_trainer_ddp(tmp_path, one_process, processes):
     check_trains_with_one_lr_and_resumes(tmp_path, one_process, trainer_run, processes=processes)
 

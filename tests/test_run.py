@@ -61,9 +61,15 @@ def test_a_script_with_fixed_choices_runs_unchanged(tmp_path):
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param(("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RUN), id="torchrun"),
+        pytest.param(
+            ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RUN),
+            id="torchrun",
+            marks=pytest.mark.once,
+        ),
         pytest.param(("accelerate.commands.launch", "--cpu", *RUN), id="accelerate launch"),
-        pytest.param((*RUN[1:], "accelerate", "launch", "--cpu"), id="autowu-run accelerate launch"),
+        pytest.param(
+            (*RUN[1:], "accelerate", "launch", "--cpu"), id="autowu-run accelerate launch", marks=pytest.mark.once
+        ),
     ],
 )
 def test_under_a_launcher(tmp_path, launcher):
