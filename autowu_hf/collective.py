@@ -22,6 +22,7 @@ _SCALARS = (
     "num_losses",
     "minimum_step",
     "cliff_step",
+    "gain",
     "positive",
     "diverged",
     "above",
@@ -104,11 +105,16 @@ def gather_mean(losses: Tensor, skip_nan: bool = False) -> Tensor:
     return everyone.nanmean(dim=0) if skip_nan else everyone.mean(dim=0)
 
 
+def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of every process; one collective, none with one process."""
+    if num_processes() == 1:
+        return [list(numbers)]
+    return [[int(number) for number in row] for row in _gather(torch.tensor(numbers))]
+
+
 def gather_max(numbers: Sequence[int]) -> list[int]:
     """The maximum over processes of each number; one collective, none with one process."""
-    if num_processes() == 1:
-        return list(numbers)
-    return [int(number) for number in _gather(torch.tensor(numbers)).amax(dim=0)]
+    return [max(column) for column in zip(*gather_numbers(numbers), strict=True)]
 
 
 def broadcast_record(record: MinimumTestRecord | None, num_tests: int) -> MinimumTestRecord:

@@ -68,7 +68,7 @@ def is_above(losses: Array, num_new: int, top: float) -> bool:
 
 
 def require_finite_parameters(
-    optimizer: Optimizer, step: int, last_lr: float, max_lr: float, rewound_to: int | None
+    optimizer: Optimizer, step: int, last_lr: float, max_lr: float, rewound_to: int | None, rewind_is_on: bool
 ) -> None:
     """Stops a run that would burn the rest of its budget.
 
@@ -80,13 +80,16 @@ def require_finite_parameters(
         last_lr: the LR at the end of the warm-up, in optimizer units.
         max_lr: the option of that name.
         rewound_to: the step whose weights were restored there; None where none were.
+        rewind_is_on: whether there were any to choose from.
 
     Raises:
         DivergedError: a parameter is infinite or NaN.
     """
     if has_finite_parameters(innermost(optimizer)):
         return
-    if rewound_to is None:
+    if rewound_to is None and rewind_is_on:
+        remedy = "no state that was kept is finite. Look for NaN in the first batches and for overflow in the model"
+    elif rewound_to is None:
         remedy = (
             "there was no earlier state to go back to. rewind=True keeps some, and a lower max_lr than "
             f"{max_lr:g} keeps the learning rate from getting there"

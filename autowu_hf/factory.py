@@ -40,7 +40,7 @@ def get_autowu_schedule(
 
     The LR grows from ``min_lr`` while a Gaussian process over the training losses watches them (2.1). Once they have
     confidently fallen and risen again, the weights go back to before the damage, and the LR decays to 0 at
-    ``num_training_steps`` (2.2), from a tenth of where the losses gave way. With ``preset="paper"`` it is the minimum
+    ``num_training_steps`` (2.2), from well below where the losses gave way. With ``preset="paper"`` it is the minimum
     of the losses that ends the warm-up, the LR goes back to what it was there, and the weights stay.
 
     Args:
@@ -68,7 +68,7 @@ def get_autowu_schedule(
         standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
         peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
             "cliff": it ends where half of what the loss had gained is lost again, and the peak is a tenth of the LR
-            there. None: "cliff" with rewind, else "minimum".
+            there, or a third of the LR at the minimum, if that is lower. None: "cliff" with rewind, else "minimum".
         rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR,
             or the minimum, was passed, from copies in host memory; "disk": from files. None: True where that
             works, else a logged warning. False: only the LR goes back.

@@ -12,7 +12,7 @@ from scipy.ndimage import median_filter
 
 from . import divergence
 from .loss_curve_gp import GRID, Array, FastGP, GPParameters, Posterior
-from .peak_rules import cliff_place, cliff_probability, minimum_probability
+from .peak_rules import GIVEN_BACK, cliff_place, cliff_probability, minimum_probability
 from .settings import AutoWUSettings
 
 _MAX_SUBSET = 500
@@ -30,6 +30,8 @@ class MinimumTestRecord(TypedDict):
         minimum_step: the estimate of t*, eq. (5), in scheduler steps.
         p_cliff: the probability that the cliff has been passed, of every subset.
         cliff_step: the estimate of the cliff's step, in scheduler steps; ``step`` where there is none.
+        gain: how far the curve fell from its start to its minimum, in loss units; NaN where there were too few losses
+            for a GP.
         positive: the vote, more than half of ``p_min`` (of ``p_cliff`` under that rule) above the confidence.
         diverged: whether the warm-up must end at once.
         above: whether the newest losses lie above ``divergence.ceiling``.
@@ -45,6 +47,7 @@ class MinimumTestRecord(TypedDict):
     minimum_step: float
     p_cliff: list[float]
     cliff_step: float
+    gain: float
     positive: bool
     diverged: bool
     above: bool
@@ -126,8 +129,31 @@ class MinimumTest:
 
     @property
     def minimum_step(self) -> float | None:
-        """The last test's estimate of t*, in scheduler steps; None before there is one."""
-        return self.records[-1]["minimum_step"] if self.records else None
+        """The estimate of t*, in scheduler steps; None before there is one.
+
+        It is the last test's, and for the cliff rule, which looks on when the minimum has passed, that of the test by
+        which it had: what the losses do later may blur it. A minimum by which less than half of the gain had been made
+        was none.
+        """
+        if not self.records:
+            return None
+        record = self._minimum_passed() if self.rule == "cliff" else None
+        return (record or self.records[-1])["minimum_step"]
+
+    def _minimum_passed(self) -> MinimumTestRecord | None:
+        """The first test by which the minimum had passed, as ``peak_rule="minimum"`` would have it."""
+        in_a_row = 0
+        for record in self.records:
+            if _is_inconclusive(record):
+                continue
+            in_a_row = in_a_row + 1 if self._is_positive(record["p_min"]) else 0
+            if in_a_row >= self.settings.patience and record["gain"] >= GIVEN_BACK * self.records[-1]["gain"]:
+                return record
+        return None
+
+    def _is_positive(self, probabilities: list[float]) -> bool:
+        """The vote of the subsets."""
+        return sum(p > self.settings.confidence for p in probabilities) > self.settings.num_tests / 2
 
     @property
     def inconclusive(self) -> bool:
@@ -161,7 +187,7 @@ class MinimumTest:
             # Too few to say anything. A run that diverged at once goes back to where it started.
             p = [float(diverged)] * self.settings.num_tests
             place = 0.0 if diverged else 1.0
-            record = self._record(n, step, p, place, p, place, _NO_PARAMETERS)
+            record = self._record(n, step, p, place, p, place, math.nan, _NO_PARAMETERS)
         record["spike_at_end"] = bool(np.isfinite(losses[-1:]).any() and not used[-1:].any())
         if self.settings.guard:
             record["above"] = divergence.is_above(losses, num_new, top)
@@ -200,8 +226,9 @@ class MinimumTest:
         p_cliff = [1.0 if diverged else cliff_probability(posterior) for posterior in posteriors]
         minima = [float(GRID[known][np.argmin(posterior.mean[known])]) for posterior in posteriors]
         cliffs = [min(cliff_place(posterior.mean), float(GRID[known][-1])) for posterior in posteriors]
+        gain = scale * sum(float(posterior.mean[0] - posterior.mean.min()) for posterior in posteriors) / num_tests
         unit = GPParameters(params.outputscale * scale**2, params.noise * scale**2, params.mean * scale + centre)
-        return self._record(n, step, p_min, sum(minima) / num_tests, p_cliff, sum(cliffs) / num_tests, unit)
+        return self._record(n, step, p_min, sum(minima) / num_tests, p_cliff, sum(cliffs) / num_tests, gain, unit)
 
     def _record(
         self,
@@ -211,10 +238,9 @@ class MinimumTest:
         minimum: float,
         p_cliff: list[float],
         cliff: float,
+        gain: float,
         params: GPParameters,
     ) -> MinimumTestRecord:
-        decisive = p_cliff if self.rule == "cliff" else p_min
-        votes = sum(p > self.settings.confidence for p in decisive)
         return {
             "step": step,
             "num_losses": num_losses,
@@ -222,7 +248,8 @@ class MinimumTest:
             "minimum_step": step * minimum,
             "p_cliff": p_cliff,
             "cliff_step": step * cliff,
-            "positive": votes > self.settings.num_tests / 2,
+            "gain": gain,
+            "positive": self._is_positive(p_cliff if self.rule == "cliff" else p_min),
             "diverged": False,
             "above": False,
             "spike_at_end": False,

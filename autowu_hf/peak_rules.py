@@ -17,7 +17,12 @@ GIVEN_BACK = 0.5
 """The cliff is where this share of what the loss had gained since the start is lost again."""
 
 CLIFF_SHARE = 0.1
-"""The peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
+"""The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
+
+MINIMUM_SHARE = 1 / 3
+"""The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the minimum. It matters where the cliff lies
+far beyond the minimum: a language model, for one, falls back to the frequencies of its tokens, and stays there.
+"""
 
 
 def minimum_probability(posterior: Posterior) -> float:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import tempfile
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,6 +33,12 @@ LR_FACTOR = 1.5
 """The LR grows by this factor from one snapshot to the next, where memory allows."""
 
 _FEWEST = 4
+_MOST = 12
+
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 class Rewind:
@@ -39,11 +48,12 @@ class Rewind:
         settings: of these ``rewind``, ``rewind_dir`` and ``rewind_memory`` are used here.
         optimizer: whose parameters and state are kept; with accelerate's wraps or without.
         models: called for the models whose buffers are kept; they may be known only once training has begun.
-        reach: the share of the present LR down to which a switch may want to go back, in (0, 1].
+        looks_on: whether the warm-up goes on beyond the minimum, so that a switch may go further back than that.
 
     Attributes:
         is_on: False where rewind is off, cannot work or found too little memory.
         kept: the snapshots, oldest first; under ``rewind="disk"`` the files that they are in.
+        is_planned: whether ``plan`` was called.
         num_bytes: the size of one of them, of this process's share.
         limit: the most of them that exist at a time, the one that is being taken included.
     """
@@ -53,18 +63,18 @@ class Rewind:
         settings: AutoWUSettings,
         optimizer: Optimizer,
         models: Callable[[], Sequence[nn.Module]],
-        reach: float,
+        looks_on: bool,
     ) -> None:
         self.is_on = settings.rewind is not False
         self.kept: list[Snapshot | _OnDisk] = []
         self.num_bytes = 0
+        self.is_planned = False
         self.lr_factor = LR_FACTOR
-        self.limit = 3 + math.ceil(-math.log(reach) / math.log(LR_FACTOR)) if reach < 1.0 else 5
+        self.limit = _MOST
         self._settings = settings
         self._optimizer = optimizer
         self._models = models
-        self._reach = reach
-        self._planned = False
+        self._looks_on = looks_on
         self._due_lr = 0.0
         self._spare: Snapshot | None = None
         self._folder: str | None = None
@@ -99,30 +109,26 @@ class Rewind:
         """Whether the state is to be kept, now that the LR has grown to ``lr``."""
         return lr >= self._due_lr and self.is_on
 
-    def follow(self, step: int, lr_of: Callable[[float], float], minimum_step: float | None) -> None:
+    def follow(self, step: int, lr_of: Callable[[float], float], lowest_lr: float, highest_lr: float) -> None:
         """Keeps the state after a step of the warm-up, and lets go of what is not needed.
 
         Args:
             step: scheduler steps done.
             lr_of: the warm-up's LR as a function of the steps done.
-            minimum_step: the present estimate of t*; None before there is one.
+            lowest_lr: the lowest LR that a switch in the steps to come would go back to, as far as the cliff goes.
+            highest_lr: the LR that it would go back to if the minimum is where it is thought to be now.
         """
         taken = snapshot.take(innermost(self._optimizer), self._models(), step, reuse=self._spare)
         self._spare = None
-        self.num_bytes = taken.num_bytes()
-        if not self._planned:
-            self._plan()
-        if not self.is_on:
-            return
         self.kept.append(self._to_disk(taken) if self._settings.rewind == "disk" else taken)
         self._due_lr = self.lr_factor * lr_of(step)
-        self._thin(lr_of, lr_of(step) * self._reach, step if minimum_step is None else minimum_step)
+        self._thin(lr_of, lowest_lr, highest_lr)
 
-    def _thin(self, lr_of: Callable[[float], float], lowest_lr: float, minimum_step: float) -> None:
-        """Keeps the last state before the minimum, the last one below the lowest LR wanted, and those after it."""
-        before_minimum = self._last(lambda kept: kept.step <= minimum_step)
+    def _thin(self, lr_of: Callable[[float], float], lowest_lr: float, highest_lr: float) -> None:
+        """Keeps the last state for the minimum, the last one below the lowest LR wanted, and those after it."""
+        before_minimum = self._last(lambda kept: lr_of(kept.step) <= highest_lr)
         before_band = self._last(lambda kept: lr_of(kept.step) <= lowest_lr)
-        if self._reach >= 1.0:  # whatever is later than the minimum now may be the minimum yet
+        if not self._looks_on:  # whatever is later than the minimum now may be the minimum yet
             before_band = before_minimum
         first = min(before_minimum, before_band)
         wanted = [k for i, k in enumerate(self.kept) if i == first or i >= before_band]
@@ -139,6 +145,8 @@ class Rewind:
     def restore(self, step_allowed: Callable[[int], bool]) -> int | None:
         """Goes back to the last kept state that is allowed and finite, else to the earliest that is finite.
 
+        Finite are its parameters, and those of its buffers that are finite in any of the states.
+
         Args:
             step_allowed: whether the state after so many scheduler steps may be gone back to.
 
@@ -149,11 +157,15 @@ class Rewind:
             return None
         _synchronize()
         index = self._last(lambda kept: step_allowed(kept.step))
+        sound = {kept.step: kept.finite_buffers() for kept in self.kept}
+        ever_sound = set().union(*sound.values())
         for kept in (*self.kept[index::-1], *self.kept[index + 1 :]):
             state = kept.load() if isinstance(kept, _OnDisk) else kept
-            if not self._everywhere(state.is_finite()):
+            if not self._everywhere(state.is_finite() and sound[kept.step] == ever_sound):
                 continue
-            snapshot.restore(state, innermost(self._optimizer), self._models())
+            other = snapshot.restore(state, innermost(self._optimizer), self._models())
+            if other and collective.is_main_process():
+                logger.warning("these buffers were others at step %d, and stay as they are: %s", state.step, other)
             return state.step
         return None
 
@@ -172,22 +184,30 @@ class Rewind:
     def _let_go(self, kept: Snapshot | _OnDisk) -> None:
         if isinstance(kept, _OnDisk):
             kept.remove()
-        else:
+        elif not kept.is_shared:
             self._spare = kept
 
-    def _plan(self) -> None:
-        """Finds out how many snapshots fit, and turns rewind off where it is too few; one collective."""
-        self._planned = True
+    def plan(self, band: float) -> None:
+        """Finds out how many snapshots are wanted and fit, and turns rewind off where it is too few; one collective.
+        To be called once, before the first snapshot, when optimizer and models are what they will be.
+
+        Args:
+            band: how many times the lowest LR that a switch may go back to goes into the LR of its step.
+        """
+        self.is_planned = True
+        self.limit = min(3 + math.ceil(math.log(band) / math.log(LR_FACTOR)), _MOST) if self._looks_on else 6
+        self.lr_factor = max(band ** (1.0 / (self.limit - 3)), LR_FACTOR)
         reason = cannot_rewind(self._optimizer)
         if reason is not None:
             self.refuse(reason)
             return
+        self.num_bytes = needed = snapshot.size(innermost(self._optimizer), self._models())
         if self._settings.rewind == "disk":
             return
-        needed = self.num_bytes
-        share = self._settings.rewind_memory / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        room = min(int(share * psutil.virtual_memory().available / max(needed, 1)), self.limit)
-        room = -collective.gather_max([-room])[0]
+        everyone = collective.gather_numbers([free_memory(), needed, zlib.crc32(socket.gethostname().encode())])
+        hosts = [host for _, _, host in everyone]
+        share = self._settings.rewind_memory
+        room = min(int(share * free / hosts.count(host) / max(size, 1)) for free, size, host in everyone)
         if room < _FEWEST:
             self.turn_off(
                 f"its snapshots, {_FEWEST} of {needed / 2**20:.0f} MiB at least on every process, would take more than "
@@ -196,7 +216,7 @@ class Rewind:
             )
         elif room < self.limit:
             self.limit = room
-            self.lr_factor = max(self._reach ** (-1.0 / (room - 3)), LR_FACTOR)
+            self.lr_factor = max(band ** (1.0 / (room - 3)), LR_FACTOR)
 
     def _to_disk(self, taken: Snapshot) -> _OnDisk:
         _synchronize()
@@ -224,10 +244,11 @@ class Rewind:
             warming_up: whether the warm-up goes on.
         """
         self.drop()
+        self.is_on = self.is_on and state["is_on"]  # what took too much memory then would do so now
         if not warming_up or not self.is_on:
             return
         loaded = [Snapshot(**kept) for kept in state["kept"]]
-        if loaded and snapshot.fits(loaded[0], innermost(self._optimizer), self._models()):
+        if loaded and snapshot.fits(loaded[0], innermost(self._optimizer)):
             self.kept.extend(loaded)
             self._due_lr = state["due_lr"]
         elif collective.is_main_process():
@@ -242,10 +263,14 @@ class _OnDisk:
 
     def __init__(self, taken: Snapshot, path: str) -> None:
         self.step, self._path = taken.step, path
+        self._finite_buffers = taken.finite_buffers()
         torch.save(taken.state_dict(), path)
 
+    def finite_buffers(self) -> set[str]:
+        return self._finite_buffers
+
     def load(self) -> Snapshot:
-        return Snapshot(**torch.load(self._path, map_location="cpu", weights_only=True))
+        return Snapshot(**torch.load(self._path, map_location="cpu", weights_only=False))  # its own file
 
     def remove(self) -> None:
         if os.path.exists(self._path):
@@ -259,7 +284,22 @@ def cannot_rewind(optimizer: Any) -> str | None:
         return f"{wrap} keeps partitions of weights and state to itself; use DDP or FSDP, or rewind=False"
     if type(innermost(optimizer)).__name__ in ("Lomo", "AdaLomo"):
         return "LOMO changes the weights inside the backward; use another optimizer, or rewind=False"
+    if type(innermost(optimizer)).__name__ == "ZeroRedundancyOptimizer":
+        return "ZeroRedundancyOptimizer keeps its state to itself; use DDP without it or FSDP, or rewind=False"
     return None
+
+
+def free_memory() -> int:
+    """The host memory, in bytes, that this process and others may still take: the machine's, or its container's."""
+    free = int(psutil.virtual_memory().available)
+    for folder, limit, used, cache in _CGROUPS:
+        try:
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(statistics.get(cache, 0))
+            free = min(free, int((folder / limit).read_text()) - taken)
+        except (OSError, ValueError):  # not this version of control groups, or no limit
+            continue
+    return max(free, 0)
 
 
 def _synchronize() -> None:

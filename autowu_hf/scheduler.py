@@ -17,7 +17,7 @@ from . import collective
 from .divergence import require_finite_parameters
 from .minimum_test import MinimumTestRecord
 from .param_groups import lr_ratios, set_lrs
-from .peak_rules import CLIFF_SHARE
+from .peak_rules import CLIFF_SHARE, MINIMUM_SHARE
 from .report import describe
 from .rewind import Rewind
 from .settings import AutoWUSettings, check_steps
@@ -85,18 +85,18 @@ class AutoWUScheduler(LRScheduler):
         self.ended_by: str | None = None
         self.rewound_to: int | None = None
         self._check_at: int | None = None
+        self._go_back_later = False
         self._said_short = False
         self._model = model
         self._warm_up = WarmUp(self.settings, optimizer, steps_per_epoch)
         self._cadence = self._warm_up.cadence
-        reach = CLIFF_SHARE if self.settings.rule == "cliff" else 1.0
         this = weakref.ref(self)  # no cycle: a schedule that nobody holds must be gone at once
 
         def models() -> Sequence[nn.Module]:
             scheduler = this()
             return [] if scheduler is None else scheduler._models()
 
-        self.rewind = Rewind(self.settings, optimizer, models, reach)
+        self.rewind = Rewind(self.settings, optimizer, models, looks_on=self.settings.rule == "cliff")
         self._set_lengths()
         super().__init__(optimizer)
 
@@ -180,13 +180,29 @@ class AutoWUScheduler(LRScheduler):
         """Keeps the weights after a step, where that is due and all processes have done it."""
         if self._cadence.held or not self._cadence.is_between_steps:
             return
+        if not self.rewind.is_planned and self.rewind.is_on:
+            self.rewind.plan(band=self.curve.warmup(self.warmup_cap) / self._wanted_lrs(self.warmup_cap)[0])
         if self.rewind.is_due(self.curve.warmup(step)):
-            self.rewind.follow(step, self.curve.warmup, self._warm_up.minimum_test.minimum_step)
+            self.rewind.follow(step, self.curve.warmup, *self._wanted_lrs(step))
         self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
         later = range(step + 1, self.warmup_cap + 1)
         self._keep_at = (
             step + 1 + bisect.bisect_left(later, True, key=lambda t: self.rewind.is_due(self.curve.warmup(t)))
         )
+
+    def _wanted_lrs(self, step: int) -> tuple[float, float]:
+        """The lowest LR that a switch might go back to, and the one that it would for the minimum known now."""
+        interval = self._cadence.interval(self.warmup_cap) or self._cadence.ticks_per_step
+        # What a test finds lies before the tests in a row that it takes.
+        lag = (self.settings.patience + 1) * interval
+        minimum_step = self._warm_up.minimum_test.minimum_step
+        minimum_step = step if minimum_step is None else minimum_step
+        if self.settings.rule == "cliff":
+            shares, places = (CLIFF_SHARE, MINIMUM_SHARE), (step - lag, minimum_step)
+        else:
+            shares, places = (1.0, 1.0), (step, minimum_step - interval)
+        low, high = (share * self.curve.warmup(max(place, 0)) for share, place in zip(shares, places, strict=True))
+        return low, high
 
     def _set_lrs(self) -> None:
         self._last_lr = [*self.get_lr()]
@@ -298,6 +314,8 @@ class AutoWUScheduler(LRScheduler):
                     self._switch(step, ending)
                 else:
                     self._keep_state(step)
+        elif self._go_back_later:
+            self._go_back()
         self._set_lrs()
 
     def _switch(self, step: int, ending: Ending) -> None:
@@ -308,14 +326,15 @@ class AutoWUScheduler(LRScheduler):
         self.minimum_step = ending.minimum_step
         self.peak_lr = self.curve.warmup(ending.minimum_step)
         # The cap counts as a cliff: what lies beyond it nobody knows.
-        share_of_cliff = max(CLIFF_SHARE * self.curve.warmup(ending.cliff_step), self.curve.warmup(0))
+        share_of_cliff = CLIFF_SHARE * self.curve.warmup(ending.cliff_step)
         if self.peak_rule == "cliff":
-            self.peak_lr = share_of_cliff
+            self.peak_lr = max(min(share_of_cliff, MINIMUM_SHARE * self.peak_lr), self.curve.warmup(0))
         elif ending.reason == "cap" and self.settings.guard:
-            self.peak_lr = min(self.peak_lr, share_of_cliff)
-        highest = min(self.peak_lr, self.curve.warmup(ending.minimum_step))
-        self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= highest)
-        self.rewind.drop()
+            self.peak_lr = max(min(self.peak_lr, share_of_cliff), self.curve.warmup(0))
+        if self._cadence.held:  # other processes train on; they all go back when they meet
+            self._go_back_later = True
+        else:
+            self._go_back()
         if ending.reason == "divergence":
             if self.rewound_to is None:
                 self._require_finite_parameters(step)
@@ -324,9 +343,31 @@ class AutoWUScheduler(LRScheduler):
         if collective.is_main_process():
             logger.info(describe(self.report()))
 
+    def _go_back(self) -> None:
+        """Restores the weights that never saw an LR above the peak, and no later ones than those of the minimum."""
+        assert self.peak_lr is not None
+        assert self.minimum_step is not None
+        highest = min(self.peak_lr, self.curve.warmup(self.minimum_step))
+        self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= highest)
+        if self.rewind.is_on and collective.is_main_process():
+            if self.rewound_to is None:
+                logger.warning("AutoWU has no state with finite weights to go back to")
+            elif self.curve.warmup(self.rewound_to) > highest:
+                logger.warning(
+                    "AutoWU goes back to the earliest state that it has, of step %d at learning rate %.1e, which is "
+                    "above the %.1e that it is to go on from",
+                    self.rewound_to,
+                    self.curve.warmup(self.rewound_to),
+                    highest,
+                )
+        self._go_back_later = False
+        self.rewind.drop()
+
     def _require_finite_parameters(self, step: int) -> None:
         last_lr = self.curve.warmup(self.switch_step or step)
-        require_finite_parameters(self.optimizer, step, last_lr, self.settings.max_lr, self.rewound_to)
+        require_finite_parameters(
+            self.optimizer, step, last_lr, self.settings.max_lr, self.rewound_to, self.rewind.is_on
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""

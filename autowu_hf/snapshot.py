@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,27 +21,36 @@ class Snapshot:
 
     Args:
         step: scheduler steps done.
-        tensors: the parameters of the optimizer, in its order, then the buffers of the models.
+        parameters: those of the optimizer, in its order.
+        buffers: those of the models, by name.
         states: the optimizer's state of every parameter.
         groups: the options of every parameter group, its learning rate left out.
+        is_shared: whether somebody else holds its tensors too, a checkpoint that is being written for one.
     """
 
     step: int
-    tensors: list[Tensor]
+    parameters: list[Tensor]
+    buffers: dict[str, Tensor]
     states: list[dict[str, Any]]
     groups: list[dict[str, Any]]
+    is_shared: bool = False
 
     def num_bytes(self) -> int:
         """Host memory that it takes."""
-        return sum(t.numel() * t.element_size() for t in _tensors_in([self.tensors, self.states, self.groups]))
+        return sum(map(_num_bytes, _tensors_in([self.parameters, self.buffers, self.states, self.groups])))
 
     def is_finite(self) -> bool:
-        """Whether no parameter and no buffer is infinite or NaN."""
-        return all(bool(torch.isfinite(t).all()) for t in self.tensors if t.is_floating_point())
+        """Whether no parameter is infinite or NaN."""
+        return all(map(_is_finite, self.parameters))
+
+    def finite_buffers(self) -> set[str]:
+        """The names of the buffers without an infinity or NaN; a mask may well have some from the beginning."""
+        return {name for name, buffer in self.buffers.items() if _is_finite(buffer)}
 
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.load(weights_only=True)`` loads; its tensors are the snapshot's own."""
-        return {"step": self.step, "tensors": self.tensors, "states": self.states, "groups": self.groups}
+        self.is_shared = True
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def take(optimizer: Optimizer, models: Sequence[nn.Module], step: int, reuse: Snapshot | None = None) -> Snapshot:
@@ -56,37 +66,52 @@ def take(optimizer: Optimizer, models: Sequence[nn.Module], step: int, reuse: Sn
         The snapshot.
     """
     live = _live(optimizer, models)
-    states = [optimizer.state.get(p, {}) for p in _parameters(optimizer)]
-    groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in optimizer.param_groups]
-    old_tensors: list[Any] = [None] * len(live)
-    old_states: list[Any] = [None] * len(states)
-    if reuse is not None and len(reuse.tensors) == len(live) and len(reuse.states) == len(states):
-        old_tensors, old_states = list(reuse.tensors), list(reuse.states)
-    return Snapshot(
-        step,
-        [_copied(t, old) for t, old in zip(live, old_tensors, strict=True)],
-        [_copied(state, old) for state, old in zip(states, old_states, strict=True)],
-        [_copied(group, None) for group in groups],
-    )
+    old: list[Any] = [None] * len(live)
+    if reuse is not None and not reuse.is_shared and len(reuse.parameters) == len(live[0]):
+        old = [reuse.parameters, reuse.buffers, reuse.states, None]
+    parameters, buffers, states, groups = (_copied(value, o) for value, o in zip(live, old, strict=True))
+    return Snapshot(step, parameters, buffers, states, groups)
 
 
-def fits(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module]) -> bool:
-    """Whether a snapshot is one of this optimizer and these models, by the shapes of its tensors."""
-    live = _live(optimizer, models)
-    return [t.shape for t in snapshot.tensors] == [t.shape for t in live]
+def size(optimizer: Optimizer, models: Sequence[nn.Module]) -> int:
+    """The host memory, in bytes, that a snapshot would take; copies nothing.
+
+    What lies on an accelerator goes into pinned memory, which is handed out in powers of two.
+
+    Args:
+        optimizer: whose parameters and state are counted.
+        models: whose buffers are.
+    """
+    tensors = [_local(t) for t in _tensors_in(_live(optimizer, models))]
+    return sum(_num_bytes(t) if t.device.type == "cpu" else _next_power_of_two(_num_bytes(t)) for t in tensors)
+
+
+def fits(snapshot: Snapshot, optimizer: Optimizer) -> bool:
+    """Whether a snapshot is one of this optimizer, by the shapes of its parameters."""
+    return [t.shape for t in snapshot.parameters] == [_local(p).shape for p in _parameters(optimizer)]
 
 
 @torch.no_grad()
-def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module]) -> None:
+def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module]) -> list[str]:
     """Makes the state of training what it was, bit for bit; tensors are filled in place.
 
     Args:
         snapshot: of the same optimizer and models.
         optimizer: whose parameters and state are restored; its learning rates stay.
         models: whose buffers are.
+
+    Returns:
+        The names of the buffers that stay as they are, because they are new or have another shape than then.
     """
-    for live, saved in zip(_live(optimizer, models), snapshot.tensors, strict=True):
-        live.copy_(saved)
+    other = []
+    for name, buffer in _buffers(models).items():
+        saved = snapshot.buffers.get(name)
+        if saved is not None and saved.shape == _local(buffer).shape:
+            _local(buffer).copy_(saved)
+        else:
+            other.append(name)
+    for live, saved in zip(_parameters(optimizer), snapshot.parameters, strict=True):
+        _local(live).copy_(saved)
     for parameter, state in zip(_parameters(optimizer), snapshot.states, strict=True):
         if state:
             present = optimizer.state[parameter]
@@ -99,11 +124,12 @@ def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module
     for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=True):
         for name, value in saved_group.items():
             group[name] = _restored(group.get(name), value, None)
+    return other
 
 
 def has_finite_parameters(optimizer: Optimizer) -> bool:
     """Whether no parameter of an optimizer, of this process's share, is infinite or NaN."""
-    return all(bool(torch.isfinite(_local(p)).all()) for p in _parameters(optimizer))
+    return all(_is_finite(_local(p)) for p in _parameters(optimizer))
 
 
 def is_sharded(optimizer: Optimizer, models: Sequence[nn.Module]) -> bool:
@@ -117,10 +143,23 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _live(optimizer: Optimizer, models: Sequence[nn.Module]) -> list[Tensor]:
-    """This process's share of every parameter and buffer, each once."""
-    buffers = {id(b): b for model in models for b in model.buffers()}
-    return [_local(t) for t in (*_parameters(optimizer), *buffers.values())]
+def _buffers(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The buffers by name, each once; the wraps of launchers and compilers leave no trace in the names."""
+    named: dict[str, Tensor] = {}
+    for i, model in enumerate(models):
+        for name, buffer in model.named_buffers():
+            for wrap in ("module.", "_orig_mod.", "_fsdp_wrapped_module."):
+                name = name.replace(wrap, "")
+            named[f"{i}.{name}"] = buffer
+    return named
+
+
+def _live(optimizer: Optimizer, models: Sequence[nn.Module]) -> list[Any]:
+    """Parameters, buffers, state and options of the groups, as a snapshot has them."""
+    parameters = _parameters(optimizer)
+    states = [optimizer.state.get(p, {}) for p in parameters]
+    groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in optimizer.param_groups]
+    return [parameters, _buffers(models), states, groups]
 
 
 def _local(tensor: Any) -> Tensor:
@@ -134,14 +173,16 @@ def _copied(value: Any, old: Any) -> Any:
         local = _local(value)
         if local.device.type == "cpu":
             return old.copy_(local) if _alike(old, local) else local.clone()
+        on_cuda = local.device.type == "cuda"
         if not _alike(old, local):
-            old = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.device.type == "cuda")
-        return old.copy_(local, non_blocking=True)  # in its stream's order: before anything changes it
+            old = torch.empty(local.shape, dtype=local.dtype, pin_memory=on_cuda)
+        return old.copy_(local, non_blocking=on_cuda)  # in its stream's order: before anything changes it
     if isinstance(value, dict):
         olds = old if isinstance(old, dict) else {}
         return {k: _copied(v, olds.get(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(v, None) for v in value)
+        items = old if isinstance(old, (list, tuple)) and len(old) == len(value) else [None] * len(value)
+        return type(value)(_copied(v, item) for v, item in zip(value, items, strict=True))
     return copy.deepcopy(value)
 
 
@@ -166,6 +207,18 @@ def _restored(present: Any, saved: Any, parameter: Any) -> Any:
 
 def _alike(old: Any, tensor: Tensor) -> bool:
     return isinstance(old, Tensor) and old.shape == tensor.shape and old.dtype == tensor.dtype
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _next_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

@@ -101,7 +101,9 @@ class WarmUp:
         return self._ending("divergence" if diverged else self.minimum_test.rule if passed else "cap", record)
 
     def _ending(self, reason: str, record: MinimumTestRecord) -> Ending:
-        return Ending(reason, self._whole(record["minimum_step"], record), self._whole(record["cliff_step"], record))
+        minimum_step = self.minimum_test.minimum_step
+        assert minimum_step is not None  # there is a record
+        return Ending(reason, self._whole(minimum_step, record), self._whole(record["cliff_step"], record))
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""

@@ -364,6 +364,8 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
         "losses": inner.losses,
         "test_steps": [record["step"] for record in inner.tests],
         "own": own,
+        "rewound_to": inner.rewound_to,
+        "weights": [p.detach().clone() for p in model.parameters()],
     }
 
 

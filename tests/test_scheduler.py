@@ -80,18 +80,44 @@ def test_patience_tests_in_a_row_and_records():
 
 def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_tenth_of_its_lr_is_the_peak():
     scheduler = get_schedule(optimizer_of(), 600)
-    run(scheduler, valley(300), 600)
-    cliff = scheduler.tests[-1]["cliff_step"]
-    assert scheduler.ended_by == "cliff"
-    assert 0.55 * 300 < scheduler.minimum_step < 0.66 * 300 < 0.8 * 300 < cliff < scheduler.switch_step < 300
-    # The weights are those from before the minimum, where that is earlier than a tenth of the cliff's LR.
-    assert scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.curve.warmup(scheduler.minimum_step)
-    assert scheduler.curve.warmup(scheduler.minimum_step) < scheduler.peak_lr
-    scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, np.where(np.arange(300) < 180, 1.0 - np.arange(300) / 180, np.arange(300) / 10 - 18), 600)
     cliff = scheduler.tests[-1]["cliff_step"]
     assert cliff == pytest.approx(185, abs=8)
     assert scheduler.peak_lr == pytest.approx(0.1 * 1e-5 * 1e5 ** (cliff / 300), rel=0.05)
+
+
+def test_a_cliff_far_beyond_the_minimum_leaves_a_third_of_the_lr_there():
+    scheduler = get_schedule(optimizer_of(), 600)
+    run(scheduler, valley(300), 600)
+    cliff = scheduler.tests[-1]["cliff_step"]
+    assert scheduler.ended_by == "cliff"
+    assert 0.55 * 300 < scheduler.minimum_step < 0.66 * 300 < 0.8 * 300 < cliff < scheduler.switch_step < 300
+    assert scheduler.peak_lr == pytest.approx(scheduler.curve.warmup(scheduler.minimum_step) / 3)
+    assert scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.peak_lr
+
+
+def noisy_curve(points: list[tuple[float, float]], steps: int = 300) -> np.ndarray:
+    """Straight lines through (share of the steps, loss), and noise."""
+    clean = np.interp(np.arange(steps) / steps, *zip(*points, strict=True))
+    return clean + 0.02 * np.random.default_rng(0).standard_normal(steps)
+
+
+def test_what_comes_between_minimum_and_cliff_does_not_move_the_minimum():
+    """As of a language model: it forgets all but its tokens' frequencies, gets better at those, and breaks late."""
+    scheduler = get_schedule(optimizer_of(), 600)
+    run(scheduler, noisy_curve([(0, 5.4), (0.3, 5.0), (0.55, 2.8), (0.6, 3.0), (0.85, 2.75), (0.9, 3.2), (1, 9)]), 600)
+    assert scheduler.ended_by == "cliff"
+    assert scheduler.minimum_step == pytest.approx(0.55 * 300, abs=10)
+    assert scheduler.peak_lr == pytest.approx(scheduler.curve.warmup(scheduler.minimum_step) / 3)
+    # The last test alone would have put it elsewhere.
+    assert scheduler.tests[-1]["minimum_step"] > 0.7 * 300
+
+
+def test_a_minimum_before_half_of_the_gain_was_none():
+    scheduler = get_schedule(optimizer_of(), 600)
+    run(scheduler, noisy_curve([(0, 5.0), (0.2, 4.6), (0.3, 4.9), (0.7, 2.0), (0.75, 2.2), (0.9, 9)]), 600)
+    assert scheduler.ended_by == "cliff"
+    assert scheduler.minimum_step == pytest.approx(0.7 * 300, abs=10)
 
 
 def test_a_warm_up_that_meets_no_cliff_ends_at_a_tenth_of_its_last_lr():

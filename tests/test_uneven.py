@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from rank_programs import trainer_run, uneven_loop
 from ranks import run_ranks
 
@@ -36,6 +37,14 @@ def test_a_cap_reached_by_the_longer_rank_alone_ends_the_warm_up_of_both():
         assert seen["switch_step"] == seen["cap"] == 22
         assert seen["lr"] == ranks[0]["lr"] == 0.0
         assert len(seen["losses"]) == 11
+
+
+def test_all_ranks_go_back_together_where_one_was_alone_at_the_cap():
+    first, second = run_ranks(uneven_loop, options={"max_lr": 1e-3}, epochs=4)
+    assert first["switch_step"] == second["switch_step"] == first["cap"] == 44
+    assert first["rewound_to"] == second["rewound_to"] == 22  # copies are made at the ends of the epochs
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
 
 
 def test_even_batches_give_every_rank_as_many():

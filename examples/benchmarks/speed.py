@@ -140,6 +140,9 @@ def snapshots() -> None:
     schedule = autowu_hf.get_autowu_schedule(optimizer, 10_000)
     parameters = sum(p.numel() for p in model.parameters())
     size = kept[0].num_bytes()
+    train_step()
+    schedule.step(0.0)
+    schedule.step(0.0)
     most = schedule.rewind.limit
     count = 1 + int(np.log(1.0 / 1e-5) / np.log(LR_FACTOR))
     print(f"\na snapshot for rewind, beside a training step: GPT of {parameters / 1e6:.1f} M parameters, batch 8 x 64")

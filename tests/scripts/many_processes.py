@@ -29,6 +29,7 @@ record = {
     "minimum_step": 4.5,
     "p_cliff": [0.0, 0.125, 1.0],
     "cliff_step": 6.25,
+    "gain": 0.75,
     "positive": True,
     "diverged": False,
     "above": True,

@@ -1,0 +1,264 @@
+"""Tables and figures of what ``compare.py`` measured.
+
+    python examples/benchmarks/compare_report.py             # the README's tables, as Markdown
+    python examples/benchmarks/compare_report.py --figures   # writes examples/pictures/compare_*.png too
+
+Everything is on the part of the data that nothing was tuned on. Losses stand beside wins; a cell with runs missing is
+left out, and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+from pathlib import Path
+
+from compare import BUDGETS, CSV, GUESSES, GUESSING, SEEDS, TUNED, TUNING_SEEDS, UNTUNED, key, read
+from tasks import TASKS
+
+PICTURES = Path(__file__).parents[1] / "pictures"
+Cell = tuple[str, int, int]
+NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`'}
+
+
+class Results:
+    """The rows of the CSV, by cell (task, batch, budget in percent) and method."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = {key(row): row for row in read(path)}
+        self.cells = [
+            (task, batch, budget)
+            for task, spec in TASKS.items()
+            for batch in spec.batches
+            for budget in BUDGETS
+            if all(len(self.values((task, batch, budget), m)) == len(SEEDS) for m in ("cosine", "autowu"))
+        ]
+
+    def values(self, cell: Cell, method: str, field: str = "test") -> list[float]:
+        """Of the seeds to report on."""
+        lrs = {lr for (*where, name, lr, _) in self.rows if (*where, name) == (*cell, method)}
+        found = [self.rows.get((*cell, method, lr, seed)) for lr in lrs for seed in SEEDS]
+        return [float(row[field]) for row in found if row is not None]
+
+    def tuning(self, cell: Cell, method: str) -> dict[float, list[float]]:
+        """LR -> test metric of the seeds to tune on."""
+        by_lr: dict[float, list[float]] = {}
+        for (*where, name, lr, seed), row in self.rows.items():
+            if (*where, name) == (*cell, method) and seed in TUNING_SEEDS and lr is not None:
+                by_lr.setdefault(lr, []).append(float(row["test"]))
+        return by_lr
+
+    def mean(self, cell: Cell, method: str) -> float:
+        """Minus infinity where a run failed."""
+        values = self.values(cell, method)
+        return statistics.mean(values) if values and all(map(math.isfinite, values)) else -math.inf
+
+    def gap(self, cell: Cell, method: str) -> float:
+        """To the tuned cosine, in the metric's unit; positive is better."""
+        return self.mean(cell, method) - self.mean(cell, "cosine")
+
+    def deviation(self, cell: Cell) -> float:
+        """Of one seed, pooled over AutoWU's runs and the tuned cosine's."""
+        pairs = [self.values(cell, method) for method in ("autowu", "cosine")]
+        return math.sqrt(statistics.mean(statistics.variance(values) for values in pairs))
+
+    def relative(self, cell: Cell, method: str) -> float:
+        """The gap, relative to the tuned cosine's metric."""
+        return self.gap(cell, method) / abs(self.mean(cell, "cosine"))
+
+    def failures(self, method: str) -> int:
+        """Runs that learned less than half of what the tuned cosine did."""
+        return sum(
+            not value - TASKS[cell[0]].chance > 0.5 * (self.mean(cell, "cosine") - TASKS[cell[0]].chance)
+            for cell in self.cells
+            for value in self.values(cell, method)
+        )
+
+    def runs_saved(self, cell: Cell) -> int | None:
+        """How many LRs of the cosine's grid must be tried at random until the best of them is expected to reach AutoWU's
+        median, minus one; None where all of them do not.
+        """
+        means = [statistics.mean(values) for values in self.tuning(cell, "cosine").values()]
+        goal = statistics.median(self.values(cell, "autowu"))
+        for k in range(1, len(means) + 1):
+            best = [max(chosen) for chosen in itertools.combinations(means, k)]
+            if statistics.mean(best) >= goal:
+                return k - 1
+        return None
+
+
+def shown(cell: Cell, value: float, sign: bool = True) -> str:
+    _, factor = TASKS[cell[0]].unit
+    digits = 3 if abs(factor) == 1 else 1
+    return f"{value * abs(factor):{'+' if sign else ''}.{digits}f}"
+
+
+def gaps(results: Results) -> None:
+    budgets = " | ".join(f"{budget} %: tuned | AutoWU | σ" for budget in BUDGETS)
+    print(f"| task | batch | {budgets} |")
+    print("|---|---|" + "---|" * 3 * len(BUDGETS))
+    for task, spec in TASKS.items():
+        for batch in spec.batches:
+            entries = []
+            for budget in BUDGETS:
+                cell = (task, batch, budget)
+                if cell not in results.cells:
+                    entries += ["", "", ""]
+                    continue
+                gap = results.gap(cell, "autowu")
+                _, factor = spec.unit
+                tuned = results.mean(cell, "cosine") * factor
+                entries += [
+                    f"{tuned:.{3 if abs(factor) == 1 else 1}f}",
+                    shown(cell, gap),
+                    f"{gap / results.deviation(cell):+.1f}",
+                ]
+            if any(entries):
+                print(f"| {task} ({spec.unit[0]}) | {batch} |", " | ".join(entries), "|")
+
+
+def methods(results: Results) -> None:
+    print("| method | tuned on | mean rank of the untuned | better than, tied with, worse than the tuned cosine | "
+          "worst relative gap | failed runs |")
+    print("|---|---|---|---|---|---|")
+    untuned = [name for name in UNTUNED if all(results.values(cell, name) for cell in results.cells)]
+    ranks: dict[str, list[float]] = {name: [] for name in untuned}
+    for cell in results.cells:
+        means = {name: results.mean(cell, name) for name in untuned}
+        for name in untuned:
+            higher = sum(other > means[name] for other in means.values())
+            equal = sum(other == means[name] for other in means.values())
+            ranks[name].append(1 + higher + (equal - 1) / 2)
+    order = sorted(untuned, key=lambda name: statistics.mean(ranks[name]))
+    for name in [*TUNED, *order]:
+        cells = [cell for cell in results.cells if results.values(cell, name)]
+        if not cells:
+            continue
+        signs = []
+        for cell in cells:
+            gap, deviation = results.gap(cell, name), results.deviation(cell)
+            signs.append(0 if abs(gap) <= deviation else math.copysign(1, gap))
+        counts = ", ".join(str(signs.count(sign)) for sign in (1, 0, -1))
+        worst = min(cells, key=lambda cell: results.relative(cell, name))
+        rank = f"{statistics.mean(ranks[name]):.2f}" if name in ranks else ""
+        trials = "nine LRs" if name == "cosine" else "five LRs" if name in TUNED else "nothing"
+        where = f"{100 * results.relative(worst, name):+.1f} % ({worst[0]}, {worst[1]}, {worst[2]} %)"
+        print(f"| {NAMES.get(name, name)} | {trials} | {rank} | {counts} | {where} | {results.failures(name)} |")
+
+
+def merits(results: Results) -> None:
+    saved = [results.runs_saved(cell) for cell in results.cells]
+    reached = [value for value in saved if value is not None]
+    if reached:
+        print(f"Runs saved: {statistics.median(reached)} in the median, {min(reached)} to {max(reached)}; "
+              f"not reached in {saved.count(None)} of {len(saved)} cells.")
+    shares = [
+        sum(results.values(cell, "autowu", "schedule_s")) / sum(results.values(cell, "autowu", "seconds"))
+        for cell in results.cells
+    ]
+    if shares:
+        print(f"The schedule's share of the wall time: {100 * statistics.median(shares):.1f} % in the median, "
+              f"{100 * max(shares):.1f} % at most.")
+    ties = sum(results.gap(cell, "autowu") >= -results.deviation(cell) for cell in results.cells)
+    behind = min((results.relative(cell, "autowu") for cell in results.cells), default=math.nan)
+    print(f"AutoWU beats or ties the tuned cosine in {ties} of {len(results.cells)} cells; "
+          f"its worst relative gap is {100 * behind:+.1f} %.")
+
+
+def robustness(results: Results) -> None:
+    """The share of the tuned cosine's result that is left at the worst LR of the user's, in the mean over tasks."""
+    print("| method | " + " | ".join(f"{lr:g}" for lr in GUESSES) + " |")
+    print("|---|" + "---|" * len(GUESSES))
+    for method in ("cosine", *GUESSING):
+        cells = []
+        for lr in GUESSES:
+            left = []
+            for task, spec in TASKS.items():
+                cell = (task, spec.batches[0], 30)
+                values = results.tuning(cell, method).get(lr)
+                if values and cell in results.cells:
+                    left.append(
+                        (statistics.mean(values) - spec.chance) / (results.mean(cell, "cosine") - spec.chance)
+                    )
+            cells.append(f"{100 * statistics.mean(left):.0f}" if left else "")
+        print(f"| {NAMES.get(method, method)} |", " | ".join(cells), "|")
+
+
+def figures(results: Results) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = [task for task in TASKS if any(cell[0] == task for cell in results.cells)]
+    figure, axes = plt.subplots(figsize=(8, 0.55 * len(tasks) + 1.6))
+    for i, task in enumerate(tasks):
+        for cell in [cell for cell in results.cells if cell[0] == task]:
+            small = cell[1] == TASKS[task].batches[0]
+            axes.scatter(
+                max(results.gap(cell, "autowu") / results.deviation(cell), -8),
+                i + (-0.15 if small else 0.15),
+                s={10: 18, 30: 45, 100: 90}[cell[2]],
+                color="#1f77b4" if small else "#d95f02",
+                alpha=0.8,
+            )
+    axes.axvspan(-1, 1, color="0.9", zorder=0)
+    axes.axvline(0, color="0.6", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.invert_yaxis()
+    axes.set_xlabel("AutoWU minus the tuned cosine, in standard deviations of a seed (right: AutoWU is better)")
+    for label, color in (("small batch", "#1f77b4"), ("large batch", "#d95f02")):
+        axes.scatter([], [], color=color, label=label)
+    for budget, size in ((10, 18), (30, 45), (100, 90)):
+        axes.scatter([], [], s=size, color="0.5", label=f"{budget} % of the steps")
+    figure.legend(ncols=5, loc="lower center", frameon=False, fontsize="small")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(PICTURES / "compare_gaps.png", dpi=110)
+    plt.close(figure)
+
+    columns = 4
+    figure, grid = plt.subplots(math.ceil(len(tasks) / columns), columns, figsize=(12, 2.6 * math.ceil(len(tasks) / 4)))
+    for axes, task in itertools.zip_longest(grid.flat, tasks):
+        if task is None:
+            axes.set_axis_off()
+            continue
+        spec = TASKS[task]
+        cell = (task, spec.batches[0], 30)
+        for method in ("cosine", *GUESSING):
+            points = sorted((lr, statistics.mean(v)) for lr, v in results.tuning(cell, method).items())
+            if points:
+                style = {"linewidth": 2.5, "color": "black"} if method == "autowu" else {"linewidth": 1.2}
+                lrs, values = zip(*points, strict=True)
+                name = "AutoWU" if method == "autowu" else method
+                axes.plot(lrs, [v * spec.unit[1] for v in values], marker=".", label=name, **style)
+        axes.set_xscale("log")
+        axes.set_xlim(7e-6, 0.14)
+        axes.set_title(task, fontsize="medium")
+        axes.set_ylabel(spec.unit[0], fontsize="small")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="lower center", frameon=False)
+    figure.supxlabel("the user's learning_rate", y=0.06, fontsize="medium")
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(PICTURES / "compare_guesses.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--figures", action="store_true")
+    options = parser.parse_args()
+    results = Results(options.csv)
+    for part in (gaps, methods, robustness, merits):
+        part(results)
+        print()
+    missing = len(TASKS) * 2 * len(BUDGETS) - len(results.cells)
+    if missing:
+        print(f"{missing} cells are not there yet.")
+    if options.figures:
+        figures(results)
+
+
+if __name__ == "__main__":
+    main()
