@@ -19,7 +19,7 @@ GIVEN_BACK = 0.5
 CLIFF_SHARE = 0.1
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
 
-MINIMUM_SHARE = 1 / 3
+MINIMUM_SHARE = 0.5
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the minimum. It matters where the cliff lies
 far beyond the minimum: a language model, for one, falls back to the frequencies of its tokens, and stays there.
 """
