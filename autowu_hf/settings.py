@@ -50,7 +50,8 @@ class AutoWUSettings:
             depend on the unit of the loss; False tests them as they are, like the authors.
         peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
             (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained is lost again, and the peak is a
-            tenth of the LR at which that was so, but at most half of the LR at the minimum. None: "cliff" with rewind, else "minimum".
+            tenth of the LR at which that was so, but at most half of the LR at the minimum. None: "cliff" with rewind,
+            else "minimum".
         rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR, or
             the minimum, was passed. "disk": the same, kept in files. None: True where that works. False: it takes
             back the LR only.

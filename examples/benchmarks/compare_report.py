@@ -77,8 +77,8 @@ class Results:
         )
 
     def runs_saved(self, cell: Cell) -> int | None:
-        """How many LRs of the cosine's grid must be tried at random until the best of them is expected to reach AutoWU's
-        median, minus one; None where all of them do not.
+        """How many LRs of the cosine's grid one must try at random until the best is expected to reach AutoWU's median,
+        minus one; None where even all of them do not.
         """
         means = [statistics.mean(values) for values in self.tuning(cell, "cosine").values()]
         goal = statistics.median(self.values(cell, "autowu"))
@@ -96,7 +96,7 @@ def shown(cell: Cell, value: float, sign: bool = True) -> str:
 
 
 def gaps(results: Results) -> None:
-    budgets = " | ".join(f"{budget} %: tuned | AutoWU | σ" for budget in BUDGETS)
+    budgets = " | ".join(f"{budget} %: tuned | AutoWU | in sd" for budget in BUDGETS)
     print(f"| task | batch | {budgets} |")
     print("|---|---|" + "---|" * 3 * len(BUDGETS))
     for task, spec in TASKS.items():
@@ -120,8 +120,10 @@ def gaps(results: Results) -> None:
 
 
 def methods(results: Results) -> None:
-    print("| method | tuned on | mean rank of the untuned | better than, tied with, worse than the tuned cosine | "
-          "worst relative gap | failed runs |")
+    print(
+        "| method | tuned on | mean rank of the untuned | better than, tied with, worse than the tuned cosine | "
+        "worst relative gap | failed runs |"
+    )
     print("|---|---|---|---|---|---|")
     untuned = [name for name in UNTUNED if all(results.values(cell, name) for cell in results.cells)]
     ranks: dict[str, list[float]] = {name: [] for name in untuned}
@@ -152,19 +154,25 @@ def merits(results: Results) -> None:
     saved = [results.runs_saved(cell) for cell in results.cells]
     reached = [value for value in saved if value is not None]
     if reached:
-        print(f"Runs saved: {statistics.median(reached)} in the median, {min(reached)} to {max(reached)}; "
-              f"not reached in {saved.count(None)} of {len(saved)} cells.")
+        print(
+            f"Runs saved: {statistics.median(reached)} in the median, {min(reached)} to {max(reached)}; "
+            f"not reached in {saved.count(None)} of {len(saved)} cells."
+        )
     shares = [
         sum(results.values(cell, "autowu", "schedule_s")) / sum(results.values(cell, "autowu", "seconds"))
         for cell in results.cells
     ]
     if shares:
-        print(f"The schedule's share of the wall time: {100 * statistics.median(shares):.1f} % in the median, "
-              f"{100 * max(shares):.1f} % at most.")
+        print(
+            f"The schedule's share of the wall time: {100 * statistics.median(shares):.1f} % in the median, "
+            f"{100 * max(shares):.1f} % at most."
+        )
     ties = sum(results.gap(cell, "autowu") >= -results.deviation(cell) for cell in results.cells)
     behind = min((results.relative(cell, "autowu") for cell in results.cells), default=math.nan)
-    print(f"AutoWU beats or ties the tuned cosine in {ties} of {len(results.cells)} cells; "
-          f"its worst relative gap is {100 * behind:+.1f} %.")
+    print(
+        f"AutoWU beats or ties the tuned cosine in {ties} of {len(results.cells)} cells; "
+        f"its worst relative gap is {100 * behind:+.1f} %."
+    )
 
 
 def robustness(results: Results) -> None:
@@ -179,9 +187,7 @@ def robustness(results: Results) -> None:
                 cell = (task, spec.batches[0], 30)
                 values = results.tuning(cell, method).get(lr)
                 if values and cell in results.cells:
-                    left.append(
-                        (statistics.mean(values) - spec.chance) / (results.mean(cell, "cosine") - spec.chance)
-                    )
+                    left.append((statistics.mean(values) - spec.chance) / (results.mean(cell, "cosine") - spec.chance))
             cells.append(f"{100 * statistics.mean(left):.0f}" if left else "")
         print(f"| {NAMES.get(method, method)} |", " | ".join(cells), "|")
 
