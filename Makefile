@@ -5,7 +5,8 @@ RUN := $(VENV)/bin/python
 # The oldest supported transformers and accelerate, laid over what .venv has of everything else.
 OLDEST := .venv-oldest
 INSTALL := -m pip install --quiet --disable-pip-version-check
-PYTEST := -m pytest -n 2 --dist loadfile -q
+# Three workers on two cores: tests that launch processes wait a good deal.
+PYTEST := -m pytest -n 3 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, and the long ones that are marked "once".
 NUMERICS := cadence divergence faults gpytorch_gp loss_curve_gp minimum_test peak_rules plotting report rewind scheduler \
 	settings shapes snapshot warm_up
@@ -26,8 +27,10 @@ quality: $(VENV)/.test $(VENV)/.dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-benchmark: $(VENV)/.examples
+benchmark: $(VENV)/.benchmarks
 	$(RUN) examples/benchmarks/speed.py
+	$(RUN) examples/benchmarks/compare.py --quick
+	$(RUN) examples/benchmarks/compare_report.py --quick
 
 clean:
 	rm -rf $(VENV) $(OLDEST)

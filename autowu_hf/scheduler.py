@@ -348,8 +348,9 @@ class AutoWUScheduler(LRScheduler):
         assert self.peak_lr is not None
         assert self.minimum_step is not None
         highest = min(self.peak_lr, self.curve.warmup(self.minimum_step))
+        has_any = bool(self.rewind.kept)  # not after a warm-up of one step
         self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= highest)
-        if self.rewind.is_on and collective.is_main_process():
+        if has_any and collective.is_main_process():
             if self.rewound_to is None:
                 logger.warning("AutoWU has no state with finite weights to go back to")
             elif self.curve.warmup(self.rewound_to) > highest:

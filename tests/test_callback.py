@@ -124,8 +124,7 @@ class Interrupt(AutoWUCallback):
             raise InterruptedError
 
 
-@pytest.mark.parametrize("preset", [None, "paper"])
-@pytest.mark.parametrize("saved_at", [17, 30, 100])
+@pytest.mark.parametrize(("preset", "saved_at"), [(None, 17), (None, 30), (None, 100), ("paper", 30)])
 def test_a_run_resumed_from_its_checkpoint_is_identical(tmp_path: Path, saved_at: int, preset):
     """Saved in the warm-up between two tests, at an epoch's end (a test of the paper's), and in the decay."""
     options = {

@@ -46,6 +46,7 @@ import autowu_hf
 from autowu_hf import get_autowu_schedule
 
 CSV = Path(__file__).with_suffix(".csv")
+QUICK_CSV = Path("output") / "compare_quick.csv"
 KEY = ("task", "batch", "budget", "method", "lr", "seed")
 FIELDS = (*KEY, "steps", "tune", "test", "peak_lr", "switch", "ended_by", "schedule_s", "seconds", "versions")
 VERSIONS = " ".join(
@@ -62,7 +63,14 @@ VERSIONS = " ".join(
 BUDGETS = (10, 30, 100)
 TUNING_SEEDS = (0, 1, 2)
 SEEDS = (10, 11, 12, 13, 14)
-GRID = tuple(round(10 ** (-5 + i / 2), 10) for i in range(9))
+
+
+def half_decade(lr: float, steps: int) -> float:
+    """So many half decades above an LR, rounded as the CSV has it."""
+    return float(f"{lr * 10 ** (steps / 2):g}")
+
+
+GRID = tuple(half_decade(1e-5, i) for i in range(9))
 NEAR = 2
 """Schedules other than the cosine are tuned on the LRs this many places around the cosine's best."""
 WARM_UP = 0.05
@@ -272,7 +280,7 @@ def tuned_lrs(method: str, of: Callable[[str, float], float | None], around: flo
     """
     lrs = [*GRID]
     if around is not None:
-        lrs = [round(around * 10 ** (i / 2), 10) for i in range(-NEAR, NEAR + 1)]
+        lrs = [half_decade(around, i) for i in range(-NEAR, NEAR + 1)]
     while True:
         scores = {lr: of(method, lr) for lr in lrs}
         known = {lr: value for lr, value in scores.items() if value is not None}
@@ -280,9 +288,9 @@ def tuned_lrs(method: str, of: Callable[[str, float], float | None], around: flo
             return lrs, False
         best = max(lrs, key=lambda lr: known[lr])
         if best == min(lrs) and best > 1e-7:
-            lrs.append(round(best / 10**0.5, 10))
+            lrs.append(half_decade(best, -1))
         elif best == max(lrs) and best < 10:
-            lrs.append(round(best * 10**0.5, 10))
+            lrs.append(half_decade(best, 1))
         else:
             return sorted(lrs, key=lambda lr: -known[lr]), True
 
@@ -332,11 +340,13 @@ def make_all(path: Path, workers: int, **what: Any) -> None:
             writer.writeheader()
         progress = tqdm(unit="run")
         running: dict[Future[dict[str, Any]], Job] = {}
+        begun: set[Job] = set()
         while True:
-            missing = [job for job in jobs(rows, **what) if job not in running.values()]
+            missing = [job for job in jobs(rows, **what) if job not in begun]
             progress.total = progress.n + len(missing) + len(running)
             for job in missing[: 50 * workers - len(running)]:
                 running[pool.submit(run, job)] = job
+                begun.add(job)
             if not running:
                 break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -357,14 +367,16 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", type=int, default=list(BUDGETS))
     parser.add_argument("--batches", nargs="*", type=int, default=[0, 1], help="0 is the small one, 1 the large one")
     parser.add_argument("--methods", nargs="*", default=[*TUNED, *UNTUNED])
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--csv", type=Path, help="instead of compare.csv")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one cell of the table")
     options = parser.parse_args()
     what = {"tasks": options.tasks, "budgets": options.budgets, "batches": options.batches, "methods": options.methods}
     if options.quick:
         what = {"tasks": ["digits MLP"], "budgets": [30], "batches": [0], "methods": ["cosine", *UNTUNED]}
-    make_all(options.csv, options.workers, **what)
+    path = options.csv or (QUICK_CSV if options.quick else CSV)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_all(path, options.workers, **what)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import math
 import statistics
 from pathlib import Path
 
-from compare import BUDGETS, CSV, GUESSES, GUESSING, SEEDS, TUNED, TUNING_SEEDS, UNTUNED, key, read
+from compare import BUDGETS, CSV, GUESSES, GUESSING, QUICK_CSV, SEEDS, TUNED, TUNING_SEEDS, UNTUNED, key, read
 from tasks import TASKS
 
 PICTURES = Path(__file__).parents[1] / "pictures"
@@ -252,15 +252,16 @@ def figures(results: Results) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--csv", type=Path, help="instead of compare.csv")
+    parser.add_argument("--quick", action="store_true", help="of compare.py --quick")
     parser.add_argument("--figures", action="store_true")
     options = parser.parse_args()
-    results = Results(options.csv)
+    results = Results(options.csv or (QUICK_CSV if options.quick else CSV))
     for part in (gaps, methods, robustness, merits):
         part(results)
         print()
     missing = len(TASKS) * 2 * len(BUDGETS) - len(results.cells)
-    if missing:
+    if missing and not options.quick:
         print(f"{missing} cells are not there yet.")
     if options.figures:
         figures(results)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+CELL = ("digits MLP", 128, 10)
+
+
+@pytest.fixture(scope="module")
+def compare():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("compare")
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def report(compare):
+    return importlib.import_module("compare_report")
+
+
+def row(compare, method, lr, seed, value, tune=None, cell=CELL):
+    fields = dict.fromkeys(compare.FIELDS, "")
+    fields |= dict(zip(compare.KEY, (*cell, method, "" if lr is None else f"{lr:g}", seed), strict=True))
+    fields |= {"test": value, "tune": value if tune is None else tune, "schedule_s": 0.1, "seconds": 2.0}
+    return {name: str(fields[name]) for name in compare.FIELDS}
+
+
+def wanted(compare, rows, methods=("cosine", "wsd", "autowu")):
+    return compare.jobs(rows, ["digits MLP"], [10], [1], list(methods))
+
+
+@pytest.mark.once
+def test_runs_are_made_once_and_a_killed_comparison_goes_on(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--csv", str(tmp_path / "runs.csv"), "--workers", "1"]
+    command += ["--tasks", "digits MLP", "--budgets", "10", "--batches", "1", "--methods", "autowu", "cosine at 5e-5"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    text = (tmp_path / "runs.csv").read_text()
+    rows = text.splitlines()
+    assert len(rows) == 1 + 10
+    assert all("torch 2" in line for line in rows[1:])
+    # As a kill leaves it: rows missing.
+    (tmp_path / "runs.csv").write_text("\n".join(rows[:8]) + "\n")
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    again = (tmp_path / "runs.csv").read_text().splitlines()
+    assert again[:8] == rows[:8]
+
+    def results(lines):
+        return sorted([line.split(",")[:9] for line in lines[1:]])
+
+    assert results(again) == results(rows)  # the same runs with the same results
+
+
+def test_the_grid_comes_first_then_what_it_found(compare):
+    jobs = wanted(compare, [])
+    grid = [job for job in jobs if job[3] == "cosine"]
+    assert {job[4] for job in grid} == set(compare.GRID)
+    assert len(grid) == 9 * 3
+    assert not [job for job in jobs if job[3] == "wsd"]  # its LRs lie around the cosine's best
+    assert len([job for job in jobs if job[3] == "autowu"]) == 5
+
+    rows = [row(compare, "cosine", lr, seed, 0.9 - abs(lr - 1e-2), cell=CELL) for *_, lr, seed in grid]
+    jobs = wanted(compare, rows)
+    assert {(job[4], job[5]) for job in jobs if job[3] == "cosine"} == {(1e-2, seed) for seed in compare.SEEDS}
+    assert {job[4] for job in jobs if job[3] == "wsd"} == {1e-3, 3.16228e-3, 1e-2, 3.16228e-2, 1e-1}
+
+
+def test_a_grid_whose_edge_is_best_grows_and_a_failed_run_is_the_worst(compare):
+    rows = [row(compare, "cosine", lr, seed, lr) for lr in compare.GRID for seed in compare.TUNING_SEEDS]
+    (lr,) = {job[4] for job in wanted(compare, rows, ["cosine"])}
+    assert lr == 0.316228
+    rows += [row(compare, "cosine", lr, seed, float("nan") if seed == 2 else 1.0) for seed in compare.TUNING_SEEDS]
+    assert {job[4] for job in wanted(compare, rows, ["cosine"])} == {0.1}
+
+
+def test_batches_are_the_same_for_every_method_and_differ_between_epochs(compare):
+    draw = compare.order(100, 32, seed=3)
+    epochs = [torch.cat([draw(3 * epoch + i) for i in range(3)]) for epoch in range(2)]
+    assert all(len(set(epoch.tolist())) == 96 for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert torch.equal(compare.order(100, 32, seed=3)(0), epochs[0][:32])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("task", ["digits MLP", "signals CNN", "waves", "digits ResNet", "GPT"])
+def test_every_task_is_learned_and_its_parts_are_apart(compare, task):
+    spec = compare.TASKS[task]
+    train, tune, test = spec.data()
+    assert len({len(x) for x, _ in (train, tune, test)}) >= 2
+    known = {tuple(x.flatten().tolist()) for x in train[0]}
+    both = [x for x in tune[0] if tuple(x.flatten().tolist()) in known]
+    assert len(both) <= (0.1 * len(tune[0]) if task == "GPT" else 0)  # text has its blanks and rules of dashes
+    batch = spec.batches[1]
+    result = compare.run((task, batch, 100 if task in ("digits MLP", "waves") else 10, "cosine", 3e-3, 0))
+    assert result["test"] > spec.chance
+    assert result["steps"] == round(
+        spec.epochs * (len(train[0]) // batch) * (1.0 if task in ("digits MLP", "waves") else 0.1)
+    )
+
+
+def test_figures_of_merit(compare, report, tmp_path, capsys):
+    rows = []
+    for seed in compare.SEEDS:
+        noise = 0.01 * (seed - 12)
+        rows.append(row(compare, "cosine", 1e-3, seed, 0.80 + noise))
+        rows.append(row(compare, "autowu", None, seed, 0.82 + noise))
+        rows.append(row(compare, "plateau", 1e-3, seed, 0.455 + noise))
+    for lr, value in zip(compare.GRID, (0.5, 0.9, 0.8), strict=False):
+        rows += [row(compare, "cosine", lr, seed, value) for seed in compare.TUNING_SEEDS]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join([",".join(compare.FIELDS), *(",".join(r.values()) for r in rows)]) + "\n")
+    results = report.Results(path)
+    assert results.cells == [CELL]
+    assert results.gap(CELL, "autowu") == pytest.approx(0.02)
+    assert results.deviation(CELL) == pytest.approx(0.01 * 2.5**0.5)
+    assert results.relative(CELL, "plateau") == pytest.approx(-0.345 / 0.8)
+    assert (results.failures("autowu"), results.failures("plateau")) == (0, 2)
+    # One LR gives 0.73 on average, the best of two 0.9 two times in three and else 0.8.
+    assert results.runs_saved(CELL) == 1
+    for part in (report.gaps, report.methods, report.robustness, report.merits):
+        part(results)
+    printed = capsys.readouterr().out
+    assert "| digits MLP (accuracy, %) | 128 | 80.0 | +2.0 | +1.3 |" in printed
+    assert "AutoWU beats or ties the tuned cosine in 1 of 1 cells" in printed
+    assert "5.0 % in the median" in printed
