@@ -5,11 +5,10 @@ RUN := $(VENV)/bin/python
 # The oldest supported transformers and accelerate, laid over what .venv has of everything else.
 OLDEST := .venv-oldest
 INSTALL := -m pip install --quiet --disable-pip-version-check
-# Three workers on two cores: tests that launch processes wait a good deal.
-PYTEST := -m pytest -n 3 --dist loadfile -q --durations 15
+PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, and the long ones that are marked "once".
-NUMERICS := cadence divergence faults gpytorch_gp loss_curve_gp minimum_test peak_rules plotting report rewind scheduler \
-	settings shapes snapshot warm_up
+NUMERICS := benchmarks cadence divergence faults gpytorch_gp loss_curve_gp minimum_test peak_rules plotting report \
+	rewind scheduler settings shapes snapshot warm_up
 
 .PHONY: example test test-oldest quality benchmark clean
 

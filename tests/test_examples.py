@@ -114,6 +114,7 @@ def test_the_loop_without_trainer_resumes_exactly(no_trainer, tmp_path):
     assert whole["switch_step"] > 25
 
 
+@pytest.mark.once
 def test_the_loop_without_trainer_on_two_processes(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = ["--cpu", "--num_train_epochs", "3", "--output_dir", str(tmp_path)]
@@ -161,6 +162,7 @@ def language():
     return load("causal_lm.py")
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_small_gpt_learns_the_standard_librarys_text(language, tmp_path, capsys):
     metrics = language.main(options(tmp_path, "--max_bytes", "150000", "--block_size", "64"))

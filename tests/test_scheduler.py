@@ -186,7 +186,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(preset):
 
     whole = new()
     expected = run(whole, losses, 600)
-    for stop in (7, 60, 100, 215, 400):
+    for stop in (60, 215) if preset == "paper" else (7, 60, 100, 215, 400):
         goes_on_bit_for_bit(new, stop, losses, whole, expected)
 
 
