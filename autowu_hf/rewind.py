@@ -33,7 +33,8 @@ LR_FACTOR = 1.5
 """The LR grows by this factor from one snapshot to the next, where memory allows."""
 
 _FEWEST = 4
-_MOST = 12
+_MOST = 13
+_ROOM_FOR_START = 7
 
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -125,15 +126,19 @@ class Rewind:
         self._thin(lr_of, lowest_lr, highest_lr)
 
     def _thin(self, lr_of: Callable[[float], float], lowest_lr: float, highest_lr: float) -> None:
-        """Keeps the last state for the minimum, the last one below the lowest LR wanted, and those after it."""
+        """Keeps the last state for the minimum, the last one below the lowest LR wanted, those after it, and, where
+        there is room, the start, for a minimum or a cliff that turns out to lie before all these.
+        """
         before_minimum = self._last(lambda kept: lr_of(kept.step) <= highest_lr)
         before_band = self._last(lambda kept: lr_of(kept.step) <= lowest_lr)
         if not self._looks_on:  # whatever is later than the minimum now may be the minimum yet
             before_band = before_minimum
-        first = min(before_minimum, before_band)
-        wanted = [k for i, k in enumerate(self.kept) if i == first or i >= before_band]
+        fixed = {min(before_minimum, before_band)}
+        if self.limit >= _ROOM_FOR_START:
+            fixed.add(0)
+        wanted = [k for i, k in enumerate(self.kept) if i in fixed or i >= before_band]
         while len(wanted) >= self.limit:
-            del wanted[1]
+            del wanted[len(fixed)]
         for kept in self.kept:
             if kept not in wanted:
                 self._let_go(kept)
@@ -142,13 +147,15 @@ class Rewind:
     def _last(self, holds: Callable[[Any], bool]) -> int:
         return max((i for i, kept in enumerate(self.kept) if holds(kept)), default=0)
 
-    def restore(self, step_allowed: Callable[[int], bool]) -> int | None:
-        """Goes back to the last kept state that is allowed and finite, else to the earliest that is finite.
+    def restore(self, lr_of: Callable[[float], float], highest_lr: float) -> int | None:
+        """Goes back to the last kept state that saw no LR above the highest and is finite, else to the first finite.
 
-        Finite are its parameters, and those of its buffers that are finite in any of the states.
+        Finite are its parameters, and those of its buffers that are finite in any of the states. Where the start alone
+        saw no higher LR, the state after it will do that saw one up to ``LR_FACTOR`` times as high.
 
         Args:
-            step_allowed: whether the state after so many scheduler steps may be gone back to.
+            lr_of: the warm-up's LR as a function of the steps done.
+            highest_lr: that it goes on from.
 
         Returns:
             Its scheduler steps done; None where nothing was restored.
@@ -156,7 +163,9 @@ class Rewind:
         if not self.is_on or not self.kept:
             return None
         _synchronize()
-        index = self._last(lambda kept: step_allowed(kept.step))
+        index = self._last(lambda kept: lr_of(kept.step) <= highest_lr)
+        if index == 0 and lr_of(self.kept[0].step) <= min(highest_lr, LR_FACTOR * lr_of(0)):
+            index = min(self._last(lambda kept: lr_of(kept.step) <= LR_FACTOR * highest_lr), 1)
         sound = {kept.step: kept.finite_buffers() for kept in self.kept}
         ever_sound = set().union(*sound.values())
         for kept in (*self.kept[index::-1], *self.kept[index + 1 :]):
@@ -195,8 +204,8 @@ class Rewind:
             band: how many times the lowest LR that a switch may go back to goes into the LR of its step.
         """
         self.is_planned = True
-        self.limit = min(3 + math.ceil(math.log(band) / math.log(LR_FACTOR)), _MOST) if self._looks_on else 6
-        self.lr_factor = max(band ** (1.0 / (self.limit - 3)), LR_FACTOR)
+        self.limit = min(4 + math.ceil(math.log(band) / math.log(LR_FACTOR)), _MOST) if self._looks_on else 7
+        self.lr_factor = self._spacing(band)
         reason = cannot_rewind(self._optimizer)
         if reason is not None:
             self.refuse(reason)
@@ -216,7 +225,12 @@ class Rewind:
             )
         elif room < self.limit:
             self.limit = room
-            self.lr_factor = max(band ** (1.0 / (room - 3)), LR_FACTOR)
+            self.lr_factor = self._spacing(band)
+
+    def _spacing(self, band: float) -> float:
+        """The factor in LR between snapshots with which the band takes no more of them than there may be."""
+        others = 4 if self.limit >= _ROOM_FOR_START else 3
+        return float(max(band ** (1.0 / (self.limit - others)), LR_FACTOR))
 
     def _to_disk(self, taken: Snapshot) -> _OnDisk:
         _synchronize()

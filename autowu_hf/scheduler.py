@@ -19,7 +19,7 @@ from .minimum_test import MinimumTestRecord
 from .param_groups import lr_ratios, set_lrs
 from .peak_rules import CLIFF_SHARE, MINIMUM_SHARE
 from .report import describe
-from .rewind import Rewind
+from .rewind import LR_FACTOR, Rewind
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
 from .warm_up import Ending, WarmUp
@@ -349,11 +349,11 @@ class AutoWUScheduler(LRScheduler):
         assert self.minimum_step is not None
         highest = min(self.peak_lr, self.curve.warmup(self.minimum_step))
         has_any = bool(self.rewind.kept)  # not after a warm-up of one step
-        self.rewound_to = self.rewind.restore(lambda kept: self.curve.warmup(kept) <= highest)
+        self.rewound_to = self.rewind.restore(self.curve.warmup, highest)
         if has_any and collective.is_main_process():
             if self.rewound_to is None:
                 logger.warning("AutoWU has no state with finite weights to go back to")
-            elif self.curve.warmup(self.rewound_to) > highest:
+            elif self.curve.warmup(self.rewound_to) > LR_FACTOR * highest:
                 logger.warning(
                     "AutoWU goes back to the earliest state that it has, of step %d at learning rate %.1e, which is "
                     "above the %.1e that it is to go on from",
