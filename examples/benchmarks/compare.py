@@ -9,8 +9,8 @@ Schedules with a peak LR are tuned on nine LRs, three seeds each, by the metric 
 where its edge is the best. Everything is then run on five other seeds, and reported on the part that nothing was tuned
 on. All runs are accelerate loops with AdamW (weight decay 0.01) and gradients clipped at 1.0, as in Trainer.
 
-One row a run in the CSV; a run that is in there is not made again, so a killed comparison goes on where it was. Take the
-rows of a method out when the method changes.
+One row a run in the CSV; a run that is in there is not made again, so a killed comparison goes on where it was. Take
+the rows of a method out when the method changes.
 ``compare_report.py`` makes tables and figures of it.
 """
 
