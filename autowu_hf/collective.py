@@ -15,7 +15,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, broadcast, gather
 from torch import Tensor
 
-from .minimum_test import MinimumTestRecord
+from .verdict import MinimumTestRecord
 
 _SCALARS = (
     "step",

@@ -50,13 +50,14 @@ def get_autowu_schedule(
             (or half of them).
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
         preset: None for this package's defaults; "paper" for the authors' recipe: ``max_warmup_fraction=0.5``,
-            ``decay_type="cosine"``, ``test_every="epoch"``,
-            ``gp_engine="gpytorch"``, ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``,
-            ``guard=False``. Options given beside it win.
+            ``growth="exponential"``, ``decay_type="cosine"``, ``test_every="epoch"``, ``gp_engine="gpytorch"``,
+            ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``. Options given beside it
+            win.
         min_lr: eta_min, 1e-5 (2.1.1).
         max_lr: eta_max, 1.0; SGD may need more (2.1.1).
         max_warmup_fraction: rho_w, 0.25; the paper has 0.5 (2.1.1).
-        growth: "exponential" (eq. 1) or "linear" (appendix C.2, eq. 6).
+        growth: "quick_start": exponential at two rates, a tenth of the warm-up for the first three tenths of its way;
+            "exponential" (eq. 1); or "linear" (appendix C.2, eq. 6).
         decay_type: "rex" (arXiv 2107.04197); the paper has "cosine" and "constant_then_cosine" (2.2); or "linear".
         decay_fraction: the last share of all steps over which "constant_then_cosine" falls, 0.2 (2.2).
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
@@ -67,14 +68,16 @@ def get_autowu_schedule(
         gp_engine: "fast", a converged fit in milliseconds, or "gpytorch", 100 steps of Adam (2.1.2).
         standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
         peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
-            "cliff": it ends where half of what the loss had gained is lost again, and the peak is a tenth of the LR
-            there, or half of the LR at the minimum, if that is lower. None: "cliff" with rewind, else "minimum".
+            "cliff": it ends where half of what the loss had gained is lost again for good (over 8 % of the longest
+            warm-up), and the peak is three tenths of the LR there, or half of the LR at the minimum, if that is lower.
+            None: "cliff" with rewind, else "minimum".
         rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR,
             or the minimum, was passed, from copies in host memory; "disk": from files. None: True where that
             works, else a logged warning. False: only the LR goes back.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory that these copies may take, 0.5.
-        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap.
+        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
+            nothing there either, the peak is at most 3 % of the LR at the cap.
         seed: of the random subsets, 0.
         model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 

@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import median_filter
 
-from . import divergence
+from . import divergence, verdict
 from .loss_curve_gp import GRID, Array, FastGP, GPParameters, Posterior
-from .peak_rules import GIVEN_BACK, cliff_place, cliff_probability, minimum_probability
+from .peak_rules import cliff_place, cliff_probability, minimum_probability
 from .settings import AutoWUSettings
+from .verdict import MinimumTestRecord
 
 _MAX_SUBSET = 500
 _SPIKE_WINDOW = 5
 _SPIKE_RANGES = 2.0
 
-
-class MinimumTestRecord(TypedDict):
-    """What one minimum test saw and decided.
-
-    Args:
-        step: t, scheduler steps done.
-        num_losses: losses seen.
-        p_min: P_min of every subset, eq. (4).
-        minimum_step: the estimate of t*, eq. (5), in scheduler steps.
-        p_cliff: the probability that the cliff has been passed, of every subset.
-        cliff_step: the estimate of the cliff's step, in scheduler steps; ``step`` where there is none.
-        gain: how far the curve fell from its start to its minimum, in loss units; NaN where there were too few losses
-            for a GP.
-        positive: the vote, more than half of ``p_min`` (of ``p_cliff`` under that rule) above the confidence.
-        diverged: whether the warm-up must end at once.
-        above: whether the newest losses lie above ``divergence.ceiling``.
-        spike_at_end: whether the newest loss was left out as a spike.
-        outputscale: sigma_f^2 of the fitted GP, in squared loss units; NaN where there were too few losses for a GP.
-        noise: sigma_n^2, in squared loss units.
-        mean: theta, in loss units.
-    """
-
-    step: int
-    num_losses: int
-    p_min: list[float]
-    minimum_step: float
-    p_cliff: list[float]
-    cliff_step: float
-    gain: float
-    positive: bool
-    diverged: bool
-    above: bool
-    spike_at_end: bool
-    outputscale: float
-    noise: float
-    mean: float
+CLIFF_SPAN = 0.08
+"""The share of the longest warm-up over which the cliff's tests must be positive: Adam's momentum overshoots now and
+then, and the loss comes back. By default the LR doubles in it.
+"""
 
 
 class LossCurveEngine(Protocol):
@@ -116,44 +85,45 @@ class MinimumTest:
         """The losses that a test needs to say anything."""
         return self._fewest
 
-    @property
-    def passed(self) -> bool:
-        """Whether the last ``patience`` conclusive tests were all positive, or the last one saw the losses diverge: the
-        warm-up is over (2.1.2).
+    def has_passed(self, cap: int) -> bool:
+        """Whether the warm-up is over; see ``verdict.has_passed``.
+
+        Args:
+            cap: the longest warm-up, in scheduler steps.
         """
-        if self.records and self.records[-1]["diverged"]:
-            return True
-        conclusive = [record for record in self.records if not _is_inconclusive(record)]
-        last = conclusive[-self.settings.patience :]
-        return len(last) == self.settings.patience and all(record["positive"] for record in last)
+        return verdict.has_passed(self.records, self.settings, CLIFF_SPAN * cap if self.rule == "cliff" else 0.0)
 
     @property
     def minimum_step(self) -> float | None:
         """The estimate of t*, in scheduler steps; None before there is one.
 
-        It is the last test's, and for the cliff rule, which looks on when the minimum has passed, that of the test by
-        which it had: what the losses do later may blur it. A minimum by which less than half of the gain had been made
-        was none.
+        It is the last test's. The cliff rule, which looks on when the minimum has passed, takes that of the test by
+        which it had: what the losses do later may blur it. Where the minimum has not passed, it is yet to come.
         """
         if not self.records:
             return None
-        record = self._minimum_passed() if self.rule == "cliff" else None
-        return (record or self.records[-1])["minimum_step"]
+        last = self.records[-1]
+        if self.rule != "cliff":
+            return last["minimum_step"]
+        record = verdict.minimum_passed(self.records, self.settings)
+        if record is None and verdict.is_positive(last["p_min"], self.settings):
+            record = last
+        return float(last["step"]) if record is None else record["minimum_step"]
 
-    def _minimum_passed(self) -> MinimumTestRecord | None:
-        """The first test by which the minimum had passed, as ``peak_rule="minimum"`` would have it."""
-        in_a_row = 0
-        for record in self.records:
-            if _is_inconclusive(record):
-                continue
-            in_a_row = in_a_row + 1 if self._is_positive(record["p_min"]) else 0
-            if in_a_row >= self.settings.patience and record["gain"] >= GIVEN_BACK * self.records[-1]["gain"]:
-                return record
-        return None
+    @property
+    def cliff_step(self) -> float | None:
+        """The estimate of the cliff's step, in scheduler steps; None before there is one. Where no test is sure of a
+        cliff, it is yet to come.
+        """
+        if not self.records:
+            return None
+        last = self.records[-1]
+        return last["cliff_step"] if last["positive"] or last["diverged"] else float(last["step"])
 
-    def _is_positive(self, probabilities: list[float]) -> bool:
-        """The vote of the subsets."""
-        return sum(p > self.settings.confidence for p in probabilities) > self.settings.num_tests / 2
+    @property
+    def minimum_steps(self) -> list[float]:
+        """What t* may turn out to be, as far as is known: the estimate and that of the last test."""
+        return [] if self.minimum_step is None else [self.minimum_step, self.records[-1]["minimum_step"]]
 
     @property
     def inconclusive(self) -> bool:
@@ -161,7 +131,7 @@ class MinimumTest:
 
         Such a test does not count; the scheduler tests again one step later.
         """
-        return bool(self.records) and _is_inconclusive(self.records[-1])
+        return bool(self.records) and verdict.is_inconclusive(self.records[-1])
 
     def run(self, losses: Array, num_new: int, step: int, is_last: bool = False) -> MinimumTestRecord:
         """Tests whether the loss has passed its minimum; the record is appended to ``records``.
@@ -249,7 +219,7 @@ class MinimumTest:
             "p_cliff": p_cliff,
             "cliff_step": step * cliff,
             "gain": gain,
-            "positive": self._is_positive(p_cliff if self.rule == "cliff" else p_min),
+            "positive": verdict.is_positive(p_cliff if self.rule == "cliff" else p_min, self.settings),
             "diverged": False,
             "above": False,
             "spike_at_end": False,
@@ -271,7 +241,3 @@ class MinimumTest:
 
 
 _NO_PARAMETERS = GPParameters(outputscale=math.nan, noise=math.nan, mean=math.nan)
-
-
-def _is_inconclusive(record: MinimumTestRecord) -> bool:
-    return record["spike_at_end"] and not record["positive"]

@@ -16,13 +16,43 @@ standard deviation (of the loss's unit where ``standardize`` is off) is no evide
 GIVEN_BACK = 0.5
 """The cliff is where this share of what the loss had gained since the start is lost again."""
 
-CLIFF_SHARE = 0.1
+CLIFF_SHARE = 0.3
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
+
+LAST_SHARE = 0.03
+"""The highest peak LR after a warm-up that ended at its cap, as a share of the LR there: with no cliff until then, that
+LR says little. Under ``peak_rule="cliff"`` also the peak LR after a warm-up that learned nothing, ``verdict.is_blind``.
+"""
 
 MINIMUM_SHARE = 0.5
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the minimum. It matters where the cliff lies
 far beyond the minimum: a language model, for one, falls back to the frequencies of its tokens, and stays there.
 """
+
+
+def peak_lr(
+    rule: str, at_cap: bool, blind: bool, minimum_lr: float, cliff_lr: float, last_lr: float, lowest_lr: float
+) -> float:
+    """The LR that the decay starts from.
+
+    Args:
+        rule: the peak rule, "minimum" or "cliff".
+        at_cap: whether the warm-up ended at its cap, and not by what its losses did.
+        blind: whether its losses showed nothing, see ``verdict.is_blind``.
+        minimum_lr: the LR at t*, eq. (5).
+        cliff_lr: the LR at the cliff.
+        last_lr: the LR at the end of the warm-up.
+        lowest_lr: the LR that the warm-up started from.
+
+    Returns:
+        The LR, in the unit of the others.
+    """
+    highest = LAST_SHARE * last_lr if at_cap else math.inf
+    if rule == "cliff" and blind:
+        return max(LAST_SHARE * last_lr, lowest_lr)
+    if rule == "cliff":
+        highest = min(highest, CLIFF_SHARE * cliff_lr, MINIMUM_SHARE * minimum_lr)
+    return max(min(minimum_lr, highest), lowest_lr)
 
 
 def minimum_probability(posterior: Posterior) -> float:

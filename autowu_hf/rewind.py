@@ -110,42 +110,46 @@ class Rewind:
         """Whether the state is to be kept, now that the LR has grown to ``lr``."""
         return lr >= self._due_lr and self.is_on
 
-    def follow(self, step: int, lr_of: Callable[[float], float], lowest_lr: float, highest_lr: float) -> None:
+    def follow(self, step: int, lr_of: Callable[[float], float], lowest_lr: float, wanted_lrs: Sequence[float]) -> None:
         """Keeps the state after a step of the warm-up, and lets go of what is not needed.
 
         Args:
             step: scheduler steps done.
             lr_of: the warm-up's LR as a function of the steps done.
-            lowest_lr: the lowest LR that a switch in the steps to come would go back to, as far as the cliff goes.
-            highest_lr: the LR that it would go back to if the minimum is where it is thought to be now.
+            lowest_lr: the lowest LR that a switch in the steps to come would go back to for what the losses do then.
+            wanted_lrs: those that it would go back to for what is known now.
         """
         taken = snapshot.take(innermost(self._optimizer), self._models(), step, reuse=self._spare)
         self._spare = None
         self.kept.append(self._to_disk(taken) if self._settings.rewind == "disk" else taken)
         self._due_lr = self.lr_factor * lr_of(step)
-        self._thin(lr_of, lowest_lr, highest_lr)
+        self._thin(lr_of, lowest_lr, wanted_lrs)
 
-    def _thin(self, lr_of: Callable[[float], float], lowest_lr: float, highest_lr: float) -> None:
-        """Keeps the last state for the minimum, the last one below the lowest LR wanted, those after it, and, where
-        there is room, the start, for a minimum or a cliff that turns out to lie before all these.
+    def _thin(self, lr_of: Callable[[float], float], lowest_lr: float, wanted_lrs: Sequence[float]) -> None:
+        """Lets go of as many as there are too many, first of those between their neighbours in LR that nothing known
+        now wants. Wanted are the last states below the wanted LRs, the last one below the lowest, those after that,
+        and, where there is room, the start.
         """
-        before_minimum = self._last(lambda kept: lr_of(kept.step) <= highest_lr)
-        before_band = self._last(lambda kept: lr_of(kept.step) <= lowest_lr)
-        if not self._looks_on:  # whatever is later than the minimum now may be the minimum yet
-            before_band = before_minimum
-        fixed = {min(before_minimum, before_band)}
+        lrs = [lr_of(kept.step) for kept in self.kept]
+        wanted = {self._last_below(lrs, lr) for lr in wanted_lrs}
+        # Without a look beyond it, whatever is later than the minimum now may be the minimum yet.
+        band_starts = self._last_below(lrs, lowest_lr) if self._looks_on else min(wanted)
         if self.limit >= _ROOM_FOR_START:
-            fixed.add(0)
-        wanted = [k for i, k in enumerate(self.kept) if i in fixed or i >= before_band]
-        while len(wanted) >= self.limit:
-            del wanted[len(fixed)]
-        for kept in self.kept:
-            if kept not in wanted:
-                self._let_go(kept)
-        self.kept = wanted
+            wanted.add(0)
+        index = list(range(len(lrs)))
+        while len(index) > self.limit - 1:
+            places = [p for p in range(1, len(index) - 1) if index[p] < band_starts and index[p] not in wanted]
+            if places:
+                place = min(places, key=lambda p: lrs[index[p + 1]] / lrs[index[p - 1]])
+            else:
+                place = next((p for p, i in enumerate(index) if i not in wanted), 0)
+            self._let_go(self.kept[index.pop(place)])
+        self.kept = [self.kept[i] for i in index]
 
-    def _last(self, holds: Callable[[Any], bool]) -> int:
-        return max((i for i, kept in enumerate(self.kept) if holds(kept)), default=0)
+    @staticmethod
+    def _last_below(lrs: Sequence[float], highest_lr: float) -> int:
+        """The place of the last LR that is not above the highest; the first, where all are."""
+        return max((i for i, lr in enumerate(lrs) if lr <= highest_lr), default=0)
 
     def restore(self, lr_of: Callable[[float], float], highest_lr: float) -> int | None:
         """Goes back to the last kept state that saw no LR above the highest and is finite, else to the first finite.
@@ -163,9 +167,10 @@ class Rewind:
         if not self.is_on or not self.kept:
             return None
         _synchronize()
-        index = self._last(lambda kept: lr_of(kept.step) <= highest_lr)
-        if index == 0 and lr_of(self.kept[0].step) <= min(highest_lr, LR_FACTOR * lr_of(0)):
-            index = min(self._last(lambda kept: lr_of(kept.step) <= LR_FACTOR * highest_lr), 1)
+        lrs = [lr_of(kept.step) for kept in self.kept]
+        index = self._last_below(lrs, highest_lr)
+        if index == 0 and lrs[0] <= min(highest_lr, LR_FACTOR * lr_of(0)):
+            index = min(self._last_below(lrs, LR_FACTOR * highest_lr), 1)
         sound = {kept.step: kept.finite_buffers() for kept in self.kept}
         ever_sound = set().union(*sound.values())
         for kept in (*self.kept[index::-1], *self.kept[index + 1 :]):
@@ -204,7 +209,7 @@ class Rewind:
             band: how many times the lowest LR that a switch may go back to goes into the LR of its step.
         """
         self.is_planned = True
-        self.limit = min(4 + math.ceil(math.log(band) / math.log(LR_FACTOR)), _MOST) if self._looks_on else 7
+        self.limit = min(5 + math.ceil(math.log(band) / math.log(LR_FACTOR)), _MOST) if self._looks_on else 8
         self.lr_factor = self._spacing(band)
         reason = cannot_rewind(self._optimizer)
         if reason is not None:
@@ -229,8 +234,8 @@ class Rewind:
 
     def _spacing(self, band: float) -> float:
         """The factor in LR between snapshots with which the band takes no more of them than there may be."""
-        others = 4 if self.limit >= _ROOM_FOR_START else 3
-        return float(max(band ** (1.0 / (self.limit - others)), LR_FACTOR))
+        others = 5 if self.limit >= _ROOM_FOR_START else 4
+        return float(max(band ** (1.0 / max(self.limit - others, 1)), LR_FACTOR))
 
     def _to_disk(self, taken: Snapshot) -> _OnDisk:
         _synchronize()

@@ -15,13 +15,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from . import collective
 from .divergence import require_finite_parameters
-from .minimum_test import MinimumTestRecord
+from .minimum_test import CLIFF_SPAN
 from .param_groups import lr_ratios, set_lrs
-from .peak_rules import CLIFF_SHARE, MINIMUM_SHARE
+from .peak_rules import CLIFF_SHARE, LAST_SHARE, MINIMUM_SHARE, peak_lr
 from .report import describe
 from .rewind import LR_FACTOR, Rewind
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
+from .verdict import MinimumTestRecord, is_blind
 from .warm_up import Ending, WarmUp
 
 logger = logging.getLogger(__name__)
@@ -181,28 +182,32 @@ class AutoWUScheduler(LRScheduler):
         if self._cadence.held or not self._cadence.is_between_steps:
             return
         if not self.rewind.is_planned and self.rewind.is_on:
-            self.rewind.plan(band=self.curve.warmup(self.warmup_cap) / self._wanted_lrs(self.warmup_cap)[0])
+            self.rewind.plan(band=self.curve.warmup(self.warmup_cap) / self._lowest_lr(self.warmup_cap))
         if self.rewind.is_due(self.curve.warmup(step)):
-            self.rewind.follow(step, self.curve.warmup, *self._wanted_lrs(step))
+            self.rewind.follow(step, self.curve.warmup, self._lowest_lr(step), self._wanted_lrs(step))
         self._warm_up.minimum_test.rule = self.peak_rule  # rewind may have found that it cannot work
         later = range(step + 1, self.warmup_cap + 1)
         self._keep_at = (
             step + 1 + bisect.bisect_left(later, True, key=lambda t: self.rewind.is_due(self.curve.warmup(t)))
         )
 
-    def _wanted_lrs(self, step: int) -> tuple[float, float]:
-        """The lowest LR that a switch might go back to, and the one that it would for the minimum known now."""
+    def _lowest_lr(self, step: int) -> float:
+        """The lowest LR that the switch would go back to for a cliff, or a minimum, that is still to be seen."""
         interval = self._cadence.interval(self.warmup_cap) or self._cadence.ticks_per_step
         # What a test finds lies before the tests in a row that it takes.
         lag = (self.settings.patience + 1) * interval
-        minimum_step = self._warm_up.minimum_test.minimum_step
-        minimum_step = step if minimum_step is None else minimum_step
-        if self.settings.rule == "cliff":
-            shares, places = (CLIFF_SHARE, MINIMUM_SHARE), (step - lag, minimum_step)
-        else:
-            shares, places = (1.0, 1.0), (step, minimum_step - interval)
-        low, high = (share * self.curve.warmup(max(place, 0)) for share, place in zip(shares, places, strict=True))
-        return low, high
+        if self.settings.rule != "cliff":
+            return self.curve.warmup(step)
+        return CLIFF_SHARE * self.curve.warmup(max(step - max(lag, CLIFF_SPAN * self.warmup_cap + interval), 0))
+
+    def _wanted_lrs(self, step: int) -> list[float]:
+        """The LRs that the switch would go back to for the minimum that is known now, or at the cap."""
+        interval = self._cadence.interval(self.warmup_cap) or self._cadence.ticks_per_step
+        places, share = self._warm_up.minimum_test.minimum_steps or [step], MINIMUM_SHARE
+        if self.settings.rule != "cliff":
+            places, share = [place - interval for place in places], 1.0
+        lrs = [share * self.curve.warmup(max(place, 0)) for place in places]
+        return [*lrs, LAST_SHARE * self.curve.warmup(self.warmup_cap)]
 
     def _set_lrs(self) -> None:
         self._last_lr = [*self.get_lr()]
@@ -324,13 +329,15 @@ class AutoWUScheduler(LRScheduler):
         self.switch_step = step
         self.ended_by = ending.reason
         self.minimum_step = ending.minimum_step
-        self.peak_lr = self.curve.warmup(ending.minimum_step)
-        # The cap counts as a cliff: what lies beyond it nobody knows.
-        share_of_cliff = CLIFF_SHARE * self.curve.warmup(ending.cliff_step)
-        if self.peak_rule == "cliff":
-            self.peak_lr = max(min(share_of_cliff, MINIMUM_SHARE * self.peak_lr), self.curve.warmup(0))
-        elif ending.reason == "cap" and self.settings.guard:
-            self.peak_lr = max(min(self.peak_lr, share_of_cliff), self.curve.warmup(0))
+        self.peak_lr = peak_lr(
+            self.peak_rule,
+            at_cap=ending.reason == "cap" and self.settings.guard,
+            blind=is_blind(self.tests),
+            minimum_lr=self.curve.warmup(ending.minimum_step),
+            cliff_lr=self.curve.warmup(ending.cliff_step),
+            last_lr=self.curve.warmup(step),
+            lowest_lr=self.curve.warmup(0),
+        )
         if self._cadence.held:  # other processes train on; they all go back when they meet
             self._go_back_later = True
         else:

@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "max_warmup_fraction": 0.5,
+        "growth": "exponential",
         "decay_type": "cosine",
         "test_every": "epoch",
         "gp_engine": "gpytorch",
@@ -36,7 +37,8 @@ class AutoWUSettings:
         min_lr: eta_min, the LR that the warm-up starts from, in optimizer units (2.1.1).
         max_lr: eta_max, the LR that the warm-up would reach at its cap, in optimizer units (2.1.1).
         max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1) (2.1.1).
-        growth: "exponential" (2.1.1, eq. 1) or "linear" (appendix C.2, eq. 6).
+        growth: "exponential" (2.1.1, eq. 1), "quick_start" (faster through the lowest LRs, slower through the others)
+            or "linear" (appendix C.2, eq. 6).
         decay_type: "cosine", "constant_then_cosine" (2.2), "linear" or "rex" (arXiv 2107.04197).
         decay_fraction: for "constant_then_cosine", the last share of all steps, in (0, 1), over which the LR falls
             (2.2).
@@ -49,15 +51,16 @@ class AutoWUSettings:
         standardize: test losses with spikes removed, mean 0 and standard deviation 1, so that the decision does not
             depend on the unit of the loss; False tests them as they are, like the authors.
         peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
-            (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained is lost again, and the peak is a
-            tenth of the LR at which that was so, but at most half of the LR at the minimum. None: "cliff" with rewind,
-            else "minimum".
+            (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained is lost again for good, and the peak
+            is three tenths of the LR at which that was so, but at most half of the LR at the minimum. None: "cliff"
+            with rewind, else "minimum".
         rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR, or
             the minimum, was passed. "disk": the same, kept in files. None: True where that works. False: it takes
             back the LR only.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory, in (0, 1), that the kept weights may take.
-        guard: ends a warm-up that diverges at once, and looks at the losses once more at its cap.
+        guard: ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
+            nothing there either, the peak is at most 3 % of the LR at the cap.
         seed: of the random subsets of losses.
 
     Raises:
@@ -67,7 +70,7 @@ class AutoWUSettings:
     min_lr: float = 1e-5
     max_lr: float = 1.0
     max_warmup_fraction: float = 0.25
-    growth: str = "exponential"
+    growth: str = "quick_start"
     decay_type: str = "rex"
     decay_fraction: float = 0.2
     test_every: str | int = "auto"

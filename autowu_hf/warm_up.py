@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from . import collective
 from .cadence import Cadence
 from .loss_history import LossHistory
-from .minimum_test import MinimumTest, MinimumTestRecord
+from .minimum_test import MinimumTest
 from .settings import AutoWUSettings
+from .verdict import MinimumTestRecord
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class WarmUp:
         self.cadence.require_interval(cap)
         record = self._test(step)
         self.cadence.plan(step, cap, soon=self.minimum_test.inconclusive)
-        if record is None or not self.minimum_test.passed:
+        if record is None or not self.minimum_test.has_passed(cap):
             return None
         return self._ending("divergence" if record["diverged"] else self.minimum_test.rule, record)
 
@@ -97,13 +98,14 @@ class WarmUp:
         if record is None:
             return Ending("cap", minimum_step=step, cliff_step=step)
         diverged = record["diverged"] or not math.isfinite(self.history.gathered[-1])
-        passed = self.minimum_test.passed
+        passed = self.minimum_test.has_passed(step)
         return self._ending("divergence" if diverged else self.minimum_test.rule if passed else "cap", record)
 
     def _ending(self, reason: str, record: MinimumTestRecord) -> Ending:
-        minimum_step = self.minimum_test.minimum_step
+        minimum_step, cliff_step = self.minimum_test.minimum_step, self.minimum_test.cliff_step
         assert minimum_step is not None  # there is a record
-        return Ending(reason, self._whole(minimum_step, record), self._whole(record["cliff_step"], record))
+        assert cliff_step is not None
+        return Ending(reason, self._whole(minimum_step, record), self._whole(cliff_step, record))
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""

@@ -65,7 +65,7 @@ def replay(
             continue
         num_seen = test.records[-1]["num_losses"] if test.records else 0
         test.run(losses[:step], step - num_seen, step)
-        if test.passed:
+        if test.has_passed(cap):
             return step, test.records[-1]["minimum_step"], test
         if stop is not None and step >= stop:
             break

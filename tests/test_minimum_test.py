@@ -127,24 +127,31 @@ def test_minimum_step_is_t_times_the_mean_argmin():
     assert record["mean"] + 5 * record["outputscale"] ** 0.5 > 0.36
 
 
-def test_patience_counts_positive_tests_in_a_row():
-    test = MinimumTest(AutoWUSettings(patience=2))
+def test_under_the_cliff_rule_what_is_not_confident_is_yet_to_come():
+    test = MinimumTest(AutoWUSettings())
+    assert (test.minimum_step, test.cliff_step, test.minimum_steps) == (None, None, [])
+    s = np.arange(100) / 100
+    noise = 0.1 * np.random.default_rng(0).standard_normal(100)
+    last = test.run(1.0 + noise, 100, 100)
+    assert last["minimum_step"] < 100
+    assert (test.minimum_step, test.cliff_step) == (100.0, 100.0)
+    assert test.minimum_steps == [100.0, last["minimum_step"]]
+    last = test.run((s - 0.5) ** 2 + 0.01 * noise, 100, 100)
+    assert (test.minimum_step, test.cliff_step) == (last["minimum_step"], last["cliff_step"])
+    assert test.minimum_step == pytest.approx(50, abs=3)
+    assert test.cliff_step == pytest.approx(50 + 50 * 0.5**0.5, abs=3)
 
-    def record(positive: bool, spike_at_end: bool = False) -> None:
-        test.records.append({"positive": positive, "spike_at_end": spike_at_end, "diverged": False})
 
-    for positive, passed in ((True, False), (False, False), (True, False), (True, True)):
-        record(positive)
-        assert test.passed == passed
-    test.records.clear()
-    record(True)
-    assert not test.inconclusive
-    record(False, spike_at_end=True)
-    assert test.inconclusive
-    assert not test.passed
-    record(True, spike_at_end=True)
-    assert not test.inconclusive
-    assert test.passed
+def test_a_cliff_must_last():
+    test = MinimumTest(AutoWUSettings())
+    s = np.arange(200) / 200
+    losses = (s - 0.4) ** 2 + 0.001 * np.random.default_rng(0).standard_normal(200)
+    passed = []
+    for step in range(1, 200):
+        test.run(losses[:step], 1, step)
+        passed.append(test.has_passed(200))
+    first = next(r["step"] for r in test.records if r["positive"])
+    assert passed.index(True) + 1 == first + 16  # 8 % of the cap
 
 
 def test_spikes_and_non_finite_losses_are_left_out_and_keep_their_place():

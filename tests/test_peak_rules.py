@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autowu_hf.loss_curve_gp import GRID, FastGP
-from autowu_hf.peak_rules import cliff_place, cliff_probability, minimum_probability
+from autowu_hf.peak_rules import cliff_place, cliff_probability, minimum_probability, peak_lr
 
 
 def posterior(curve, noise=0.02, n=300, seed=0):
@@ -51,3 +51,22 @@ def test_the_place_is_where_the_curve_last_rose_above_half_of_the_gain():
 def test_noise_is_no_cliff():
     passed = [cliff_probability(posterior(lambda x: 0.0 * x, noise=1.0, seed=seed)) > 0.95 for seed in range(60)]
     assert sum(passed) <= 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "at_cap", "blind", "minimum_lr", "cliff_lr", "expected"),
+    [
+        ("minimum", False, False, 0.02, 1.0, 0.02),
+        ("minimum", False, True, 0.02, 1.0, 0.02),
+        ("minimum", True, False, 0.02, 1.0, 0.015),
+        ("cliff", False, False, 0.02, 0.1, 0.01),  # half of the LR at the minimum
+        ("cliff", False, False, 0.08, 0.1, 0.03),  # three tenths of the LR at the cliff
+        ("cliff", False, False, 0.5, 0.5, 0.15),
+        ("cliff", True, False, 0.5, 0.5, 0.015),  # three hundredths of the LR at the cap
+        ("cliff", False, True, 2e-4, 2e-4, 0.015),  # or of the LR at the end, where the losses showed nothing
+        ("cliff", False, False, 1e-5, 2e-5, 1e-5),  # never below where it started
+    ],
+)
+def test_the_peak_is_the_lowest_of_what_the_rule_allows(rule, at_cap, blind, minimum_lr, cliff_lr, expected):
+    peak = peak_lr(rule, at_cap, blind, minimum_lr, cliff_lr, last_lr=0.5, lowest_lr=1e-5)
+    assert peak == pytest.approx(expected)

@@ -75,13 +75,9 @@ def test_the_switch_goes_back_bit_for_bit(rule, kind, tmp_path):
     assert scheduler.get_last_lr() == [scheduler.peak_lr]
     assert scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.peak_lr
     assert scheduler.curve.warmup(scheduler.rewound_to) > scheduler.peak_lr / LR_FACTOR / 1.1
-    if rule == "minimum":
-        assert scheduler.peak_lr == scheduler.curve.warmup(scheduler.minimum_step)
-        assert scheduler.minimum_step == pytest.approx(150, abs=5)
-    else:
-        # Half of the gain is lost 150 / 8 steps behind the minimum.
-        cliff = 10 * scheduler.peak_lr
-        assert scheduler.curve.warmup(150 + 10) < cliff < scheduler.curve.warmup(150 + 28)
+    share = {"minimum": 1.0, "cliff": 0.5}[rule]  # the cliff lies far beyond the minimum here
+    assert scheduler.peak_lr == share * scheduler.curve.warmup(scheduler.minimum_step)
+    assert scheduler.minimum_step == pytest.approx(150, abs=5)
     assert scheduler.rewind.kept == []
     assert not list(tmp_path.rglob("*.bin"))
 
@@ -105,7 +101,7 @@ def test_few_are_kept_at_a_time():
         most = max(most, len(scheduler.rewind.kept))
         steps = [kept.step for kept in scheduler.rewind.kept]
         assert steps == sorted(set(steps))
-    assert 6 <= most < scheduler.rewind.limit == 12
+    assert 6 <= most < scheduler.rewind.limit == 11
 
 
 @pytest.mark.parametrize("stop", [30, 123, 171, 300])
@@ -140,12 +136,12 @@ def test_a_resumed_run_goes_back_to_the_same_state(stop):
 def test_a_state_without_snapshots_is_resumed_with_a_note(caplog):
     model, optimizer = small()
     scheduler = get_schedule(optimizer, 400, model=model, rewind="disk")
-    run(scheduler, model, optimizer, valley(150, 120))
+    run(scheduler, model, optimizer, valley(150, 140))
     resumed = get_schedule(optimizer, 400, model=model)
     resumed.load_state_dict(scheduler.state_dict())
     assert "the checkpoint holds no snapshots that fit this run" in caplog.text
-    run(resumed, model, optimizer, valley(150, 400)[120:])
-    assert resumed.rewound_to == 121
+    run(resumed, model, optimizer, valley(150, 400)[140:])
+    assert resumed.rewound_to == 141
 
 
 @pytest.mark.parametrize("place", [0.02, 0.1, 0.3])

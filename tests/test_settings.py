@@ -22,7 +22,7 @@ from autowu_hf.settings import AutoWUSettings, check_steps
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"test_every": 0}, "test_every must be a whole number of at least 1, got 0"),
         ({"test_every": "step"}, 'test_every must be "auto", "epoch" or a number of steps, got \'step\''),
-        ({"growth": "cubic"}, "unknown growth 'cubic'; pick one of exponential, linear"),
+        ({"growth": "cubic"}, "unknown growth 'cubic'; pick one of quick_start, exponential, linear"),
         ({"decay_type": "step"}, "unknown decay_type 'step'; pick one of cosine, linear, rex, constant_then_cosine"),
         ({"gp_engine": "sklearn"}, "unknown gp_engine 'sklearn'; pick one of fast, gpytorch"),
         ({"standardize": "no"}, "standardize must be True or False, got 'no'"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from autowu_hf.shapes import DECAY_TYPES, LRCurve, decay_factor, exponential_growth, linear_growth
+from autowu_hf.shapes import DECAY_TYPES, GROWTHS, LRCurve, decay_factor, linear_growth
 
 
 def curve(**changes) -> LRCurve:
@@ -20,9 +20,22 @@ def test_exponential_growth_multiplies_by_gamma():
         lr *= gamma
 
 
-def test_growth_ends_at_max_lr_exactly():
-    assert exponential_growth(1.0, 1e-5, 0.3) == 0.3
-    assert linear_growth(1.0, 1e-5, 0.3) == 0.3
+def test_quick_start_takes_a_tenth_of_the_time_for_three_tenths_of_the_way():
+    quick = curve(growth="quick_start")
+    ratios = [quick.warmup(step + 1) / quick.warmup(step) for step in range(50)]
+    assert ratios[:5] == pytest.approx([10 ** (1.5 / 5)] * 5)
+    assert ratios[5:] == pytest.approx([10 ** (3.5 / 45)] * 45)
+    assert quick.warmup(5) == pytest.approx(10**-3.5)
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_growth_goes_from_min_lr_to_max_lr_exactly(growth):
+    assert GROWTHS[growth](0.0, 1e-5, 0.3) == 1e-5
+    assert GROWTHS[growth](1.0, 1e-5, 0.3) == 0.3
+    assert GROWTHS[growth](1.5, 1e-5, 0.3) == 0.3
+
+
+def test_linear_growth_is_linear():
     assert linear_growth(0.25, 0.1, 0.5) == pytest.approx(0.2)
 
 

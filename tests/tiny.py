@@ -10,8 +10,8 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, Trainer, TrainingArguments
 
-LONG = {"max_warmup_fraction": 0.5, "decay_type": "cosine"}
-"""Half of a run to warm up in, so that short ones have room, and a decay that is known by heart."""
+LONG = {"max_warmup_fraction": 0.5, "growth": "exponential", "decay_type": "cosine"}
+"""Half of a run to warm up in, so that short ones have room, and a growth and a decay that are known by heart."""
 
 IS_TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 

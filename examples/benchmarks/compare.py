@@ -72,7 +72,7 @@ def half_decade(lr: float, steps: int) -> float:
 
 
 GRID = tuple(half_decade(1e-5, i) for i in range(9))
-NEAR = 2
+NEAR = 1
 """Schedules other than the cosine are tuned on the LRs this many places around the cosine's best."""
 WARM_UP = 0.05
 EVALUATIONS = 50

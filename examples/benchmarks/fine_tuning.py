@@ -53,17 +53,26 @@ SEEDS = (0, 1, 2)
 FINE_TUNING_LRS = (2e-5, 5e-5, 1e-4, 3e-4, 1e-3)
 SCRATCH_LRS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
+MINIMUM = {"peak_rule": "minimum", "max_warmup_fraction": 0.5, "growth": "exponential", "decay_type": "cosine"}
 RULES: dict[str, dict[str, Any]] = {
     "paper": {"preset": "paper"},
-    "minimum": {"peak_rule": "minimum", "rewind": False, "max_warmup_fraction": 0.5, "decay_type": "cosine"},
-    "minimum, rewind": {"peak_rule": "minimum", "max_warmup_fraction": 0.5, "decay_type": "cosine"},
+    "minimum": {"rewind": False, **MINIMUM},
+    "minimum, rewind": MINIMUM,
     "default": {},
 }
 
-EARLIER = ("tenth 0.5 cosine", "tenth 0.25 cosine", "tenth 0.25 rex", "tenth 0.125 rex", "third 0.25 rex")
+EARLIER = (
+    "tenth 0.5 cosine",
+    "tenth 0.25 cosine",
+    "tenth 0.25 rex",
+    "tenth 0.125 rex",
+    "third 0.25 rex",
+    "half 0.25 rex",
+)
 """Rules whose rows were written while the package was another: the peak was a tenth of the LR at the cliff, wherever
-the minimum, or also at most a third of the LR there (``peak_rules.MINIMUM_SHARE``). The numbers are
-``max_warmup_fraction``. The half of today was chosen on the parts to tune on of five tasks of ``compare.py``.
+the minimum ("tenth"), or also at most a third or a half of the LR there, and the growth was "exponential". The numbers
+are ``max_warmup_fraction``. "half" was the default before today's, which was chosen on the parts to tune on of the
+tasks of ``compare.py``.
 """
 
 DEFAULT = "default"

@@ -279,5 +279,5 @@ TASKS: dict[str, Task] = {
     "fine-tuned ViT": Task(fine_tuned_vit, upper_digits, 30, (16, 64), chance=0.2, **CLASSES),
     "digits ResNet": Task(resnet, digit_parts, 30, (32, 128), chance=0.1, **CLASSES),
     "digits ViT": Task(lambda: FlatViT(2, 32, 10), digit_parts, 30, (32, 128), chance=0.1, **CLASSES),
-    "GPT": Task(SmallGPT, text, 2, (16, 64), minus_bits, ("bits per byte", -1.0), -8.0, token_loss),
+    "GPT": Task(SmallGPT, text, 1, (16, 64), minus_bits, ("bits per byte", -1.0), -8.0, token_loss),
 }
