@@ -19,9 +19,9 @@ GIVEN_BACK = 0.5
 CLIFF_SHARE = 0.3
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
 
-LAST_SHARE = 0.03
+CAP_SHARE = 0.03
 """The highest peak LR after a warm-up that ended at its cap, as a share of the LR there: with no cliff until then, that
-LR says little. Under ``peak_rule="cliff"`` also the peak LR after a warm-up that learned nothing, ``verdict.is_blind``.
+LR says little.
 """
 
 MINIMUM_SHARE = 0.5
@@ -30,15 +30,12 @@ far beyond the minimum: a language model, for one, falls back to the frequencies
 """
 
 
-def peak_lr(
-    rule: str, at_cap: bool, blind: bool, minimum_lr: float, cliff_lr: float, last_lr: float, lowest_lr: float
-) -> float:
+def peak_lr(rule: str, at_cap: bool, minimum_lr: float, cliff_lr: float, last_lr: float, lowest_lr: float) -> float:
     """The LR that the decay starts from.
 
     Args:
         rule: the peak rule, "minimum" or "cliff".
         at_cap: whether the warm-up ended at its cap, and not by what its losses did.
-        blind: whether its losses showed nothing, see ``verdict.is_blind``.
         minimum_lr: the LR at t*, eq. (5).
         cliff_lr: the LR at the cliff.
         last_lr: the LR at the end of the warm-up.
@@ -47,9 +44,7 @@ def peak_lr(
     Returns:
         The LR, in the unit of the others.
     """
-    highest = LAST_SHARE * last_lr if at_cap else math.inf
-    if rule == "cliff" and blind:
-        return max(LAST_SHARE * last_lr, lowest_lr)
+    highest = CAP_SHARE * last_lr if at_cap else math.inf
     if rule == "cliff":
         highest = min(highest, CLIFF_SHARE * cliff_lr, MINIMUM_SHARE * minimum_lr)
     return max(min(minimum_lr, highest), lowest_lr)

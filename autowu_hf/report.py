@@ -7,8 +7,6 @@ import math
 import os
 from typing import Any
 
-from .verdict import is_blind
-
 
 def describe(report: dict[str, Any]) -> str:
     """The switch in one line.
@@ -26,8 +24,6 @@ def describe(report: dict[str, Any]) -> str:
         "cap": f"warm-up ended by its cap, at step {step}, minimum at step {report['minimum_step']}",
         "divergence": f"losses diverged at step {step}, minimum at step {report['minimum_step']}",
     }[report["ended_by"]]
-    if report["peak_rule"] == "cliff" and is_blind(report["tests"]):
-        found = f"warm-up ended at step {step}, without a fall of the losses beyond their noise"
     peak = f"{report['peak_lr']:.1e}".replace("e-0", "e-")
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     decay = report["settings"]["decay_type"].replace("_", " ")
@@ -51,7 +47,7 @@ def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what ``write_report`` wrote; null losses, and null numbers of the tests, are NaN again.
+    """Reads what ``write_report`` wrote; null losses are NaN again.
 
     Args:
         path: of ``autowu.json``.
@@ -67,8 +63,6 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(report, dict) or "growth_steps" not in report:
         raise ValueError(f"{os.fspath(path)} is not a report of AutoWU; pass the autowu.json of a run")
     report["losses"] = [math.nan if loss is None else loss for loss in report["losses"]]
-    for test in report["tests"]:
-        test.update({name: math.nan for name, value in test.items() if value is None})
     return report
 
 

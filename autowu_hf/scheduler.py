@@ -17,12 +17,12 @@ from . import collective
 from .divergence import require_finite_parameters
 from .minimum_test import CLIFF_SPAN
 from .param_groups import lr_ratios, set_lrs
-from .peak_rules import CLIFF_SHARE, LAST_SHARE, MINIMUM_SHARE, peak_lr
+from .peak_rules import CAP_SHARE, CLIFF_SHARE, MINIMUM_SHARE, peak_lr
 from .report import describe
 from .rewind import LR_FACTOR, Rewind
 from .settings import AutoWUSettings, check_steps
 from .shapes import LRCurve
-from .verdict import MinimumTestRecord, is_blind
+from .verdict import MinimumTestRecord
 from .warm_up import Ending, WarmUp
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class AutoWUScheduler(LRScheduler):
         if self.settings.rule != "cliff":
             places, share = [place - interval for place in places], 1.0
         lrs = [share * self.curve.warmup(max(place, 0)) for place in places]
-        return [*lrs, LAST_SHARE * self.curve.warmup(self.warmup_cap)]
+        return [*lrs, CAP_SHARE * self.curve.warmup(self.warmup_cap)]
 
     def _set_lrs(self) -> None:
         self._last_lr = [*self.get_lr()]
@@ -332,7 +332,6 @@ class AutoWUScheduler(LRScheduler):
         self.peak_lr = peak_lr(
             self.peak_rule,
             at_cap=ending.reason == "cap" and self.settings.guard,
-            blind=is_blind(self.tests),
             minimum_lr=self.curve.warmup(ending.minimum_step),
             cliff_lr=self.curve.warmup(ending.cliff_step),
             last_lr=self.curve.warmup(step),

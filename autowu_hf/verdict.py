@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -94,12 +93,3 @@ def minimum_passed(records: Sequence[MinimumTestRecord], settings: AutoWUSetting
         elif sum(p < 0.5 for p in record["p_min"]) > settings.num_tests / 2:
             found = None
     return found
-
-
-def is_blind(records: Sequence[MinimumTestRecord]) -> bool:
-    """Whether the losses showed nothing: in the second half of the warm-up no test saw a gain above the standard
-    deviation of their noise. (A few losses may show one by chance; losses that explode hide one.) Where the curve then
-    has its minimum, and where it has given back half of such a gain, is chance.
-    """
-    late = [record for record in records if record["step"] >= records[-1]["step"] / 2 and record["noise"] > 0]
-    return bool(late) and all(record["gain"] < math.sqrt(record["noise"]) for record in late)

@@ -126,8 +126,9 @@ def test_figures_of_merit(compare, report, tmp_path, capsys):
         part(results)
     printed = capsys.readouterr().out
     assert "| digits MLP (accuracy, %) | 128 | 80.0 | +2.0 | +1.3 |" in printed
-    assert "AutoWU beats or ties the tuned cosine in 1 of 1 cells (1 by the cosine's deviation alone)" in printed
+    assert "AutoWU beats or ties the tuned cosine in 1 of 1 cells; it is" in printed
     assert "it is more than 2 % behind in 0, by +2.5 % at worst" in printed
+    assert "10 % of the steps: 1 of 1, +2.5 % in the median." in printed
     assert "| plateau | nothing | 2.00 | 0, 0, 1 | -43.1 % | -43.1 % (digits MLP, 128, 10 %) | 2 |" in printed
     assert "5.0 % in the median" in printed
 

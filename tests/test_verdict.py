@@ -5,7 +5,7 @@ import math
 import pytest
 
 from autowu_hf.settings import AutoWUSettings
-from autowu_hf.verdict import has_passed, is_blind, is_inconclusive, is_positive, minimum_passed
+from autowu_hf.verdict import has_passed, is_inconclusive, is_positive, minimum_passed
 
 TWO = AutoWUSettings(patience=2)
 
@@ -69,23 +69,3 @@ def test_the_minimum_had_passed_by_the_first_test_since_which_the_loss_stays_abo
 
 def test_no_probability_says_nothing():
     assert minimum_passed([record(p_min=math.nan)] * 3, TWO) is None
-
-
-@pytest.mark.parametrize(
-    ("gains", "blind"),
-    [
-        ([0.0, 0.09, 0.0, 0.09], True),
-        ([0.0, 0.09, 0.3, 0.05], False),  # what a test saw counts, though the curve is noisier since
-        ([0.3, 0.0, 0.0, 0.0], True),  # but not what so few losses showed that it may be chance
-        ([0.3, 0.3, 0.0, 0.0], False),
-        ([math.nan, 0.05], True),
-        ([math.nan, math.nan], False),
-        ([], False),
-    ],
-)
-def test_losses_that_never_fell_by_more_than_their_noise_show_nothing(gains, blind):
-    records = [
-        {"step": step, "gain": gain, "noise": math.nan if math.isnan(gain) else 0.1**2}
-        for step, gain in enumerate(gains, 1)
-    ]
-    assert is_blind(records) == blind

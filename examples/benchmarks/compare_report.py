@@ -20,7 +20,9 @@ from tasks import TASKS
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 Cell = tuple[str, int, int]
-NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`'}
+EARLIER = "autowu earlier"
+"""The default before today's: "exponential" growth, a peak of a tenth of the LR at the cliff. Its runs are kept."""
+NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`', EARLIER: "AutoWU's default before"}
 
 
 class Results:
@@ -63,6 +65,10 @@ class Results:
         """Of one seed, pooled over the runs of the methods, by default AutoWU and the tuned cosine."""
         runs = [self.values(cell, method) for method in methods or ("autowu", "cosine")]
         return math.sqrt(statistics.mean(statistics.variance(values) for values in runs))
+
+    def standard_error(self, cell: Cell) -> float:
+        """Of AutoWU's gap."""
+        return self.deviation(cell) * math.sqrt(2 / len(SEEDS))
 
     def relative(self, cell: Cell, method: str) -> float:
         """The gap, relative to the tuned cosine's metric."""
@@ -134,7 +140,7 @@ def methods(results: Results) -> None:
             equal = sum(other == means[name] for other in means.values())
             ranks[name].append(1 + higher + (equal - 1) / 2)
     order = sorted(untuned, key=lambda name: statistics.mean(ranks[name]))
-    for name in [*TUNED, *order]:
+    for name in [*TUNED, *order, EARLIER]:
         cells = [cell for cell in results.cells if results.values(cell, name)]
         if not cells:
             continue
@@ -148,39 +154,57 @@ def methods(results: Results) -> None:
         trials = "nine LRs" if name == "cosine" else "three LRs around its best" if name in TUNED else "nothing"
         where = f"{100 * results.relative(worst, name):+.1f} % ({worst[0]}, {worst[1]}, {worst[2]} %)"
         median = f"{100 * statistics.median(results.relative(cell, name) for cell in cells):+.1f} %"
-        columns = (NAMES.get(name, name), trials, rank, counts, median, where, str(results.failures(name)))
+        few = "" if len(cells) == len(results.cells) else f" ({len(cells)} cells)"
+        columns = (NAMES.get(name, name) + few, trials, rank, counts, median, where, str(results.failures(name)))
         print("|", " | ".join(columns), "|")
 
 
 def merits(results: Results) -> None:
-    saved = [results.runs_saved(cell) for cell in results.cells]
+    cells = results.cells
+    saved = [results.runs_saved(cell) for cell in cells]
     reached = [value for value in saved if value is not None]
     if reached:
         print(
-            f"Runs saved: {statistics.median(reached)} in the median, {min(reached)} to {max(reached)}; "
+            f"Runs saved: {statistics.median(reached):g} in the median, {min(reached)} to {max(reached)}; "
             f"not reached in {saved.count(None)} of {len(saved)} cells."
         )
     shares = [
         sum(results.values(cell, "autowu", "schedule_s")) / sum(results.values(cell, "autowu", "seconds"))
-        for cell in results.cells
+        for cell in cells
     ]
     if shares:
         print(
             f"The schedule's share of the wall time: {100 * statistics.median(shares):.1f} % in the median, "
             f"{100 * max(shares):.1f} % at most."
         )
-    ties = sum(results.gap(cell, "autowu") >= -results.deviation(cell) for cell in results.cells)
-    strict = sum(results.gap(cell, "autowu") >= -results.deviation(cell, "cosine") for cell in results.cells)
-    gaps = [100 * results.relative(cell, "autowu") for cell in results.cells]
+    gaps = [100 * results.relative(cell, "autowu") for cell in cells]
+    errors = [100 * results.standard_error(cell) / abs(results.mean(cell, "cosine")) for cell in cells]
+    beyond = sum(gap < -2 and gap < -2 * error for gap, error in zip(gaps, errors, strict=True))
     print(
-        f"AutoWU beats or ties the tuned cosine in {ties} of {len(gaps)} cells "
-        f"({strict} by the cosine's deviation alone); it is more than 2 % behind in {sum(gap < -2 for gap in gaps)}, "
-        f"by {min(gaps, default=math.nan):+.1f} % at worst."
+        f"AutoWU beats or ties the tuned cosine in {not_behind(results, cells, 'autowu')} of {len(gaps)} cells; "
+        f"it is more than 2 % behind in {sum(gap < -2 for gap in gaps)}, "
+        f"by {min(gaps, default=math.nan):+.1f} % at worst.\n"
+        f"The standard error of the gap is above 2 % in {sum(error > 2 for error in errors)} cells; more than 2 % and "
+        f"two standard errors behind it is in {beyond}."
     )
+    earlier = [cell for cell in cells if results.values(cell, EARLIER)]
+    parts = [
+        (f"{budget} % of the steps", "autowu", [cell for cell in cells if cell[2] == budget]) for budget in BUDGETS
+    ]
+    parts += [(f"The cells of {NAMES[EARLIER]}", "autowu", earlier), (f"The same, {NAMES[EARLIER]}", EARLIER, earlier)]
+    for title, name, chosen in parts:
+        if chosen:
+            median = statistics.median(100 * results.relative(cell, name) for cell in chosen)
+            print(f"{title}: {not_behind(results, chosen, name)} of {len(chosen)}, {median:+.1f} % in the median.")
+
+
+def not_behind(results: Results, cells: list[Cell], name: str) -> int:
+    """How many cells the method wins or ties: not more than a seed's deviation behind the tuned cosine."""
+    return sum(results.gap(cell, name) >= -results.deviation(cell) for cell in cells)
 
 
 def robustness(results: Results) -> None:
-    """The share of the tuned cosine's result that is left at the worst LR of the user's, in the mean over tasks."""
+    """What is left of the tuned cosine's gain over chance, in percent, at an LR of the user's; mean over the tasks."""
     print("| method | " + " | ".join(f"{lr:g}" for lr in GUESSES) + " |")
     print("|---|" + "---|" * len(GUESSES))
     for method in ("cosine", *GUESSING):
@@ -191,7 +215,8 @@ def robustness(results: Results) -> None:
                 cell = (task, spec.batches[0], 30)
                 values = results.tuning(cell, method).get(lr)
                 if values and cell in results.cells:
-                    left.append((statistics.mean(values) - spec.chance) / (results.mean(cell, "cosine") - spec.chance))
+                    gain = results.mean(cell, "cosine") - spec.chance
+                    left.append(max(statistics.mean(values) - spec.chance, 0.0) / gain)
             cells.append(f"{100 * statistics.mean(left):.0f}" if left else "")
         print(f"| {NAMES.get(method, method)} |", " | ".join(cells), "|")
 
@@ -249,8 +274,8 @@ def figures(results: Results) -> None:
         axes.set_ylabel(spec.unit[0], fontsize="small")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="lower center", frameon=False)
-    figure.supxlabel("the user's learning_rate", y=0.06, fontsize="medium")
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.supxlabel("the user's learning_rate", y=0.07, fontsize="medium")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(PICTURES / "compare_guesses.png", dpi=110)
 
 
