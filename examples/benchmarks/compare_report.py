@@ -15,6 +15,7 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 from compare import BUDGETS, CSV, GUESSES, GUESSING, QUICK_CSV, SEEDS, TUNED, TUNING_SEEDS, UNTUNED, key, read
 from tasks import TASKS
 
@@ -203,6 +204,39 @@ def not_behind(results: Results, cells: list[Cell], name: str) -> int:
     return sum(results.gap(cell, name) >= -results.deviation(cell) for cell in cells)
 
 
+def profile(results: Results) -> None:
+    """How much of the gap is due to AutoWU's LR, as far as the cosine's runs with other LRs tell."""
+    factors, parts = [], []
+    for cell in results.cells:
+        tuning = results.tuning(cell, "cosine")
+        tuned_lr = next(
+            lr for (*where, name, lr, seed) in results.rows if (*where, name, seed) == (*cell, "cosine", SEEDS[0])
+        )
+        peaks = results.values(cell, "autowu", "peak_lr")
+        if tuned_lr not in tuning or not peaks:
+            continue
+        lrs = sorted(tuning)
+        at = [statistics.mean(tuning[lr]) for lr in lrs]
+        by_lr = float(np.mean(np.interp(np.log(peaks), np.log(lrs), at))) - statistics.mean(tuning[tuned_lr])
+        gain = results.mean(cell, "cosine") - TASKS[cell[0]].chance
+        factors.append(statistics.geometric_mean(peaks) / tuned_lr)
+        parts.append((cell[2], 100 * results.gap(cell, "autowu") / gain, 100 * by_lr / gain))
+    grid_step = math.sqrt(10)
+    lower, higher = sum(f < 1 / grid_step for f in factors), sum(f > grid_step for f in factors)
+    print(
+        f"AutoWU's peak LR is within one place of the grid of the tuned one in {len(factors) - lower - higher} of "
+        f"{len(factors)} cells, below in {lower}, above in {higher}."
+    )
+    for budget in BUDGETS:
+        chosen = [part[1:] for part in parts if part[0] == budget]
+        if chosen:
+            gap, by_lr = (statistics.median(values) for values in zip(*chosen, strict=True))
+            print(
+                f"{budget} % of the steps: a gap of {gap:+.1f} % of what the tuned cosine gains, in the median; of the "
+                f"cosine with AutoWU's peak LR: {by_lr:+.1f} %."
+            )
+
+
 def robustness(results: Results) -> None:
     """What is left of the tuned cosine's gain over chance, in percent, at an LR of the user's; mean over the tasks."""
     print("| method | " + " | ".join(f"{lr:g}" for lr in GUESSES) + " |")
@@ -219,6 +253,13 @@ def robustness(results: Results) -> None:
                     left.append(max(statistics.mean(values) - spec.chance, 0.0) / gain)
             cells.append(f"{100 * statistics.mean(left):.0f}" if left else "")
         print(f"| {NAMES.get(method, method)} |", " | ".join(cells), "|")
+
+
+def tables(results: Results) -> None:
+    """Prints all but the figures."""
+    for part in (gaps, methods, robustness, merits, profile):
+        part(results)
+        print()
 
 
 def figures(results: Results) -> None:
@@ -286,9 +327,7 @@ def main() -> None:
     parser.add_argument("--figures", action="store_true")
     options = parser.parse_args()
     results = Results(options.csv or (QUICK_CSV if options.quick else CSV))
-    for part in (gaps, methods, robustness, merits):
-        part(results)
-        print()
+    tables(results)
     missing = len(TASKS) * 2 * len(BUDGETS) - len(results.cells)
     if missing and not options.quick:
         print(f"{missing} cells are not there yet.")
