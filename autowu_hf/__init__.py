@@ -15,6 +15,7 @@ from .factory import get_autowu_schedule
 from .loss_history import MissingLossWarning
 from .plotting import plot_autowu
 from .registration import register, unregister
+from .rex import get_rex_schedule_with_warmup
 from .scheduler import AutoWUScheduler
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "MissingLossWarning",
     "__version__",
     "get_autowu_schedule",
+    "get_rex_schedule_with_warmup",
     "plot_autowu",
     "register",
     "unregister",

@@ -15,6 +15,7 @@ from . import collective
 from .param_groups import refuse_layer_wise
 from .plotting import plot_autowu
 from .report import write_report
+from .rex import tell_steps_per_epoch
 from .scheduler import AutoWUScheduler
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class AutoWUCallback(TrainerCallback):
             dummy = getattr(kwargs.get("lr_scheduler"), "optimizer", None)
             if args.lr_scheduler_type == "autowu" and hasattr(dummy, "optimizer_dict"):
                 refuse_layer_wise(dummy)  # get_scheduler made one schedule per layer of it
+            tell_steps_per_epoch(kwargs.get("lr_scheduler"), _steps_per_epoch(args, kwargs.get("train_dataloader")))
             return
         if state.global_step and not scheduler.last_epoch:
             self._restart(state, scheduler)

@@ -1,4 +1,4 @@
-"""Teaches transformers the name "autowu": ``register`` on import, ``unregister`` leaves no trace.
+"""Teaches transformers the names "autowu" and "rex": ``register`` on import, ``unregister`` leaves no trace.
 
 transformers keeps the names of its schedules in an enum, which Python closes when the class is made.
 ``HfArgumentParser`` copies the enum's members into its choices, so a lookup hook is not enough: the member has to be
@@ -16,16 +16,16 @@ from torch.optim import Optimizer
 
 from . import accelerate_hooks
 from .factory import get_autowu_schedule
+from .rex import get_rex_schedule_with_warmup
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
 
-NAME = "autowu"
-
 
 def register() -> None:
-    """Makes ``lr_scheduler_type="autowu"`` known to transformers (where it is installed) and losses known to AutoWU.
+    """Makes ``lr_scheduler_type="autowu"`` and the other names of ``SCHEDULES`` known to transformers (where it is
+    installed) and losses known to AutoWU.
 
-    Idempotent. Called by ``import autowu_hf``.
+    Idempotent. Called by ``import autowu_hf``. A name that transformers has come to use itself is left to it.
     """
     accelerate_hooks.install()
     if importlib.util.find_spec("transformers") is None:
@@ -33,8 +33,9 @@ def register() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
-    member = _add_member(SchedulerType, NAME)
-    TYPE_TO_SCHEDULER_FUNCTION[member] = _schedule_from_trainer
+    for name, schedule in SCHEDULES.items():
+        if name not in SchedulerType._value2member_map_:
+            TYPE_TO_SCHEDULER_FUNCTION[_add_member(SchedulerType, name)] = schedule
     _install_callback()
 
 
@@ -46,9 +47,11 @@ def unregister() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
-    if NAME in SchedulerType._value2member_map_:
-        TYPE_TO_SCHEDULER_FUNCTION.pop(SchedulerType(NAME), None)
-        _remove_member(SchedulerType, NAME)
+    for name, schedule in SCHEDULES.items():
+        member = SchedulerType._value2member_map_.get(name)
+        if member is not None and TYPE_TO_SCHEDULER_FUNCTION.get(member) is schedule:  # type: ignore[call-overload]
+            del TYPE_TO_SCHEDULER_FUNCTION[member]  # type: ignore[arg-type]
+            _remove_member(SchedulerType, name)
     _remove_callback()
 
 
@@ -61,6 +64,10 @@ def _schedule_from_trainer(
     return get_autowu_schedule(
         optimizer, num_training_steps, num_warmup_steps, steps_per_epoch=steps_per_epoch, preset=preset, **options
     )
+
+
+SCHEDULES: dict[str, Any] = {"autowu": _schedule_from_trainer, "rex": get_rex_schedule_with_warmup}
+"""``lr_scheduler_type`` -> f(optimizer, num_warmup_steps, num_training_steps, **lr_scheduler_kwargs)."""
 
 
 def _registered_member(name: str) -> Any:

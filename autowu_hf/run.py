@@ -24,7 +24,7 @@ from typing import Any
 
 import autowu_hf  # noqa: F401  (registers)
 
-from .registration import NAME
+from .registration import SCHEDULES
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def _command(name: str) -> Any:
 
 
 def _extend_choices() -> None:
-    """Adds "autowu" to the choices of every argument whose choices are schedules' names."""
+    """Adds our names to the choices of every argument whose choices are schedules' names."""
     original: Any = argparse._ActionsContainer.add_argument
     if hasattr(original, "_autowu_original"):
         return
@@ -80,8 +80,8 @@ def _extend_choices() -> None:
         action: argparse.Action = original(self, *args, **kwargs)
         if isinstance(action.choices, (list, tuple, set)):
             names = [getattr(choice, "value", choice) for choice in action.choices]
-            if "linear" in names and "cosine" in names and NAME not in names:
-                action.choices = [*action.choices, NAME]
+            if "linear" in names and "cosine" in names:
+                action.choices = [*action.choices, *(name for name in SCHEDULES if name not in names)]
         return action
 
     add_argument._autowu_original = original  # type: ignore[attr-defined]

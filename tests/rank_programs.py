@@ -483,3 +483,34 @@ def search_in_workers(folder: str) -> list[Any]:
     for worker in workers:
         worker.join(timeout=60)
     return outcomes
+
+
+def rex_loop(folder: str) -> tuple[Any, Any]:
+    """LRs and last weights of an accelerate loop with REX: a whole run, and one that goes on at its tenth step."""
+    from autowu_hf import get_rex_schedule_with_warmup
+
+    def run(start: int, save_at: int | None) -> tuple[list[float], list[Any]]:
+        accelerator = Accelerator(cpu=True)
+        world = accelerator.num_processes
+        model = TinyClassifier()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        data = torch.utils.data.DataLoader(noisy(480), batch_size=GLOBAL_BATCH // world)
+        scheduler = get_rex_schedule_with_warmup(
+            optimizer, 4 * world, 24 * world, sampling="epoch", steps_per_epoch=6 * world
+        )
+        model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+        if start:
+            accelerator.load_state(folder)
+        lrs, examples = [], list(data)
+        for step in range(start, 24):
+            accelerator.backward(model(**examples[step % len(examples)])["loss"])
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            lrs.append(scheduler.get_last_lr()[0])
+            if step + 1 == save_at:
+                accelerator.save_state(folder)
+        return lrs, [parameter.tolist() for parameter in model.parameters()]
+
+    whole, part = run(0, 10), run(10, None)
+    return (whole[0][10:], whole[1]), part

@@ -132,15 +132,15 @@ def test_only_choices_of_schedules_are_extended():
         ("--schedule", ["linear", "cosine"]),
         ("--member", (SchedulerType.LINEAR, SchedulerType.COSINE)),
         ("--kernel", ["linear", "rbf"]),
-        ("--known", ["linear", "cosine", "autowu"]),
+        ("--known", ["linear", "cosine", "autowu", "rex"]),
         ("--number", range(3)),
     ):
         parser.add_argument(name, choices=choices)
     choices = {action.dest: action.choices for action in parser._actions}
-    assert choices["schedule"] == ["linear", "cosine", "autowu"]
-    assert choices["member"] == [SchedulerType.LINEAR, SchedulerType.COSINE, "autowu"]
+    assert choices["schedule"] == ["linear", "cosine", "autowu", "rex"]
+    assert choices["member"] == [SchedulerType.LINEAR, SchedulerType.COSINE, "autowu", "rex"]
     assert choices["kernel"] == ["linear", "rbf"]
-    assert choices["known"] == ["linear", "cosine", "autowu"]
+    assert choices["known"] == ["linear", "cosine", "autowu", "rex"]
     assert choices["number"] == range(3)
     assert parser.parse_args(["--schedule", "autowu"]).schedule == "autowu"
 

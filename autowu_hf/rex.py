@@ -1,0 +1,116 @@
+"""REX, the reflected exponential schedule of Chen, Wolfe and Kyrillidis (arXiv 2107.04197), with warm-up."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .shapes import rex_decay
+
+SAMPLINGS = ("step", "epoch")
+
+
+def get_rex_schedule_with_warmup(
+    optimizer: Optimizer,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    sampling: str | Sequence[float] = "step",
+    steps_per_epoch: int | None = None,
+    last_epoch: int = -1,
+) -> LambdaLR:
+    """A linear warm-up from 0 to the optimizer's LR, then REX to 0: lr (1 - s) / (1/2 + (1 - s) / 2), where s is the
+    share of the steps after the warm-up that have passed.
+
+    REX stays high for longer than a cosine and then falls fast; the paper finds it the best or the second best of the
+    usual profiles at small and large budgets. Its LR is still to be tuned.
+
+    Args:
+        optimizer: whose groups' LRs are the peaks.
+        num_warmup_steps: W, from 0 to less than ``num_training_steps``.
+        num_training_steps: T, the steps of the whole run.
+        sampling: when the LR follows the profile, the paper's sampling rate: "step", "epoch", or the milestones at
+            which it does, as ascending shares of T in (0, 1), [0.5, 0.75] for example. In between it stays.
+        steps_per_epoch: steps in an epoch, for "epoch"; Trainer fills it in.
+        last_epoch: the steps done when a run goes on, else -1.
+
+    Returns:
+        The schedule, to be stepped once per optimizer step.
+
+    Raises:
+        ValueError: an argument is outside its limits.
+    """
+    if num_training_steps < 1:
+        raise ValueError(f"num_training_steps is {num_training_steps}, but REX needs 1 at least; pass the run's steps")
+    if not 0 <= num_warmup_steps < num_training_steps:
+        raise ValueError(
+            f"num_warmup_steps is {num_warmup_steps}, but must be from 0 to less than num_training_steps, "
+            f"{num_training_steps}; pass fewer"
+        )
+    if isinstance(sampling, str):
+        if sampling not in SAMPLINGS:
+            raise ValueError(
+                f"sampling is {sampling!r}; pick one of {', '.join(SAMPLINGS)}, or pass milestones such as [0.5, 0.75]"
+            )
+    else:
+        ends = [0.0, *sampling, 1.0]
+        if not all(a < b for a, b in itertools.pairwise(ends)):
+            raise ValueError(f"sampling is {sampling!r}, but milestones must ascend and lie inside (0, 1); sort them")
+    if steps_per_epoch is not None and steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch is {steps_per_epoch}, but must be 1 at least; pass None where it is unknown")
+    factor = functools.partial(
+        rex_factor,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_training_steps,
+        sampling=sampling,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return LambdaLR(optimizer, factor, last_epoch)
+
+
+def rex_factor(
+    step: int,
+    *,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    sampling: str | Sequence[float],
+    steps_per_epoch: int | None,
+) -> float:
+    """The factor on the peak LR after ``step`` steps; the other arguments are ``get_rex_schedule_with_warmup``'s.
+
+    Raises:
+        ValueError: ``sampling`` is "epoch" and the epoch's length is unknown.
+    """
+    if step >= num_training_steps:
+        return 0.0
+    if step < num_warmup_steps:
+        return step / num_warmup_steps
+    if sampling == "epoch":
+        if steps_per_epoch is None:
+            if step == 0:
+                return 1.0  # Trainer tells the epoch's length when training begins
+            raise ValueError('sampling is "epoch", but the epoch\'s length is unknown; pass steps_per_epoch')
+        step = step - step % steps_per_epoch
+    elif not isinstance(sampling, str):
+        milestones = [round(share * num_training_steps) for share in sampling]
+        passed = bisect.bisect_right(milestones, step)
+        step = milestones[passed - 1] if passed else 0
+    return rex_decay(max(step - num_warmup_steps, 0) / (num_training_steps - num_warmup_steps))
+
+
+def tell_steps_per_epoch(scheduler: Any, steps: int | None) -> None:
+    """Tells a REX schedule that was made without it the length of an epoch; other schedules stay as they are.
+
+    Args:
+        scheduler: any schedule, or accelerate's wrap of one.
+        steps: in scheduler steps; None when unknown.
+    """
+    factors = getattr(getattr(scheduler, "scheduler", scheduler), "lr_lambdas", [])
+    for i, factor in enumerate(factors):
+        if getattr(factor, "func", None) is rex_factor and factor.keywords["steps_per_epoch"] is None:
+            factors[i] = functools.partial(rex_factor, **{**factor.keywords, "steps_per_epoch": steps})
