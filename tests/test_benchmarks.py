@@ -146,6 +146,14 @@ def test_the_readme_has_what_the_committed_runs_give(compare, report, capsys):
     assert all(task in shown for task in compare.TASKS)
 
 
+def test_the_readme_has_the_table_of_batch_sizes(compare, capsys):
+    batch_sizes = importlib.import_module("batch_sizes")
+    batch_sizes.table(batch_sizes.CSV)
+    printed = capsys.readouterr().out.strip()
+    assert len(printed.splitlines()) == 2 + 8
+    assert printed in (BENCHMARKS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.once
 def test_batch_sizes(compare, tmp_path, capsys):
     batch_sizes = importlib.import_module("batch_sizes")

@@ -38,13 +38,12 @@ import transformers
 from accelerate import Accelerator
 from tasks import TASKS, Task
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 from transformers.optimization import get_greedy_schedule, get_reduce_on_plateau_schedule
 
 import autowu_hf
-from autowu_hf import get_autowu_schedule
+from autowu_hf import get_autowu_schedule, get_rex_schedule_with_warmup
 
 CSV = Path(__file__).with_suffix(".csv")
 QUICK_CSV = Path("output") / "compare_quick.csv"
@@ -99,16 +98,6 @@ Job = tuple[str, int, int, str, float | None, int]
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-def rex(optimizer: torch.optim.Optimizer, warm_up: int, steps: int) -> LambdaLR:
-    def factor(step: int) -> float:
-        if step < warm_up:
-            return step / warm_up
-        s = (step - warm_up) / (steps - warm_up)
-        return (1 - s) / (1 - s / 2)
-
-    return LambdaLR(optimizer, factor)
-
-
 def range_test(task: Task, model: nn.Module, batches: Callable[[int], tuple[Tensor, Tensor]]) -> float:
     """torch-lr-finder's suggestion, on a fresh optimizer; the model is put back. Its steps are not counted."""
     import matplotlib
@@ -155,7 +144,7 @@ def make(
     if method == "wsd":
         return optimizer, get_wsd_schedule(optimizer, warm_up, steps // 5, num_training_steps=steps)
     if method == "rex":
-        return optimizer, rex(optimizer, warm_up, steps)
+        return optimizer, get_rex_schedule_with_warmup(optimizer, warm_up, steps)
     if method == "greedy":
         return optimizer, get_greedy_schedule(optimizer)
     if method == "plateau":
