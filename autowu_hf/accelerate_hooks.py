@@ -1,4 +1,4 @@
-"""What accelerate tells AutoWU: six methods of its classes, wrapped once, each doing nothing where no AutoWU is in use.
+"""What accelerate tells AutoWU: seven methods of its classes, wrapped once, which do nothing where it is not in use.
 
 ``install`` and ``remove`` are called by registration.
 """
@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from torch import Tensor
 
-from . import collective, rank_files, uneven
+from . import batch_stream, collective, rank_files, uneven
 from .autolrs_scheduler import AutoLRSScheduler
 from .loss_tap import tell_backward, tell_optimizer_step
 from .rewind import cannot_rewind
@@ -109,6 +110,14 @@ def _join_uneven_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     return join_uneven_inputs
 
 
+def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def iterate(self: Any) -> Iterator[Any]:
+        return batch_stream.iterate(self, original)
+
+    return iterate
+
+
 _WRAPS: tuple[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]]], ...] = (
     (Accelerator, "backward", _backward),
     (Accelerator, "save_state", _save_state),
@@ -116,6 +125,7 @@ _WRAPS: tuple[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]
     (Accelerator, "join_uneven_inputs", _join_uneven_inputs),
     (AcceleratedOptimizer, "step", _optimizer_step),
     (AcceleratedScheduler, "__init__", _prepare),
+    (DataLoaderShard, "__iter__", _iter),
 )
 
 

@@ -30,7 +30,8 @@ def get_autolrs_schedule(
     A stage has a search and tau steps of training. The search tries ``num_candidates`` LRs, proposed by a Gaussian
     process, for tau' = tau / ``num_candidates`` steps each, all from the same state; an exponential fitted to their
     losses forecasts the loss after tau steps, and the LR with the lowest forecast is used. tau doubles from stage to
-    stage. So half of the steps of a run are spent on searches.
+    stage. So half of the steps of a run are spent on searches. A data loader that accelerate prepared gives every
+    candidate, and the training that follows, the same batches.
 
     Args:
         optimizer: of any torch kind. Its LR does not matter without a warm-up, only the ratios of its groups' LRs.

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from . import collective, snapshot
 from .autolrs_forecast import forecast
 from .autolrs_stages import AutoLRSSettings, Stage, plan_stages
+from .batch_replay import BatchReplay
 from .loss_history import LossHistory
 from .param_groups import device_of, innermost, lr_ratios, set_lrs
 from .random_state import get_random_state, set_random_state
@@ -37,8 +38,9 @@ class AutoLRSScheduler(LRScheduler):
     """Finds the LR of each stage of training by trying some for a short time, and forecasting what they would reach.
 
     Use ``get_autolrs_schedule`` to build one. In a stage's search every candidate trains from the same state for tau'
-    steps; then weights, optimizer state, buffers and torch's random numbers are what they were. The steps of the search
-    are steps of the run, and the batches go on. The run's first step, or a warm-up, comes before the first stage. As in
+    steps; then weights, optimizer state, buffers and torch's random numbers are what they were, and so is the place in
+    the data, where it comes from a data loader that accelerate prepared; from any other the batches go on. The steps of
+    the search are steps of the run. The run's first step, or a warm-up, comes before the first stage. As in
     ``AutoWUScheduler``, a *step* is a call of ``step()``. With several processes the losses are gathered at the end of
     each candidate, and the main process proposes the next one.
 
@@ -83,6 +85,7 @@ class AutoLRSScheduler(LRScheduler):
         self._validations: list[float] = []
         self._start: snapshot.Snapshot | None = None
         self._random_states: list[Tensor] = []  # of every process
+        self._replay = BatchReplay()
         self._model = model
         self._history = LossHistory(optimizer, missing=_MISSING)
         self._lr = self.settings.min_lr
@@ -150,6 +153,7 @@ class AutoLRSScheduler(LRScheduler):
             self.last_epoch += 1
         if self.last_epoch > 0 and self.last_epoch % self._ticks_per_step == 0:
             self._advance()
+            self._replay.end_step()
         self._last_lr = [*self.get_lr()]
         set_lrs(self.optimizer, self._last_lr)
 
@@ -169,6 +173,7 @@ class AutoLRSScheduler(LRScheduler):
     def _begin_search(self) -> None:
         self._start = snapshot.take(innermost(self.optimizer), self._models(), self._steps_done)
         self._random_states = collective.gather_bytes(get_random_state(device_of(self.optimizer)))
+        self._replay.mark()
         self._forecasts = []
         self._history.open()
         self._next_candidate()
@@ -209,6 +214,7 @@ class AutoLRSScheduler(LRScheduler):
 
     def _go_back(self) -> None:
         assert self._start is not None
+        self._replay.go_back()  # before the random numbers, some of which it may draw
         snapshot.restore(self._start, innermost(self.optimizer), self._models())
         if len(self._random_states) == collective.num_processes():  # not after a resume with more or fewer
             set_random_state(self._random_states[collective.process_index()], device_of(self.optimizer))
@@ -217,6 +223,7 @@ class AutoLRSScheduler(LRScheduler):
         from .autolrs_search import best_of
 
         self._history.close()
+        self._replay.unmark()
         self._lr = best_of(self.candidate_lrs, self._forecasts)
         self.results.append(
             {"step": stage.start, "lrs": self.candidate_lrs, "forecasts": self._forecasts, "lr": self._lr}
@@ -288,6 +295,7 @@ class AutoLRSScheduler(LRScheduler):
             "losses": self._history.state_dict(),
             "start": self._start.state_dict() if self._start is not None and is_whole else None,
             "random_states": [*self._random_states],
+            "batches": self._replay.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -323,6 +331,7 @@ class AutoLRSScheduler(LRScheduler):
         self._random_states = [state.cpu() for state in state_dict["random_states"]]
         if self.candidate_lrs and (self._start is None or not snapshot.fits(self._start, innermost(self.optimizer))):
             self._give_up_search()
+        self._replay.load_state_dict(state_dict.get("batches"), is_searching=bool(self.candidate_lrs))
         if state_dict["num_training_steps"] != self.num_training_steps:
             self._plan_anew()
         if self.takes_losses:

@@ -200,6 +200,24 @@ def order(n: int, batch: int, seed: int) -> Callable[[int], Tensor]:
     return indices
 
 
+class Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """The batches of a run, one an item.
+
+    Args:
+        steps: how many there are.
+        batches: step -> inputs and targets.
+    """
+
+    def __init__(self, steps: int, batches: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+        self.steps, self.batches = steps, batches
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.batches(step)
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
     model.eval()
@@ -235,15 +253,15 @@ def run(job: Job) -> dict[str, Any]:
     optimizer, schedule = make(method, lr, model, steps, per_epoch, batch)
     needs_metric = method in ("greedy", "plateau")
     accelerator = Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    loader = torch.utils.data.DataLoader(Steps(steps, batches), batch_size=None)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if schedule is not None and not needs_metric:
         prepared = accelerator.prepare(schedule)
     model.train()
     if method == "schedule-free":
         optimizer.optimizer.train()
     every = max(1, steps // EVALUATIONS)
-    for step in range(steps):
-        x, y = batches(step)
+    for step, (x, y) in enumerate(loader):
         loss = task.loss(model(x), y)
         accelerator.backward(loss)
         if method == "salsa":
