@@ -8,9 +8,9 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, the long ones that are marked "once", and those
 # of the paper's experiments.
-NUMERICS := autolrs_forecast autolrs_scheduler autolrs_search autolrs_stages benchmarks cadence divergence faults \
-	gpytorch_gp loss_curve_gp minimum_test paper_experiments peak_rules plotting random_state report rewind scheduler \
-	settings shapes snapshot warm_up
+NUMERICS := autolrs_forecast autolrs_scheduler autolrs_search autolrs_stages benchmarks cadence divergence \
+	faults gpytorch_gp line_search loss_curve_gp minimum_test paper_experiments peak_rules plotting random_state \
+	report rewind salsa_settings sasa scheduler settings shapes snapshot update_tap warm_up
 
 .PHONY: example test test-oldest quality benchmark clean
 
