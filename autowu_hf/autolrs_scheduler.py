@@ -22,7 +22,7 @@ from .loss_history import LossHistory
 from .param_groups import device_of, innermost, lr_ratios, set_lrs
 from .random_state import get_random_state, set_random_state
 from .rewind import cannot_rewind
-from .settings import check_steps
+from .settings import check_state, check_steps
 
 logger = logging.getLogger(__name__)
 
@@ -308,11 +308,7 @@ class AutoLRSScheduler(LRScheduler):
         Raises:
             ValueError: it is the state of another scheduler, or of another number of steps of it per optimizer step.
         """
-        if state_dict.get("version") != _STATE_VERSION or "candidate_lrs" not in state_dict:
-            raise ValueError(
-                f"this is not a state of AutoLRSScheduler, version {_STATE_VERSION}: it has the keys "
-                f"{sorted(state_dict)}; resume with the scheduler that wrote the checkpoint, or start anew"
-            )
+        check_state(state_dict, "AutoLRSScheduler", _STATE_VERSION, "candidate_lrs")
         if state_dict["ticks_per_step"] != self._ticks_per_step:
             raise ValueError(
                 f"the state is of a run that stepped AutoLRS {state_dict['ticks_per_step']} times per optimizer step, "

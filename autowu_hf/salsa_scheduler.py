@@ -19,7 +19,7 @@ from .random_state import get_random_state
 from .rewind import cannot_rewind
 from .salsa_settings import SalsaSettings
 from .sasa import LeakyBucket, slope_p_value, stationarity
-from .settings import check_steps
+from .settings import check_state, check_steps
 from .snapshot import has_finite_parameters, is_sharded
 from .update_tap import UpdateTap
 
@@ -92,11 +92,11 @@ class SalsaScheduler(LRScheduler):
         self._tap = UpdateTap(self._inner, self._ratios)
         super().__init__(optimizer)
 
-    def prepared(self, ticks: int, optimizers: Sequence[Any]) -> None:
+    def prepared(self, ticks_per_step: int, optimizers: Sequence[Any]) -> None:
         """Tells that accelerate wraps this scheduler.
 
         Args:
-            ticks: how often in a row it will be stepped for one optimizer step.
+            ticks_per_step: how often in a row it will be stepped for one optimizer step.
             optimizers: the prepared ones.
 
         Raises:
@@ -104,10 +104,10 @@ class SalsaScheduler(LRScheduler):
         """
         for optimizer in optimizers:
             _refuse(optimizer, self.settings.line_search)
-        steps = self.num_training_steps // ticks
+        steps = self.num_training_steps // ticks_per_step
         self.min_samples = self.settings.resolve_min_samples(steps)
         self.test_every = self.settings.resolve_interval(steps)
-        self._longest_search = self.num_warmup_steps // ticks
+        self._longest_search = self.num_warmup_steps // ticks_per_step
 
     @property
     def phase(self) -> str:
@@ -290,11 +290,7 @@ class SalsaScheduler(LRScheduler):
         Raises:
             ValueError: it is the state of another scheduler, or of a newer version.
         """
-        if state_dict.get("version") != _STATE_VERSION or "new_deltas" not in state_dict:
-            raise ValueError(
-                f"this is not a state of SalsaScheduler, version {_STATE_VERSION}: it has the keys "
-                f"{sorted(state_dict)}; resume with the scheduler that wrote the checkpoint, or start anew"
-            )
+        check_state(state_dict, "SalsaScheduler", _STATE_VERSION, "new_deltas")
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["step_count"]
         self._steps = state_dict["steps"]

@@ -20,7 +20,7 @@ from .param_groups import lr_ratios, set_lrs
 from .peak_rules import CAP_SHARE, CLIFF_SHARE, MINIMUM_SHARE, peak_lr
 from .report import describe
 from .rewind import LR_FACTOR, Rewind
-from .settings import AutoWUSettings, check_steps
+from .settings import AutoWUSettings, check_state, check_steps
 from .shapes import LRCurve
 from .verdict import MinimumTestRecord
 from .warm_up import Ending, WarmUp
@@ -410,11 +410,7 @@ class AutoWUScheduler(LRScheduler):
         Raises:
             ValueError: it is the state of another scheduler, or of a newer version.
         """
-        if state_dict.get("version") != _STATE_VERSION or "minimum_test" not in state_dict:
-            raise ValueError(
-                f"this is not a state of AutoWUScheduler, version {_STATE_VERSION}: it has the keys "
-                f"{sorted(state_dict)}; resume with the scheduler that wrote the checkpoint, or start anew"
-            )
+        check_state(state_dict, "AutoWUScheduler", _STATE_VERSION, "minimum_test")
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["step_count"]
         if not self._cadence.epoch_is_given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,6 +196,25 @@ def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch:
         raise ValueError(
             f"steps_per_epoch must be a whole number of at least 1, got {steps_per_epoch!r}; "
             "pass the optimizer steps in an epoch, or None when it is unknown"
+        )
+
+
+def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key: str) -> None:
+    """What a scheduler asks of a state before it loads it.
+
+    Args:
+        state: what a scheduler's ``state_dict`` returned.
+        scheduler: the name of the scheduler's class.
+        version: of its states.
+        own_key: a key that no other scheduler's states have.
+
+    Raises:
+        ValueError: it is the state of another scheduler, or of another version.
+    """
+    if state.get("version") != version or own_key not in state:
+        raise ValueError(
+            f"this is not a state of {scheduler}, version {version}: it has the keys {sorted(state)}; "
+            "resume with the scheduler that wrote the checkpoint, or start anew"
         )
 
 
