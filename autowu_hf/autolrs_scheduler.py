@@ -258,6 +258,19 @@ class AutoLRSScheduler(LRScheduler):
             lr = self._own_lr * self._steps_done / self._warm_up_steps
         return [lr * ratio for ratio in self._ratios]
 
+    def restart(self, num_training_steps: int) -> None:
+        """Starts anew with another length: for a run resumed without this schedule's state.
+
+        Args:
+            num_training_steps: the steps that are left.
+
+        Raises:
+            ValueError: they are too few for a stage.
+        """
+        check_steps(num_training_steps, self.num_warmup_steps, None)
+        self.num_training_steps = num_training_steps
+        self.stages = plan_stages(num_training_steps // self._ticks_per_step, self.settings, self._warm_up_steps)
+
     def flush(self) -> None:
         """Gathers the losses of the candidate so far; with several processes, one collective that all must join."""
         self._history.flush()

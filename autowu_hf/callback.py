@@ -58,6 +58,8 @@ class AutoWUCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step:
+            self._restart(state, _scheduler(kwargs))
         scheduler = _autowu_scheduler(kwargs)
         if scheduler is None:
             dummy = getattr(kwargs.get("lr_scheduler"), "optimizer", None)
@@ -65,8 +67,6 @@ class AutoWUCallback(TrainerCallback):
                 refuse_layer_wise(dummy)  # get_scheduler made one schedule per layer of it
             tell_steps_per_epoch(kwargs.get("lr_scheduler"), _steps_per_epoch(args, kwargs.get("train_dataloader")))
             return
-        if state.global_step and not scheduler.last_epoch:
-            self._restart(state, scheduler)
         self._reported_phase = scheduler.phase
         steps = _steps_per_epoch(args, kwargs.get("train_dataloader"))
         if (
@@ -75,15 +75,16 @@ class AutoWUCallback(TrainerCallback):
             steps = collective.gather_max([steps or 0])[0] or None
         scheduler.set_steps_per_epoch(steps)
 
-    def _restart(self, state: TrainerState, scheduler: AutoWUScheduler) -> None:
-        """Trainer goes on from a checkpoint that holds no state of the schedule."""
+    def _restart(self, state: TrainerState, scheduler: Any) -> None:
+        """Where Trainer goes on from a checkpoint that holds no state of the schedule."""
         left = state.max_steps - state.global_step
-        if left < 2:
+        if not isinstance(scheduler, (AutoWUScheduler, AutoLRSScheduler)) or scheduler.last_epoch or left < 2:
             return
         logger.warning(
             "the checkpoint of step %d holds no optimizer.pt and scheduler.pt (was it saved with save_only_model?), so "
-            "AutoWU starts a new warm-up over the %d steps that are left",
+            "%s over the %d steps that are left",
             state.global_step,
+            "AutoWU starts a new warm-up" if isinstance(scheduler, AutoWUScheduler) else "AutoLRS plans new stages",
             left,
         )
         scheduler.restart(left)

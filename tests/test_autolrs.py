@@ -53,6 +53,20 @@ def test_trainer_resumes_exactly(whole, step, tmp_path):
         assert torch.equal(mine, other)
 
 
+def test_a_checkpoint_without_the_schedules_state_plans_new_stages_for_what_is_left(tmp_path, caplog):
+    options = {"lr_scheduler_kwargs": {"num_candidates": 2}}
+    digits_trainer(
+        tmp_path, "autolrs", 40, save_only_model=True, save_strategy="steps", save_steps=10, **options
+    ).train()
+    part = digits_trainer(tmp_path, "autolrs", 40, **options)
+    part.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert "AutoLRS plans new stages over the 30 steps that are left" in caplog.text
+    assert part.lr_scheduler.stages[-1].end == part.lr_scheduler.last_epoch == 30
+    assert len(part.lr_scheduler.results) == len(part.lr_scheduler.stages)
+    with pytest.raises(ValueError, match="AutoLRS has 9 steps for its stages, but needs 20 at least"):
+        digits_trainer(tmp_path, "autolrs", 40, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-30"))
+
+
 def test_two_processes_agree_and_resume_exactly(tmp_path):
     folder = str(tmp_path / "state")
     first, second = run_ranks(digits_loop, "autolrs", folder, 261, save_at=30, **OPTIONS)
