@@ -68,7 +68,7 @@ class BatchReplay:
     def resume(self, stream: BatchStream) -> None:
         """Goes on where the loaded state was, if that is of this stream and of this place in an epoch, which begins."""
         state = self._saved
-        if state is None or state["size"] != stream.size or state["done"] != stream.done:
+        if state is None or state["identity"] != stream.identity or state["done"] != stream.done:
             return
         self._saved = None
         needed = max(-state["first"], 0)

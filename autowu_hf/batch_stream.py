@@ -29,7 +29,7 @@ class BatchStream:
         dataset_length: the number of examples.
 
     Attributes:
-        size: the lengths of the sampler and of the dataset.
+        identity: the lengths of the sampler and of the dataset, and what orders the examples, "RandomSampler" say.
         is_marked: whether it can go back.
         epoch: counts the iterations that were begun.
         done: the batches that were delivered, or skipped, in this epoch.
@@ -40,7 +40,11 @@ class BatchStream:
 
     def __init__(self, sampler: Any, dataset_length: int) -> None:
         self.sampler = sampler
-        self.size = [len(sampler), dataset_length]
+        inner = sampler
+        while hasattr(inner, "batch_sampler"):
+            inner = inner.batch_sampler
+        self.identity = [len(sampler), dataset_length, type(getattr(inner, "sampler", inner)).__name__]
+        self._length = len(sampler)
         self.is_marked = False
         self.epoch = 0
         self.done = 0
@@ -62,11 +66,11 @@ class BatchStream:
     @property
     def is_at_end(self) -> bool:
         """Whether this epoch has no batches left."""
-        return self.done >= self.size[0]
+        return self.done >= self._length
 
     @property
     def _left(self) -> int:
-        return self.size[0] - self.done
+        return self._length - self.done
 
     @property
     def _end(self) -> int:
@@ -189,7 +193,7 @@ class BatchStream:
         """Where it is; what is carried is not in it."""
         shift = self._furthest if self.is_at_end else 0  # as in the epoch that follows
         return {
-            "size": [*self.size],
+            "identity": [*self.identity],
             "done": 0 if self.is_at_end else self.done,
             "offset": 0 if self.is_at_end else self._offset,
             "first": self._first - shift,

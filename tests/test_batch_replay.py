@@ -49,6 +49,7 @@ def train(script: dict[int, str], loader: Any = None, replay: Any = None, start:
     loader = prepared() if loader is None else loader
     replay = BatchReplay() if replay is None else replay
     seen, step = [], start
+    open_before = [*loader.gradient_state.dataloader_references]  # a loop that breaks off leaves its own
     for epoch in range(start // PER_EPOCH, EPOCHS):
         loader.set_epoch(epoch)
         skip = start % PER_EPOCH if epoch == start // PER_EPOCH else 0
@@ -62,7 +63,7 @@ def train(script: dict[int, str], loader: Any = None, replay: Any = None, start:
             if states is not None:
                 states[step] = replay.state_dict()
         assert step == (epoch + 1) * PER_EPOCH
-    assert loader.gradient_state.dataloader_references == [None]
+    assert loader.gradient_state.dataloader_references == open_before
     return seen
 
 
@@ -193,6 +194,16 @@ def test_evaluation_is_left_alone():
     own = orders()[0]
     assert evaluated == [own] * PER_EPOCH
     assert seen == [own[0], own[1], own[2], own[1], own[2], own[1]]
+
+
+def test_an_evaluation_on_the_same_data_does_not_take_the_place_of_training():
+    states: dict[int, Any] = {}
+    whole = train({2: "mark", 4: "go_back", 6: "go_back"}, states=states)
+    replay = BatchReplay()
+    replay.load_state_dict(states[6], is_searching=True)
+    evaluated = Accelerator(cpu=True).prepare(DataLoader(Numbers(), batch_size=BATCH))
+    assert torch.cat([*evaluated]).tolist() == list(range(EXAMPLES))
+    assert train({}, replay=replay, start=6) == whole[6:]
 
 
 class Stream(IterableDataset):
