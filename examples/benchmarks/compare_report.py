@@ -297,8 +297,9 @@ def figures(results: Results) -> None:
     figure.savefig(PICTURES / "compare_gaps.png", dpi=110)
     plt.close(figure)
 
-    columns = 4
-    figure, grid = plt.subplots(math.ceil(len(tasks) / columns), columns, figsize=(12, 2.6 * math.ceil(len(tasks) / 4)))
+    columns = 3
+    rows = math.ceil(len(tasks) / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(10, 2.4 * rows))
     for axes, task in itertools.zip_longest(grid.flat, tasks):
         if task is None:
             axes.set_axis_off()
@@ -318,7 +319,7 @@ def figures(results: Results) -> None:
         axes.set_ylabel(spec.unit[0], fontsize="small")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="lower center", frameon=False)
-    figure.supxlabel("the user's learning_rate", y=0.07, fontsize="medium")
+    figure.supxlabel("the user's learning_rate", y=0.05, fontsize="medium")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(PICTURES / "compare_guesses.png", dpi=110)
 

