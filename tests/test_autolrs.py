@@ -67,6 +67,7 @@ def test_a_checkpoint_without_the_schedules_state_plans_new_stages_for_what_is_l
         digits_trainer(tmp_path, "autolrs", 40, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-30"))
 
 
+@pytest.mark.once
 def test_two_processes_agree_and_resume_exactly(tmp_path):
     folder = str(tmp_path / "state")
     first, second = run_ranks(digits_loop, "autolrs", folder, 261, save_at=30, **OPTIONS)

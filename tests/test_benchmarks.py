@@ -173,11 +173,12 @@ def test_batch_sizes(compare, tmp_path, capsys):
     batch_sizes = importlib.import_module("batch_sizes")
     rows = [
         batch_sizes.run((optimizer, 896, method, 10))
-        for optimizer, method in (("AdamP", "sqrt rule"), ("LAMB", "AutoWU"), ("LAMB", "AutoWU, paper, cosine"))
+        for optimizer, method in (("AdamP", "sqrt rule"), ("LAMB", "AutoWU"))
     ]
     assert all(row["steps"] == 200 for row in rows)
     assert float(rows[0]["peak_lr"]) == pytest.approx(1e-3 * (896 / 256) ** 0.5, rel=0.01)
-    assert all(row["ended_by"] and 1e-5 <= float(row["peak_lr"]) <= 1 for row in rows[1:])
+    assert rows[1]["ended_by"]
+    assert 1e-5 <= float(rows[1]["peak_lr"]) <= 1
     assert all(row["test"] > 0.3 for row in rows)  # of ten classes
     rows += [{**row, "seed": 11} for row in rows]
     path = tmp_path / "runs.csv"

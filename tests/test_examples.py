@@ -35,9 +35,9 @@ def options(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_default_run_finds_its_lr_in_both_stages(vit, tmp_path, capsys):
-    metrics = vit.main(options(tmp_path))
-    assert min(m["eval_accuracy"] for m in metrics) >= 0.97
+def test_half_of_the_default_run_finds_its_lr_in_both_stages(vit, tmp_path, capsys):
+    metrics = vit.main(options(tmp_path, "--num_train_epochs", "40"))
+    assert min(m["eval_accuracy"] for m in metrics) >= 0.9
     printed = capsys.readouterr().out
     for stage in ("digits_0_to_4", "digits_5_to_9"):
         picture = tmp_path / stage / "autowu.png"
@@ -95,8 +95,8 @@ def no_trainer():
 
 @pytest.mark.once
 def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys):
-    metrics = no_trainer.main(["--cpu", "--output_dir", str(tmp_path)])
-    assert metrics["accuracy"] >= 0.95
+    metrics = no_trainer.main(["--cpu", "--num_train_epochs", "15", "--output_dir", str(tmp_path)])
+    assert metrics["accuracy"] >= 0.9
     printed = capsys.readouterr().out
     assert f"learning rate found: {metrics['peak_lr']:.2e}" in printed
     assert f"picture:             {tmp_path / 'autowu.png'}" in printed

@@ -116,7 +116,7 @@ def test_trainer_fsdp2(tmp_path, one_process):
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.once), 2, pytest.param(3, marks=pytest.mark.once)])
 def test_trainer_deepspeed(tmp_path, one_process, stage):
     """Neither optimizer nor scheduler in DeepSpeed's config: Trainer steps the scheduler."""
     config = deepspeed_config(stage)
@@ -167,7 +167,7 @@ def test_accelerate_fsdp2(tmp_path):
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("kind", ["deepspeed", "deepspeed optimizer"])
+@pytest.mark.parametrize("kind", ["deepspeed", pytest.param("deepspeed optimizer", marks=pytest.mark.once)])
 def test_accelerate_deepspeed(tmp_path, kind):
     check_accelerate_loop(tmp_path, kind, environment=DEEPSPEED)
 

@@ -165,6 +165,7 @@ def test_a_search_trains_every_trial_with_its_own_schedule(tmp_path):
     assert all(last == 30 and losses == switch for _, last, losses, switch in seen)
 
 
+@pytest.mark.once
 def test_a_trainer_sent_to_spawned_workers_trains_there(tmp_path):
     """As the backends do that run their trials in other processes."""
     pytest.importorskip("cloudpickle")
