@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # The oldest supported transformers and accelerate, laid over what .venv has of everything else.
 OLDEST := .venv-oldest
-INSTALL := -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports; pip would compile all of torch, which takes longer than the download.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, the long ones that are marked "once", and those
 # of the paper's experiments.
