@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # The oldest supported transformers and accelerate, laid over what .venv has of everything else.
 OLDEST := .venv-oldest
-# Python compiles what it imports; pip would compile all of torch, which takes longer than the download.
+# Python compiles what it imports, and keeps it; pip would compile all of torch, which takes longer than all else.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, the long ones that are marked "once", and those
@@ -12,6 +12,8 @@ PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
 NUMERICS := autolrs_forecast autolrs_scheduler autolrs_search autolrs_stages benchmarks cadence divergence \
 	faults gpytorch_gp line_search loss_curve_gp minimum_test paper_experiments peak_rules plotting random_state \
 	report rewind salsa_settings sasa scheduler settings shapes snapshot update_tap warm_up
+
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: example test test-oldest quality benchmark clean
 
