@@ -36,11 +36,36 @@ def ceiling(losses: Array) -> float:
     y = losses[np.isfinite(losses)]
     if len(y) < 2 * _FEWEST:
         return float("inf")
-    start = float(np.median(y[: max(_FEWEST, int(_START_SHARE * len(y)))]))
+    start = _start(y)
     best = float(median_filter(y, size=_FEWEST, mode="nearest").min())
-    # The median of the steps from loss to loss: of a few steep ones, and of a rise at the end, it takes no notice.
-    noise = float(np.median(np.abs(np.diff(y)))) / (0.6745 * 2.0**0.5)
-    return float(start + max(start - best, _NOISES * noise))
+    return start + max(start - best, _NOISES * noise(y))
+
+
+def noise(losses: Array) -> float:
+    """The standard deviation of the noise of losses, in their unit, by the median of the steps from loss to loss: of a
+    few steep ones, and of a rise at the end, it takes no notice.
+
+    Args:
+        losses: (n,), n at least 2, finite.
+    """
+    return float(np.median(np.abs(np.diff(losses))) / (0.6745 * 2.0**0.5))
+
+
+def num_sound(losses: Array) -> int:
+    """How many losses there were when they lay at or below their start for the last time; 0 where none is finite.
+
+    Args:
+        losses: (n,), one per optimizer step.
+    """
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return 0
+    return int(np.flatnonzero(finite & (losses <= _start(losses[finite])))[-1]) + 1
+
+
+def _start(losses: Array) -> float:
+    """Where finite losses begin, in their unit."""
+    return float(np.median(losses[: max(_FEWEST, int(_START_SHARE * len(losses)))]))
 
 
 def is_diverged(losses: Array, num_new: int) -> bool:

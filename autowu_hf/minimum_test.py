@@ -12,7 +12,7 @@ from scipy.ndimage import median_filter
 
 from . import divergence, verdict
 from .loss_curve_gp import GRID, Array, FastGP, GPParameters, Posterior
-from .peak_rules import cliff_place, cliff_probability, minimum_probability
+from .peak_rules import cliff_place, cliff_probability, minimum_place, minimum_probability
 from .settings import AutoWUSettings
 from .verdict import MinimumTestRecord
 
@@ -95,7 +95,7 @@ class MinimumTest:
 
     @property
     def minimum_step(self) -> float | None:
-        """The estimate of t*, in scheduler steps; None before there is one.
+        """The estimate of the minimum's step, in scheduler steps (``MinimumTestRecord``); None before there is one.
 
         It is the last test's. The cliff rule, which looks on when the minimum has passed, takes that of the test by
         which it had: what the losses do later may blur it. Where the minimum has not passed, it is yet to come.
@@ -193,9 +193,12 @@ class MinimumTest:
         # Where the newest losses are not finite, the curve is known up to the last one that is.
         known = (x[used][-1] + 1.0 / n if diverged else 1.0) >= GRID
         p_min = [1.0 if diverged else minimum_probability(posterior) for posterior in posteriors]
-        p_cliff = [1.0 if diverged else cliff_probability(posterior) for posterior in posteriors]
-        minima = [float(GRID[known][np.argmin(posterior.mean[known])]) for posterior in posteriors]
-        cliffs = [min(cliff_place(posterior.mean), float(GRID[known][-1])) for posterior in posteriors]
+        # The GP may take a break in a short curve for noise, and steps from loss to loss a steep curve.
+        noise = min(math.sqrt(params.noise), divergence.noise(y[used]))
+        p_cliff = [1.0 if diverged else cliff_probability(posterior, noise) for posterior in posteriors]
+        room = noise if self.rule == "cliff" else 0.0
+        minima = [minimum_place(posterior.mean[known], room) for posterior in posteriors]
+        cliffs = [min(cliff_place(posterior.mean, noise), float(GRID[known][-1])) for posterior in posteriors]
         gain = scale * sum(float(posterior.mean[0] - posterior.mean.min()) for posterior in posteriors) / num_tests
         unit = GPParameters(params.outputscale * scale**2, params.noise * scale**2, params.mean * scale + centre)
         return self._record(n, step, p_min, sum(minima) / num_tests, p_cliff, sum(cliffs) / num_tests, gain, unit)

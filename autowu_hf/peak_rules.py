@@ -14,9 +14,9 @@ standard deviation (of the loss's unit where ``standardize`` is off) is no evide
 """
 
 GIVEN_BACK = 0.5
-"""The cliff is where this share of what the loss had gained since the start is lost again."""
+"""The cliff is where this share of what the loss had gained since the start is lost again, and more than its noise."""
 
-CLIFF_SHARE = 0.3
+CLIFF_SHARE = 0.2
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
 
 CAP_SHARE = 0.03
@@ -36,7 +36,7 @@ def peak_lr(rule: str, at_cap: bool, minimum_lr: float, cliff_lr: float, last_lr
     Args:
         rule: the peak rule, "minimum" or "cliff".
         at_cap: whether the warm-up ended at its cap, and not by what its losses did.
-        minimum_lr: the LR at t*, eq. (5).
+        minimum_lr: the LR at the minimum, t* of eq. (5).
         cliff_lr: the LR at the cliff.
         last_lr: the LR at the end of the warm-up.
         lowest_lr: the LR that the warm-up started from.
@@ -63,14 +63,18 @@ def minimum_probability(posterior: Posterior) -> float:
     return _probability(float((gap / _deviation(posterior)[:-1]).max()))
 
 
-def cliff_probability(posterior: Posterior) -> float:
-    """A lower bound of the probability that f(1) lies above the cliff's level, half-way from the minimum to the start.
+def cliff_probability(posterior: Posterior, noise: float) -> float:
+    """A lower bound of the probability that f(1) lies above the cliff's level: half-way from the minimum to the start,
+    and the losses' noise above the minimum.
 
-    That is P(f(1) - f(x*) > (1 - ``GIVEN_BACK``) (f(0) - f(x*))), x* being where the mean is lowest. The difference is
-    a mean of the two rises f(1) - f(x*) and f(1) - f(0), whose deviations are taken as if they moved together.
+    That is the lower one of P(f(1) - f(x*) > (1 - ``GIVEN_BACK``) (f(0) - f(x*))) and P(f(1) - f(x*) > noise), x* being
+    where the mean is lowest. The first difference is a mean of the two rises f(1) - f(x*) and f(1) - f(0), whose
+    deviations are taken as if they moved together. Without the second, where next to nothing was gained, next to
+    nothing would be a cliff.
 
     Args:
         posterior: of the latent curve on ``GRID``.
+        noise: the standard deviation of the losses around it, in the same unit.
 
     Returns:
         A probability.
@@ -78,23 +82,40 @@ def cliff_probability(posterior: Posterior) -> float:
     rise, deviation = posterior.mean[-1] - posterior.mean, _deviation(posterior)
     lowest = int(np.argmin(posterior.mean))
     above = (1.0 - GIVEN_BACK) * rise[0] + GIVEN_BACK * rise[lowest]
-    return _probability(float(above / ((1.0 - GIVEN_BACK) * deviation[0] + GIVEN_BACK * deviation[lowest])))
+    half = above / ((1.0 - GIVEN_BACK) * deviation[0] + GIVEN_BACK * deviation[lowest])
+    return _probability(float(min(half, (rise[lowest] - noise) / deviation[lowest])))
 
 
-def cliff_place(mean: Array) -> float:
+def cliff_place(mean: Array, noise: float) -> float:
     """Where a curve rose above the cliff's level for the last time.
 
     (The last time, for where nothing had been gained yet the level is crossed by chance again and again.)
 
     Args:
         mean: (500,), the posterior mean on ``GRID``.
+        noise: as in ``cliff_probability``.
 
     Returns:
         x in [0, 1]; 1 where it ends below that level.
     """
     lowest = float(mean.min())
-    level = lowest + GIVEN_BACK * max(float(mean[0]) - lowest, 0.0)
+    level = lowest + max(GIVEN_BACK * (float(mean[0]) - lowest), noise)
     return float(GRID[min(int(np.flatnonzero(mean <= level)[-1]) + 1, len(GRID) - 1)])
+
+
+def minimum_place(mean: Array, noise: float) -> float:
+    """Where a curve was within its noise of its minimum for the last time: a minimum that the losses cannot tell from
+    the one of eq. (5), and of all of these the one at the highest LR. Without noise, that of eq. (5).
+
+    Args:
+        mean: (n,), the posterior mean on the first n places of ``GRID``.
+        noise: as in ``cliff_probability``.
+
+    Returns:
+        x in [0, 1].
+    """
+    lowest = int(np.argmin(mean))
+    return float(GRID[np.flatnonzero(mean <= mean[lowest] + noise)[-1] if noise > 0.0 else lowest])
 
 
 def _deviation(posterior: Posterior) -> Array:

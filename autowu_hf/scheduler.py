@@ -54,7 +54,8 @@ class AutoWUScheduler(LRScheduler):
     Attributes:
         phase: "warmup" or "decay".
         switch_step: steps done when the warm-up ended; None before.
-        minimum_step: t*, the step of the minimum, eq. (5); None before the switch.
+        minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one within the noise of it;
+            None before the switch.
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
         ended_by: "minimum", "cliff", "cap" or "divergence"; None before the switch.
@@ -198,19 +199,26 @@ class AutoWUScheduler(LRScheduler):
 
     def _lowest_lr(self, step: int) -> float:
         """The lowest LR that the switch would go back to for a cliff, or a minimum, that is still to be seen."""
-        interval = self._cadence.interval(self.warmup_cap) or self._cadence.ticks_per_step
-        # What a test finds lies before the tests in a row that it takes.
-        lag = (self.settings.patience + 1) * interval
         if self.settings.rule != "cliff":
             return self.curve.warmup(step)
-        return CLIFF_SHARE * self.curve.warmup(max(step - max(lag, CLIFF_SPAN * self.warmup_cap + interval), 0))
+        interval = self._cadence.interval(self.warmup_cap) or self._cadence.ticks_per_step
+        # What a test finds lies before the tests in a row that it takes.
+        tests = max((self.settings.patience + 1) * interval, CLIFF_SPAN * self.warmup_cap + interval)
+        return CLIFF_SHARE * self.curve.warmup(max(step - tests - self._lag(), 0))
+
+    def _lag(self) -> int:
+        """Scheduler steps from the last LR that a loss may have suffered from to the LR of its own step, which it has
+        not seen yet. The paper's eq. (5) takes the LR of its own.
+        """
+        return self._cadence.ticks_per_step if self.peak_rule == "cliff" else 0
 
     def _wanted_lrs(self, step: int) -> list[float]:
         """The LRs that the switch would go back to for the minimum that is known now, or at the cap."""
         interval = self._cadence.interval(self.warmup_cap) or self._cadence.ticks_per_step
-        places, share = self._warm_up.minimum_test.minimum_steps or [step], MINIMUM_SHARE
+        places, share, lag = self._warm_up.minimum_test.minimum_steps or [step], MINIMUM_SHARE, self._lag()
         if self.settings.rule != "cliff":
-            places, share = [place - interval for place in places], 1.0
+            share, lag = 1.0, interval
+        places = [place - lag for place in places]
         lrs = [share * self.curve.warmup(max(place, 0)) for place in places]
         return [*lrs, CAP_SHARE * self.curve.warmup(self.warmup_cap)]
 
@@ -334,11 +342,12 @@ class AutoWUScheduler(LRScheduler):
         self.switch_step = step
         self.ended_by = ending.reason
         self.minimum_step = ending.minimum_step
+        lag = self._lag()
         self.peak_lr = peak_lr(
             self.peak_rule,
             at_cap=ending.reason == "cap" and self.settings.guard,
-            minimum_lr=self.curve.warmup(ending.minimum_step),
-            cliff_lr=self.curve.warmup(ending.cliff_step),
+            minimum_lr=self.curve.warmup(max(ending.minimum_step - lag, 0)),
+            cliff_lr=self.curve.warmup(max(ending.cliff_step - lag, 0)),
             last_lr=self.curve.warmup(step),
             lowest_lr=self.curve.warmup(0),
         )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from . import collective
+from . import collective, divergence
 from .cadence import Cadence
 from .loss_history import LossHistory
 from .minimum_test import MinimumTest
@@ -24,7 +24,7 @@ class Ending:
 
     Args:
         reason: "minimum", "cliff", "cap" or "divergence".
-        minimum_step: t*, in scheduler steps.
+        minimum_step: of the minimum, as in ``MinimumTestRecord``, in scheduler steps.
         cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen.
     """
 
@@ -105,6 +105,9 @@ class WarmUp:
         minimum_step, cliff_step = self.minimum_test.minimum_step, self.minimum_test.cliff_step
         assert minimum_step is not None  # there is a record
         assert cliff_step is not None
+        if reason == "divergence":  # of which a GP on few losses may take no notice
+            losses = self.history.gathered
+            cliff_step = min(cliff_step, record["step"] * divergence.num_sound(losses) / len(losses))
         return Ending(reason, self._whole(minimum_step, record), self._whole(cliff_step, record))
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autowu_hf.divergence import ceiling, is_above, is_diverged
+from autowu_hf.divergence import ceiling, is_above, is_diverged, noise, num_sound
 
 
 def falling(n=200, noise=0.05, seed=0):
@@ -54,3 +54,21 @@ def test_diverged_is_a_whole_interval_and_three_at_least():
     assert is_diverged(losses, 4)
     assert not is_diverged(losses, 5)
     assert not is_diverged(losses, 0)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 3e-6])
+def test_the_noise_is_that_around_the_curve(deviation):
+    losses = falling(n=2000, noise=deviation)
+    slope = 2.0 / 2000 / (0.6745 * 2**0.5)  # what a straight line without noise would be taken for
+    assert noise(losses) == pytest.approx(max(deviation, slope), rel=0.1)
+    losses[-200:] = 1e6 * np.arange(200)
+    assert noise(losses) == pytest.approx(max(deviation, slope), rel=0.2)
+
+
+def test_losses_are_sound_up_to_the_last_that_is_not_above_the_start():
+    assert num_sound(falling(noise=0.0)) == 200
+    rising = np.concatenate([falling(n=50, noise=0.0), np.linspace(2.1, 8.1, 25)])
+    assert num_sound(rising) == 50 + 4  # 2.85 is below the start, 2.96, and 3.1 is not
+    rising[52:] = np.nan
+    assert num_sound(rising) == 52
+    assert num_sound(np.full(20, np.inf)) == 0
