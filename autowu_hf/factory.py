@@ -69,8 +69,8 @@ def get_autowu_schedule(
         standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
         peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
             "cliff": it ends where half of what the loss had gained, and more than its noise, is lost again for good
-            (over 8 % of the longest warm-up), and the peak is a fifth of the LR there, or half of the LR at the last
-            place that is within the noise of the minimum, if that is lower. None: "cliff" with rewind, else "minimum".
+            (over 8 % of the longest warm-up), and the peak is a fifth of the LR there, or half of the LR at the
+            minimum, if that is lower. None: "cliff" with rewind, else "minimum".
         rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR,
             or the minimum, was passed, from copies in host memory; "disk": from files. None: True where that
             works, else a logged warning. False: only the LR goes back.

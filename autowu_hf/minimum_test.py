@@ -196,8 +196,8 @@ class MinimumTest:
         # The GP may take a break in a short curve for noise, and steps from loss to loss a steep curve.
         noise = min(math.sqrt(params.noise), divergence.noise(y[used]))
         p_cliff = [1.0 if diverged else cliff_probability(posterior, noise) for posterior in posteriors]
-        room = noise if self.rule == "cliff" else 0.0
-        minima = [minimum_place(posterior.mean[known], room) for posterior in posteriors]
+        blur = noise if self.rule == "cliff" else 0.0
+        minima = [minimum_place(posterior.mean[known], blur) for posterior in posteriors]
         cliffs = [min(cliff_place(posterior.mean, noise), float(GRID[known][-1])) for posterior in posteriors]
         gain = scale * sum(float(posterior.mean[0] - posterior.mean.min()) for posterior in posteriors) / num_tests
         unit = GPParameters(params.outputscale * scale**2, params.noise * scale**2, params.mean * scale + centre)

@@ -104,8 +104,11 @@ def cliff_place(mean: Array, noise: float) -> float:
 
 
 def minimum_place(mean: Array, noise: float) -> float:
-    """Where a curve was within its noise of its minimum for the last time: a minimum that the losses cannot tell from
-    the one of eq. (5), and of all of these the one at the highest LR. Without noise, that of eq. (5).
+    """Where a curve was as good as at its minimum for the last time: of the minima that the losses hardly tell from the
+    one of eq. (5), the one at the highest LR.
+
+    As good is what is above by less than the noise, where no more than the noise was gained, and by less the more was:
+    by noise^2 / gain. Without noise, that is the place of eq. (5).
 
     Args:
         mean: (n,), the posterior mean on the first n places of ``GRID``.
@@ -115,7 +118,10 @@ def minimum_place(mean: Array, noise: float) -> float:
         x in [0, 1].
     """
     lowest = int(np.argmin(mean))
-    return float(GRID[np.flatnonzero(mean <= mean[lowest] + noise)[-1] if noise > 0.0 else lowest])
+    if noise == 0.0:
+        return float(GRID[lowest])  # the first of equals
+    room = noise**2 / max(float(mean[0] - mean[lowest]), noise)
+    return float(GRID[np.flatnonzero(mean <= mean[lowest] + room)[-1]])
 
 
 def _deviation(posterior: Posterior) -> Array:

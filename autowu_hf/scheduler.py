@@ -54,8 +54,8 @@ class AutoWUScheduler(LRScheduler):
     Attributes:
         phase: "warmup" or "decay".
         switch_step: steps done when the warm-up ended; None before.
-        minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one within the noise of it;
-            None before the switch.
+        minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one that is as good, the
+            noise considered; None before the switch.
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
         ended_by: "minimum", "cliff", "cap" or "divergence"; None before the switch.

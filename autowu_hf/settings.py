@@ -54,8 +54,8 @@ class AutoWUSettings:
         peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
             (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained, and more than its noise, is lost
             again for good, and the peak is a fifth of the LR at which that was so, but at most half of the LR at the
-            minimum, that is at the last place where the loss was within its noise of it; each is the LR of the step
-            before, the last one that the loss has suffered from. None: "cliff" with rewind, else "minimum".
+            minimum, that is at the last place that is as good, the noise considered; each is the LR of the step before,
+            the last one that the loss has suffered from. None: "cliff" with rewind, else "minimum".
         rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR, or
             the minimum, was passed. "disk": the same, kept in files. None: True where that works. False: it takes
             back the LR only.

@@ -16,7 +16,7 @@ class MinimumTestRecord(TypedDict):
         num_losses: losses seen.
         p_min: P_min of every subset, eq. (4).
         minimum_step: the estimate of t*, eq. (5), in scheduler steps; under the cliff rule, of the last place where the
-            curve was within its noise of that minimum.
+            curve was as good as at that minimum, its noise considered.
         p_cliff: the probability that the cliff has been passed, of every subset.
         cliff_step: the estimate of the cliff's step, in scheduler steps; ``step`` where there is none.
         gain: how far the curve fell from its start to its minimum, in loss units; NaN where there were too few losses

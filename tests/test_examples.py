@@ -85,7 +85,7 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "1/" in printed
     assert "warm-up, tap included" in printed
-    assert "at most 11 at a time" in printed
+    assert "at most 12 at a time" in printed
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_under_the_cliff_rule_what_is_not_confident_is_yet_to_come():
     assert test.minimum_steps == [100.0, last["minimum_step"]]
     last = test.run((s - 0.5) ** 2 + 0.01 * noise, 100, 100)
     assert (test.minimum_step, test.cliff_step) == (last["minimum_step"], last["cliff_step"])
-    assert test.minimum_step == pytest.approx(50 + 100 * 0.001**0.5, abs=1)  # within 0.001, the noise, of it
+    assert test.minimum_step == pytest.approx(50, abs=2)
     assert test.cliff_step == pytest.approx(50 + 50 * 0.5**0.5, abs=3)
 
 

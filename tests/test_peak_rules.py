@@ -51,11 +51,13 @@ def test_the_place_is_where_the_curve_last_rose_above_half_of_the_gain():
     assert cliff_place(flat, noise=0.0) == pytest.approx(0.9, abs=0.01)
 
 
-def test_the_minimum_is_the_last_place_that_the_losses_cannot_tell_from_it():
-    mean = (GRID - 0.5) ** 2
+def test_the_minimum_is_the_last_place_that_is_as_good():
+    mean = (GRID - 0.5) ** 2  # gains 0.25
     assert minimum_place(mean, noise=0.0) == pytest.approx(0.5, abs=0.002)
-    assert minimum_place(mean, noise=0.04) == pytest.approx(0.7, abs=0.003)
-    assert minimum_place(mean[GRID <= 0.6], noise=0.04) == pytest.approx(0.6, abs=0.003)
+    assert minimum_place(mean, noise=0.1) == pytest.approx(0.5 + (0.1**2 / 0.25) ** 0.5, abs=0.003)
+    assert minimum_place(mean[GRID <= 0.6], noise=0.1) == pytest.approx(0.6, abs=0.003)
+    flat_then_up = np.maximum(GRID - 0.5, 0.0)  # gains nothing
+    assert minimum_place(flat_then_up, noise=0.1) == pytest.approx(0.6, abs=0.003)
     assert minimum_place(np.zeros(500), noise=0.0) == 0.0  # the first of equals, as in eq. (5)
 
 
