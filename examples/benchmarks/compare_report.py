@@ -21,9 +21,11 @@ from tasks import TASKS
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 Cell = tuple[str, int, int]
-EARLIER = "autowu earlier"
-"""The default before today's: "exponential" growth, a peak of a tenth of the LR at the cliff. Its runs are kept."""
-NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`', EARLIER: "AutoWU's default before"}
+EARLIER = {"autowu earlier": "AutoWU's first default", "autowu three tenths": "AutoWU's default before"}
+"""Defaults before today's, whose runs are kept. The first: "exponential" growth, a peak of a tenth of the LR at the
+cliff. The second: the growth of today, three tenths of the LR at the cliff, and nothing known of the noise.
+"""
+NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`', **EARLIER}
 
 
 class Results:
@@ -146,7 +148,7 @@ def methods(results: Results) -> None:
             ranks[name].append(1 + higher + (equal - 1) / 2)
     order = sorted(untuned, key=lambda name: statistics.mean(ranks[name]))
     others = [name for name in UNTUNED if name not in untuned]
-    for name in [*TUNED, *order, *others, EARLIER]:
+    for name in [*TUNED, *order, *others, *EARLIER]:
         cells = [cell for cell in results.cells if results.values(cell, name)]
         if not cells:
             continue
@@ -193,11 +195,15 @@ def merits(results: Results) -> None:
         f"The standard error of the gap is above 2 % in {sum(error > 2 for error in errors)} cells; more than 2 % and "
         f"two standard errors behind it is in {beyond}."
     )
-    earlier = [cell for cell in cells if results.values(cell, EARLIER)]
     parts = [
         (f"{budget} % of the steps", "autowu", [cell for cell in cells if cell[2] == budget]) for budget in BUDGETS
     ]
-    parts += [(f"The cells of {NAMES[EARLIER]}", "autowu", earlier), (f"The same, {NAMES[EARLIER]}", EARLIER, earlier)]
+    for name, title in EARLIER.items():
+        its_cells = [cell for cell in cells if results.values(cell, name)]
+        parts += [
+            (f"The {len(its_cells)} cells of {title}", "autowu", its_cells),
+            (f"The same, {title}", name, its_cells),
+        ]
     for title, name, chosen in parts:
         if chosen:
             median = statistics.median(100 * results.relative(cell, name) for cell in chosen)
