@@ -73,7 +73,8 @@ EARLIER = (
 """Rules whose rows were written while the package was another: the peak was a tenth of the LR at the cliff, wherever
 the minimum ("tenth"), or also at most a third or a half of the LR there, and the growth was "exponential". The numbers
 are ``max_warmup_fraction``. "three tenths" of the LR at the cliff, at most half of the LR at the minimum, with the
-growth of today, was the default before today's. Both were chosen on the parts to tune on of the tasks of ``compare.py``.
+growth of today, was the default before today's. Both were chosen on the tasks of ``compare.py``, on their parts to
+tune on.
 """
 
 DEFAULT = "default"
