@@ -77,3 +77,6 @@ assert all(other == seen[0] for other in seen)
 inner.state_dict()
 if rank == 0:
     print(f"{world} processes agree")
+if world > 1:
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # a thread of gloo's that is still there at exit aborts the process
