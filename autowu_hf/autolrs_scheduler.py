@@ -88,6 +88,7 @@ class AutoLRSScheduler(LRScheduler):
         self._replay = BatchReplay()
         self._model = model
         self._history = LossHistory(optimizer, missing=_MISSING)
+        self._seeks_models = False
         self._lr = self.settings.min_lr
         self.prepared(1, [optimizer])
         self._history.open()
@@ -146,6 +147,9 @@ class AutoLRSScheduler(LRScheduler):
             self._history.observe(loss)
             if self.phase == "warmup":
                 self._history.reset()
+        elif self._seeks_models and self._models():
+            self._seeks_models = False
+            self._history.close()
         if self._step_count < 2:
             super().step()  # torch's own, which warns of a step before the optimizer's first
         else:
@@ -171,6 +175,7 @@ class AutoLRSScheduler(LRScheduler):
             self._begin_search()
 
     def _begin_search(self) -> None:
+        self._seeks_models = False
         self._start = snapshot.take(innermost(self.optimizer), self._models(), self._steps_done)
         self._random_states = collective.gather_bytes(get_random_state(device_of(self.optimizer)))
         self._replay.mark()
@@ -343,7 +348,9 @@ class AutoLRSScheduler(LRScheduler):
         self._replay.load_state_dict(state_dict.get("batches"), is_searching=bool(self.candidate_lrs))
         if state_dict["num_training_steps"] != self.num_training_steps:
             self._plan_anew()
-        if self.takes_losses:
+        # A resumed run has to hear a backward before its next search, to know the models whose buffers it restores.
+        self._seeks_models = not self.takes_losses and not self._models()
+        if self.takes_losses or self._seeks_models:
             self._history.open()
         else:
             self._history.close()

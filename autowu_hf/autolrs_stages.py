@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .settings import check_count, check_number
+
 _FEWEST_LOSSES = 5
 _NUM_VALIDATIONS = 16
 _USUAL_FIRST_STAGE = 1000
@@ -35,23 +37,27 @@ class AutoLRSSettings:
     kappa: float = 1e6
 
     def __post_init__(self) -> None:
+        for name in ("min_lr", "max_lr", "kappa"):
+            check_number(name, getattr(self, name))
         if not 0.0 < self.min_lr < self.max_lr < math.inf:
             raise ValueError(
                 f"min_lr is {self.min_lr} and max_lr {self.max_lr}, but 0 < min_lr < max_lr must hold; the defaults "
                 "are 1e-5 and 0.1"
             )
-        if self.num_candidates < 2:
-            raise ValueError(f"num_candidates is {self.num_candidates}, but must be 2 at least; the default is 10")
+        check_count("num_candidates", self.num_candidates, minimum=2)
         for name in ("first_stage", "longest_stage"):
             value = getattr(self, name)
-            if value is not None and value < _FEWEST_LOSSES * self.num_candidates:
+            if value is None and name == "first_stage":
+                continue
+            check_count(name, value, minimum=1)
+            if value < _FEWEST_LOSSES * self.num_candidates:
                 raise ValueError(
                     f"{name} is {value}, but must be {_FEWEST_LOSSES * self.num_candidates} at least: each of the "
                     f"{self.num_candidates} candidates is tried for 1/{self.num_candidates} of it, and needs "
                     f"{_FEWEST_LOSSES} losses; pass more, or fewer num_candidates"
                 )
-        if not self.kappa >= 0.0:
-            raise ValueError(f"kappa is {self.kappa}, but must not be negative; the default is 1e6")
+        if not 0.0 <= self.kappa < math.inf:
+            raise ValueError(f"kappa is {self.kappa}, but must be finite and not negative; the default is 1e6")
 
 
 @dataclass(frozen=True)

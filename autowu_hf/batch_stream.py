@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import torch
 from accelerate.data_loader import SkipBatchSampler
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -57,6 +58,8 @@ class BatchStream:
         self._handed = 0  # the position of the next to be handed to the loader
         self._delivered = 0  # the position of the next to be delivered
         self._furthest = 0  # the highest position that was delivered, plus one
+        self._seeds: torch.Tensor | None = None  # the generator's state where the next iteration begins
+        self._went_back = False
 
     @property
     def is_open(self) -> bool:
@@ -93,7 +96,7 @@ class BatchStream:
                 listener.resume(self)
         try:
             while True:
-                with self._in_place_of_the_sampler(loader.base_dataloader):
+                with self._in_place_of_the_sampler(loader.base_dataloader), self._apart_from_training():
                     self._loader = iter(original(loader))
                     batch = next(self._loader, _END)
                 if batch is not _END and self._handed == self._delivered:  # workers that persist have their own sampler
@@ -141,6 +144,27 @@ class BatchStream:
         finally:
             object.__setattr__(base, name, own)
 
+    @contextlib.contextmanager
+    def _apart_from_training(self) -> Iterator[None]:
+        """While a stream can go back, and once after it did, what begins an iteration (the seeds of samplers and
+        workers) is drawn from random numbers of its own: epochs and evaluations come at another place each time, and
+        training's random numbers are to stay the same.
+        """
+        is_apart = self._went_back or any(stream.is_marked for stream in _streams.values())
+        self._went_back = False
+        if not is_apart:
+            self._seeds = None
+            yield
+            return
+        of_training = torch.get_rng_state()
+        if self._seeds is not None:
+            torch.set_rng_state(self._seeds)
+        try:
+            yield
+        finally:
+            self._seeds = torch.get_rng_state()
+            torch.set_rng_state(of_training)
+
     def hand_out(self) -> Iterator[Any]:
         """What the sampler would give, from where this stream is."""
         if self._source is None:
@@ -174,7 +198,7 @@ class BatchStream:
         """The next batch is the one after the mark; what the loader has read ahead is thrown away."""
         in_flight = self._handed - self._delivered
         self._delivered = self._handed = self._first
-        self._has_limit = True
+        self._has_limit = self._went_back = True
         for _ in range(in_flight):
             if self._loader is not None:
                 next(self._loader, None)

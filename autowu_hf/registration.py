@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -20,7 +22,7 @@ from .factory import get_autowu_schedule
 from .rex import get_rex_schedule_with_warmup
 from .salsa import get_salsa_schedule
 from .scheduler import AutoWUScheduler
-from .settings import AutoWUSettings
+from .settings import AutoWUSettings, check_name
 
 
 def register() -> None:
@@ -68,11 +70,27 @@ def _schedule_from_trainer(
     )
 
 
+def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[..., Any]:
+    """A schedule that names its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may."""
+    filled_in = ("optimizer", "num_training_steps", "num_warmup_steps", "last_epoch")
+    parameters = inspect.signature(schedule).parameters
+    known = tuple(option for option in parameters if option not in filled_in)
+
+    @functools.wraps(schedule)
+    def checked(*args: Any, **options: Any) -> Any:
+        for option in options:
+            if option not in parameters:
+                check_name(f"option of lr_scheduler_type={name!r}", option, known)
+        return schedule(*args, **options)
+
+    return checked
+
+
 SCHEDULES: dict[str, Any] = {
     "autowu": _schedule_from_trainer,
-    "rex": get_rex_schedule_with_warmup,
-    "autolrs": get_autolrs_schedule,
-    "salsa": get_salsa_schedule,
+    "rex": _with_known_options("rex", get_rex_schedule_with_warmup),
+    "autolrs": _with_known_options("autolrs", get_autolrs_schedule),
+    "salsa": _with_known_options("salsa", get_salsa_schedule),
 }
 """``lr_scheduler_type`` -> f(optimizer, num_warmup_steps=, num_training_steps=, **lr_scheduler_kwargs)."""
 

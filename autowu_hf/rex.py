@@ -36,7 +36,8 @@ def get_rex_schedule_with_warmup(
         num_training_steps: T, the steps of the whole run.
         sampling: when the LR follows the profile, the paper's sampling rate: "step", "epoch", or the milestones at
             which it does, as ascending shares of T in (0, 1), [0.5, 0.75] for example. In between it stays.
-        steps_per_epoch: steps in an epoch, for "epoch"; Trainer fills it in.
+        steps_per_epoch: scheduler steps in an epoch, for "epoch": under accelerate, which steps a prepared schedule
+            once per process, the optimizer's times the number of processes. Trainer fills it in.
         last_epoch: the steps done when a run goes on, else -1.
 
     Returns:
@@ -57,10 +58,11 @@ def get_rex_schedule_with_warmup(
             raise ValueError(
                 f"sampling is {sampling!r}; pick one of {', '.join(SAMPLINGS)}, or pass milestones such as [0.5, 0.75]"
             )
-    else:
-        ends = [0.0, *sampling, 1.0]
-        if not all(a < b for a, b in itertools.pairwise(ends)):
-            raise ValueError(f"sampling is {sampling!r}, but milestones must ascend and lie inside (0, 1); sort them")
+    elif not is_milestones(sampling):
+        raise ValueError(
+            f"sampling is {sampling!r}, but must be one of {', '.join(SAMPLINGS)}, or milestones that ascend and lie "
+            "inside (0, 1), such as [0.5, 0.75]"
+        )
     if steps_per_epoch is not None and steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch is {steps_per_epoch}, but must be 1 at least; pass None where it is unknown")
     factor = functools.partial(
@@ -71,6 +73,14 @@ def get_rex_schedule_with_warmup(
         steps_per_epoch=steps_per_epoch,
     )
     return LambdaLR(optimizer, factor, last_epoch)
+
+
+def is_milestones(sampling: Any) -> bool:
+    """Whether these are shares of a run, one at least, that ascend and lie inside (0, 1)."""
+    try:
+        return len(sampling) > 0 and all(a < b for a, b in itertools.pairwise([0.0, *sampling, 1.0]))
+    except TypeError:
+        return False
 
 
 def rex_factor(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .settings import check_count, check_number
+
 _FEWEST_SAMPLES = 16
 _MOST_SAMPLES, _LONGEST_INTERVAL = 1000, 100
 _RUN_PER_SAMPLES = 56  # a run's first test comes after 8 / 56 of it, as in the authors' 150 epochs of CIFAR-10
@@ -28,6 +30,14 @@ class SalsaSettings:
     test_every: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("initial_lr", "smoothing", "drop_factor", "significance", "keep"):
+            if getattr(self, name) is not None or name != "initial_lr":
+                check_number(name, getattr(self, name))
+        for name in ("min_samples", "test_every"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), minimum=1)
+        if not isinstance(self.line_search, bool):
+            raise ValueError(f"line_search must be True or False, got {self.line_search!r}")
         if self.initial_lr is not None and not 0.0 < self.initial_lr < math.inf:
             raise ValueError(f"initial_lr is {self.initial_lr}, but must be positive; None takes the optimizer's own")
         if not 0.0 < self.smoothing <= 1.0:
@@ -43,8 +53,6 @@ class SalsaSettings:
                 f"min_samples is {self.min_samples}, but must be {_FEWEST_SAMPLES} at least, for a variance from the "
                 "means of batches; None fits it to the run"
             )
-        if self.test_every is not None and self.test_every < 1:
-            raise ValueError(f"test_every is {self.test_every}, but must be 1 at least; None fits it to the run")
 
     def resolve_min_samples(self, steps: int) -> int:
         """The samples that a test needs in a run of so many optimizer steps."""

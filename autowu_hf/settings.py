@@ -90,22 +90,22 @@ class AutoWUSettings:
 
     def __post_init__(self) -> None:
         for name in ("min_lr", "max_lr"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         if not 0.0 < self.min_lr < self.max_lr or not math.isfinite(self.max_lr):
             raise ValueError(
                 f"min_lr must be positive and less than max_lr, got min_lr={self.min_lr} and max_lr={self.max_lr}; "
                 "the warm-up grows the learning rate from min_lr towards max_lr"
             )
         for name in ("max_warmup_fraction", "decay_fraction", "confidence", "rewind_memory"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
         for name in ("patience", "num_tests"):
-            _check_count(name, getattr(self, name), minimum=1)
-        _check_count("seed", self.seed, minimum=0)
-        _check_name("growth", self.growth, tuple(GROWTHS))
-        _check_name("decay_type", self.decay_type, DECAY_TYPES)
-        _check_name("gp_engine", self.gp_engine, GP_ENGINES)
+            check_count(name, getattr(self, name), minimum=1)
+        check_count("seed", self.seed, minimum=0)
+        check_name("growth", self.growth, tuple(GROWTHS))
+        check_name("decay_type", self.decay_type, DECAY_TYPES)
+        check_name("gp_engine", self.gp_engine, GP_ENGINES)
         for name in ("standardize", "guard"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -114,7 +114,7 @@ class AutoWUSettings:
             if self.test_every not in ("auto", "epoch"):
                 raise ValueError(f'test_every must be "auto", "epoch" or a number of steps, got {self.test_every!r}')
         else:
-            _check_count("test_every", self.test_every, minimum=1)
+            check_count("test_every", self.test_every, minimum=1)
 
     def _check_rewind(self) -> None:
         if self.rewind not in (None, True, False, "disk") or type(self.rewind) in (int, float):
@@ -125,7 +125,7 @@ class AutoWUSettings:
                 f"rewind={self.rewind!r}"
             )
         if self.peak_rule is not None:
-            _check_name("peak_rule", self.peak_rule, PEAK_RULES)
+            check_name("peak_rule", self.peak_rule, PEAK_RULES)
         if self.peak_rule == "cliff" and self.rewind is False:
             raise ValueError(
                 'peak_rule="cliff" lets the loss rise before it goes back, so it needs rewind; leave rewind on, or use '
@@ -152,10 +152,10 @@ class AutoWUSettings:
             ValueError: the preset or an option is unknown or outside its limits.
         """
         preset = "default" if preset is None else preset
-        _check_name("preset", preset, tuple(PRESETS))
+        check_name("preset", preset, tuple(PRESETS))
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
-            _check_name("option of lr_scheduler_type='autowu'", name, (*known, "preset", "steps_per_epoch"))
+            check_name("option of lr_scheduler_type='autowu'", name, (*known, "preset", "steps_per_epoch"))
         return cls(**{**PRESETS[preset], **{k: v for k, v in options.items() if v is not None}})
 
     def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:
@@ -219,16 +219,19 @@ def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key:
         )
 
 
-def _check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any) -> None:
+    """Raises a ValueError where an option is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
-def _check_count(name: str, value: Any, minimum: int) -> None:
+def check_count(name: str, value: Any, minimum: int) -> None:
+    """Raises a ValueError where an option is not a whole number, or less than the minimum."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
 
 
-def _check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
+def check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises a ValueError where a name is not one of those known."""
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; pick one of {', '.join(known)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -117,6 +119,41 @@ def test_buffers_are_restored():
     for i in range(11):
         assert torch.equal(means[1 + 5 * i], means[1])
     assert not torch.equal(means[-1], means[1])
+
+
+@pytest.mark.parametrize("save_at", [31, 50, 58])
+def test_buffers_are_restored_in_a_run_that_was_resumed_between_two_searches(save_at, tmp_path):
+    def run(resume: bool) -> tuple[AutoLRSScheduler, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        accelerator = Accelerator(cpu=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        # Some candidates diverge, and take the running statistics with them.
+        scheduler = get_autolrs_schedule(
+            optimizer, 141, num_candidates=3, first_stage=30, longest_stage=30, min_lr=1e-3, max_lr=1e30
+        )
+        model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+        if resume:
+            accelerator.load_state(str(tmp_path))
+        for step in range(save_at if resume else 0, 141):
+            x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step)) + 1.0
+            accelerator.backward(model(x).square().mean())
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            if step + 1 == save_at and not resume:
+                assert scheduler.scheduler.phase == "train"
+                accelerator.save_state(str(tmp_path))
+        return scheduler.scheduler, model.state_dict()
+
+    whole, expected = run(resume=False)
+    assert len(whole.results) == 2
+    assert not all(map(math.isfinite, whole.results[1]["forecasts"]))
+    part, state = run(resume=True)
+    assert repr(part.results) == repr(whole.results)  # with NaN
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+        assert bool(value.isfinite().all())
 
 
 def test_uneven_inputs_are_refused():

@@ -58,11 +58,16 @@ def test_validation_losses_are_taken_sixteen_times():
         ({"min_lr": 0.0}, "min_lr is 0.0 and max_lr 0.1, but 0 < min_lr < max_lr"),
         ({"min_lr": 0.2}, "min_lr is 0.2 and max_lr 0.1"),
         ({"max_lr": float("inf")}, "max_lr inf"),
-        ({"num_candidates": 1}, "num_candidates is 1, but must be 2 at least"),
+        ({"max_lr": None}, "max_lr must be a number, got None"),
+        ({"min_lr": "1e-4"}, "min_lr must be a number, got '1e-4'"),
+        ({"num_candidates": 1}, "num_candidates must be a whole number of at least 2, got 1"),
+        ({"num_candidates": 5.5}, "num_candidates must be a whole number of at least 2, got 5.5"),
+        ({"longest_stage": None}, "longest_stage must be a whole number of at least 1, got None"),
         ({"first_stage": 49}, "first_stage is 49, but must be 50 at least"),
         ({"longest_stage": 10}, "longest_stage is 10, but must be 50 at least"),
         ({"kappa": -1.0}, "kappa is -1.0"),
-        ({"kappa": float("nan")}, "kappa is nan"),
+        ({"kappa": float("nan")}, "kappa must be a number, got nan"),
+        ({"kappa": float("inf")}, "kappa is inf, but must be finite"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -231,8 +231,8 @@ def test_other_data_goes_on_and_that_is_said(kind, caplog):
     assert ("several data loaders" if kind == "two" else "no sampler") in caplog.text
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_every_candidate_of_a_trainer_sees_the_same_batches(accumulate, tmp_path):
+@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (2, 0), (1, 2)])
+def test_every_candidate_of_a_trainer_sees_the_same_batches_and_random_numbers(accumulate, workers, tmp_path):
     from tiny import trainer_for
 
     class Model(nn.Module):
@@ -240,10 +240,12 @@ def test_every_candidate_of_a_trainer_sees_the_same_batches(accumulate, tmp_path
             super().__init__()
             self.linear = nn.Linear(1, 1)
             self.seen: list[list[float]] = []
+            self.drawn: list[float] = []
 
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             if self.training:
                 self.seen.append(x.flatten().tolist())
+                self.drawn.append(float(torch.rand(())))
             return {"loss": self.linear(x).square().mean()}
 
     model = Model()
@@ -260,6 +262,7 @@ def test_every_candidate_of_a_trainer_sees_the_same_batches(accumulate, tmp_path
         per_device_train_batch_size=4,
         gradient_accumulation_steps=accumulate,
         num_train_epochs=9 * accumulate,
+        dataloader_num_workers=workers,
     )
     trainer.train()
     (stage,) = trainer.lr_scheduler.stages[:1]
@@ -268,6 +271,10 @@ def test_every_candidate_of_a_trainer_sees_the_same_batches(accumulate, tmp_path
     begin = stage.start * accumulate
     candidates = [model.seen[begin + i * n :][:n] for i in range(4)]
     assert candidates[0] == candidates[1] == candidates[2] == candidates[3]  # the last are those of training
+    drawn = [model.drawn[begin + i * n :][:n] for i in range(4)]
+    assert drawn[0] == drawn[1] == drawn[2]
+    # Training goes on after the search: there epochs and evaluations draw as they always do.
+    assert drawn[3][:2] == drawn[0][:2]
     assert len({tuple(sorted(batch)) for batch in candidates[0]}) == n
     assert len(model.seen) == 9 * accumulate * 14
 

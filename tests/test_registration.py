@@ -142,11 +142,20 @@ def test_an_unknown_option_lists_the_valid_ones():
         get_scheduler("autowu", optimizer(), 0, 100, scheduler_specific_kwargs={"warmup_ratio": 0.1})
 
 
-def test_the_command_line_takes_it():
+@pytest.mark.parametrize(
+    ("name", "known"), [("rex", "sampling, steps_per_epoch"), ("autolrs", "min_lr, .*"), ("salsa", "initial_lr, .*")]
+)
+def test_an_unknown_option_of_the_other_schedules_lists_the_valid_ones(name, known):
+    with pytest.raises(ValueError, match=f"'gamma'; pick one of {known}$"):
+        get_scheduler(name, optimizer(), 0, 200, scheduler_specific_kwargs={"gamma": 0.1})
+
+
+@pytest.mark.parametrize("name", ["autowu", "rex", "autolrs", "salsa"])
+def test_the_command_line_takes_it(name):
     parser = HfArgumentParser(TrainingArguments)
-    command = ["--output_dir", "x", "--lr_scheduler_type", "autowu", "--lr_scheduler_kwargs", '{"max_lr": 0.5}']
+    command = ["--output_dir", "x", "--lr_scheduler_type", name, "--lr_scheduler_kwargs", '{"max_lr": 0.5}']
     (args,) = parser.parse_args_into_dataclasses(command)
-    assert args.lr_scheduler_type is SchedulerType.AUTOWU
+    assert args.lr_scheduler_type is SchedulerType(name)
     assert args.lr_scheduler_kwargs == {"max_lr": 0.5}
 
 

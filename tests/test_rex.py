@@ -81,8 +81,11 @@ def test_a_warm_up_is_followed_by_the_peak_until_the_next_milestone():
         ((10, 10), {}, "num_warmup_steps is 10, but must be from 0 to less than num_training_steps, 10; pass fewer"),
         ((-1, 10), {}, "num_warmup_steps is -1"),
         ((0, 10), {"sampling": "batch"}, "sampling is 'batch'; pick one of step, epoch, or pass milestones such as"),
-        ((0, 10), {"sampling": [0.5, 0.5]}, r"sampling is \[0.5, 0.5\], but milestones must ascend .* sort them"),
-        ((0, 10), {"sampling": [0.5, 1.0]}, "lie inside"),
+        ((0, 10), {"sampling": [0.5, 0.5]}, r"sampling is \[0.5, 0.5\], but must be one of step, epoch, or milestones"),
+        ((0, 10), {"sampling": [0.5, 1.0]}, r"that ascend and lie inside \(0, 1\), such as \[0.5, 0.75\]"),
+        ((0, 10), {"sampling": []}, r"sampling is \[\], but must be"),
+        ((0, 10), {"sampling": 5}, "sampling is 5, but must be"),
+        ((0, 10), {"sampling": None}, "sampling is None, but must be"),
         ((0, 10), {"steps_per_epoch": 0}, "steps_per_epoch is 0, but must be 1 at least; pass None"),
     ],
 )

@@ -30,7 +30,10 @@ def test_the_tests_fit_the_run(steps, ticks, samples, interval):
         ((10,), {"significance": 1.0}, r"significance is 1.0, but must be in \(0, 1\); the default is 0.05"),
         ((10,), {"keep": 1.5}, r"keep is 1.5, but must be in \(0, 1\]; the default is 1/8"),
         ((10,), {"min_samples": 15}, "min_samples is 15, but must be 16 at least, .* None fits it to the run"),
-        ((10,), {"test_every": 0}, "test_every is 0, but must be 1 at least; None fits it to the run"),
+        ((10,), {"test_every": 0}, "test_every must be a whole number of at least 1, got 0"),
+        ((10,), {"keep": None}, "keep must be a number, got None"),
+        ((10,), {"min_samples": 20.5}, "min_samples must be a whole number of at least 1, got 20.5"),
+        ((10,), {"line_search": "no"}, "line_search must be True or False, got 'no'"),
     ],
 )
 def test_bad_options_are_refused_with_the_limit_and_the_remedy(lengths, options, message):
