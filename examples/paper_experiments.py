@@ -440,6 +440,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name in ("batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "checkpointing_epochs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.max_steps == 1 and args.schedule != "baseline":
+        parser.error("--max_steps must be at least 2 for AutoWU, got 1: a warm-up and a decay take a step each")
+    if args.resume_from_checkpoint is not None:
+        name = os.path.basename(os.path.normpath(args.resume_from_checkpoint))
+        if not os.path.isdir(args.resume_from_checkpoint) or not name.removeprefix("epoch_").isdecimal():
+            parser.error(
+                "--resume_from_checkpoint must be a folder epoch_N that --checkpointing_epochs left, "
+                f"got {args.resume_from_checkpoint}"
+            )
     return args
 
 

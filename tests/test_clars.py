@@ -298,6 +298,7 @@ def digits_trainer(folder, exact: bool, **options) -> Trainer:
         use_cpu=True,
         dataloader_pin_memory=False,
         seed=0,
+        weight_decay=1e-4,
         **{"save_strategy": "no", **options},
     )
     own |= {"lr": 0.05, "eta": 2.0}
@@ -308,6 +309,7 @@ def digits_trainer(folder, exact: bool, **options) -> Trainer:
 def test_trainer_learns_the_digits_and_resumes_exactly(exact, tmp_path):
     whole = digits_trainer(tmp_path / "whole", exact, save_strategy="steps", save_steps=40)
     whole.train()
+    assert {group["weight_decay"] for group in whole.optimizer.param_groups} == {1e-4, 0.0}  # 0 for biases and norms
     losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
     assert losses[0] > 2.2
     assert sum(losses[-5:]) / 5 < 1.6

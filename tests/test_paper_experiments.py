@@ -411,6 +411,12 @@ def test_a_folder_without_a_test_split(paper, images, tmp_path):
         (("--schedule", "linear"), "argument --schedule: invalid choice: 'linear'"),
         (("--optimizer", "sgd"), "argument --optimizer: invalid choice: 'sgd'"),
         (("--batch_size", "0"), "--batch_size must be at least 1, got 0"),
+        (("--max_steps", "1"), "--max_steps must be at least 2 for AutoWU, got 1"),
+        (
+            ("--resume_from_checkpoint", "no/epoch_3"),
+            "must be a folder epoch_N that --checkpointing_epochs left, got no/",
+        ),
+        (("--resume_from_checkpoint", "."), "must be a folder epoch_N that --checkpointing_epochs left, got ."),
     ],
 )
 def test_unknown_options(paper, capsys, options, message):
