@@ -24,8 +24,9 @@ def ceiling(losses: Array) -> float:
     """The loss above which a warm-up counts as diverged: as far above its start as its best is below it, at least.
 
     The start is the median of the first twentieth of the losses, the best the lowest running median of five. Noise is
-    allowed for: the ceiling is at least six of its standard deviations above the start. The rule is the same for L and
-    a L + b.
+    allowed for: the ceiling is at least six of its standard deviations above the start. That is the larger one of
+    ``noise`` and the spread of the first half of the losses, for few steps from loss to loss may be small by chance,
+    and losses of a small model drift together. The rule is the same for L and a L + b.
 
     Args:
         losses: (n,); those that are not finite are left out.
@@ -38,7 +39,7 @@ def ceiling(losses: Array) -> float:
         return float("inf")
     start = _start(y)
     best = float(median_filter(y, size=_FEWEST, mode="nearest").min())
-    return start + max(start - best, _NOISES * noise(y))
+    return start + max(start - best, _NOISES * max(noise(y), _spread(y[: max(_FEWEST, len(y) // 2)])))
 
 
 def noise(losses: Array) -> float:
@@ -49,6 +50,12 @@ def noise(losses: Array) -> float:
         losses: (n,), n at least 2, finite.
     """
     return float(np.median(np.abs(np.diff(losses))) / (0.6745 * 2.0**0.5))
+
+
+def _spread(losses: Array) -> float:
+    """The standard deviation of losses, by their tenth and ninetieth percentiles."""
+    low, high = np.quantile(losses, (0.1, 0.9))
+    return float(high - low) / (2.0 * 1.2816)
 
 
 def num_sound(losses: Array) -> int:

@@ -29,6 +29,22 @@ def test_noise_around_a_flat_line_stays_below():
         assert (losses < ceiling(losses)).all()
 
 
+def test_losses_that_drift_together_by_chance_stay_below():
+    """The first losses of a small network with batch norm, at LRs up to 6e-4, at which nothing diverges."""
+    losses = [2.3318, 2.3399, 2.4130, 2.4356, 2.3391, 2.4989, 2.5091, 2.5109, 2.4900, 2.3374, 2.3573]
+    for n in range(10, len(losses) + 1):
+        seen = np.array(losses[:n])
+        assert not is_above(seen, 1, ceiling(seen))
+        assert is_above(np.append(seen, [4.0] * 4), 1, ceiling(seen))
+
+
+def test_one_spike_among_the_first_losses_does_not_raise_the_ceiling():
+    losses = falling()
+    before = ceiling(losses)
+    losses[7] = 1e6
+    assert ceiling(losses) == pytest.approx(before, rel=0.05)
+
+
 def test_few_losses_have_no_ceiling():
     assert ceiling(np.array([1.0, 2.0, np.nan, 1e9])) == np.inf
 
