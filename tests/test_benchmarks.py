@@ -141,9 +141,14 @@ def test_figures_of_merit(compare, report, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| digits MLP (accuracy, %) | 128 | 80.0 | +2.0 | +1.3 |" in printed
     assert "AutoWU beats or ties the tuned cosine in 1 of 1 cells; it is" in printed
-    assert "it is more than 2 % behind in 0, by +2.5 % at worst" in printed
+    assert "it is more than 2 % behind in 0, by +2.5 % at worst, and in 0 of these by more than two" in printed
+    # Of the tuned cosine's mean the standard error is sqrt(2 * 2.5 / 5) / 80, of which -2 % is -1.6.
+    assert results.relative_error(CELL, "cosine") == pytest.approx(0.01 / 0.8)
+    assert "a standard error above 2 % in 0 cells, so that it would be more than 2 % behind in 0 by chance" in printed
+    assert results.behind([CELL], "plateau") == (1, 1)
+    assert results.behind([CELL], "autowu") == (0, 0)
     assert "10 % of the steps: 1 of 1, +2.5 % in the median." in printed
-    assert "| plateau | nothing | 2.00 | 0, 0, 1 | -43.1 % | -43.1 % (digits MLP, 128, 10 %) | 2 |" in printed
+    assert "| plateau | nothing | 2.00 | 0, 0, 1 | 1 (1) | -43.1 % | -43.1 % (digits MLP, 128, 10 %) | 2 |" in printed
     assert "5.0 % in the median" in printed
     # The LR's logarithm is at 0.602 of the way from the grid's first to its second, which gave 0.5 and 0.9.
     assert "within one place of the grid of the tuned one in 1 of 1 cells, below in 0, above in 0." in printed
