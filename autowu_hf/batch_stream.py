@@ -59,7 +59,7 @@ class BatchStream:
         self._delivered = 0  # the position of the next to be delivered
         self._furthest = 0  # the highest position that was delivered, plus one
         self._seeds: torch.Tensor | None = None  # the generator's state where the next iteration begins
-        self._went_back = False
+        self._went_back = False  # since the last delivery
 
     @property
     def is_open(self) -> bool:
@@ -183,6 +183,7 @@ class BatchStream:
     def _deliver(self) -> None:
         self._delivered += 1
         self.done += 1
+        self._went_back = False
         self._furthest = max(self._furthest, self._delivered)
         self._forget()
         for ref in _recent:
@@ -224,6 +225,7 @@ class BatchStream:
             "delivered": self._delivered - shift,
             "furthest": self._furthest - shift,
             "is_marked": self.is_marked,
+            "went_back": self._went_back,
         }
 
     def load_state_dict(self, state: dict[str, Any], carried: list[Any]) -> None:
@@ -237,6 +239,7 @@ class BatchStream:
         self._handed, self._furthest = self._delivered, state["furthest"]
         self._kept = carried[len(carried) + min(self._first, 0) :]
         self.is_marked = state["is_marked"]
+        self._went_back = state.get("went_back", False)
         self._has_limit = True
 
 

@@ -231,28 +231,30 @@ def test_other_data_goes_on_and_that_is_said(kind, caplog):
     assert ("several data loaders" if kind == "two" else "no sampler") in caplog.text
 
 
-@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (2, 0), (1, 2)])
-def test_every_candidate_of_a_trainer_sees_the_same_batches_and_random_numbers(accumulate, workers, tmp_path):
+class Recorder(nn.Module):
+    """Records its batches and a random number at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.seen: list[list[float]] = []
+        self.drawn: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.training:
+            self.seen.append(x.flatten().tolist())
+            self.drawn.append(float(torch.rand(())))
+        return {"loss": self.linear(x).square().mean()}
+
+
+def recording_trainer(folder: Any, **options: Any) -> Any:
+    """A Trainer of a ``Recorder``, of 14 batches an epoch and an evaluation in their middle, under AutoLRS."""
     from tiny import trainer_for
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(1, 1)
-            self.seen: list[list[float]] = []
-            self.drawn: list[float] = []
-
-        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            if self.training:
-                self.seen.append(x.flatten().tolist())
-                self.drawn.append(float(torch.rand(())))
-            return {"loss": self.linear(x).square().mean()}
-
-    model = Model()
     data = [{"x": torch.tensor([float(i)])} for i in range(56)]
-    trainer = trainer_for(
-        tmp_path,
-        model=model,
+    return trainer_for(
+        folder,
+        model=Recorder(),
         train_dataset=data,
         eval_dataset=data,
         eval_strategy="steps",
@@ -260,6 +262,14 @@ def test_every_candidate_of_a_trainer_sees_the_same_batches_and_random_numbers(a
         lr_scheduler_type="autolrs",
         lr_scheduler_kwargs={"num_candidates": 3, "first_stage": 24},
         per_device_train_batch_size=4,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (2, 0), (1, 2)])
+def test_every_candidate_of_a_trainer_sees_the_same_batches_and_random_numbers(accumulate, workers, tmp_path):
+    trainer = recording_trainer(
+        tmp_path,
         gradient_accumulation_steps=accumulate,
         num_train_epochs=9 * accumulate,
         dataloader_num_workers=workers,
@@ -269,14 +279,29 @@ def test_every_candidate_of_a_trainer_sees_the_same_batches_and_random_numbers(a
     assert stage.candidate_steps == 8
     n = stage.candidate_steps * accumulate
     begin = stage.start * accumulate
-    candidates = [model.seen[begin + i * n :][:n] for i in range(4)]
-    assert candidates[0] == candidates[1] == candidates[2] == candidates[3]  # the last are those of training
-    drawn = [model.drawn[begin + i * n :][:n] for i in range(4)]
+    seen, drawn = (
+        [values[begin + i * n :][:n] for i in range(4)] for values in (trainer.model.seen, trainer.model.drawn)
+    )
+    assert seen[0] == seen[1] == seen[2] == seen[3]  # the last are those of training
     assert drawn[0] == drawn[1] == drawn[2]
     # Training goes on after the search: there epochs and evaluations draw as they always do.
     assert drawn[3][:2] == drawn[0][:2]
-    assert len({tuple(sorted(batch)) for batch in candidates[0]}) == n
-    assert len(model.seen) == 9 * accumulate * 14
+    assert len({tuple(sorted(batch)) for batch in seen[0]}) == n
+    assert len(trainer.model.seen) == 9 * accumulate * 14
+
+
+def test_random_numbers_of_a_resumed_trainer_are_those_of_the_whole_run(tmp_path):
+    options = {"warmup_steps": 4, "num_train_epochs": 5}  # so that the search ends with an epoch
+    whole = recording_trainer(tmp_path / "whole", save_strategy="steps", save_steps=7, **options)
+    whole.train()
+    stage = whole.lr_scheduler.stages[0]
+    assert (stage.start, stage.start + stage.search_steps, stage.end) == (4, 28, 70)
+    for step in (7, 14, 21, 28, 35, 42):
+        part = recording_trainer(tmp_path / "part", **options)
+        part.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert part.model.seen == whole.model.seen[step:]
+        assert part.model.drawn == whole.model.drawn[step:]
+        assert torch.equal(part.model.linear.weight, whole.model.linear.weight)
 
 
 def ranks_loop(folder: str, resume_at: int = 0) -> dict[str, Any]:
