@@ -27,7 +27,7 @@ def report(compare):
 def row(compare, method, lr, seed, value, tune=None, cell=CELL):
     fields = dict.fromkeys(compare.FIELDS, "")
     fields |= dict(zip(compare.KEY, (*cell, method, "" if lr is None else f"{lr:g}", seed), strict=True))
-    fields |= {"test": value, "tune": value if tune is None else tune, "schedule_s": 0.1, "seconds": 2.0}
+    fields |= {"test": value, "tune": value if tune is None else tune, "schedule_s": 0.1, "seconds": 2.0, "steps": 21}
     fields["peak_lr"] = 2e-5 if method == "autowu" else ""
     return {name: str(fields[name]) for name in compare.FIELDS}
 
@@ -142,11 +142,13 @@ def test_figures_of_merit(compare, report, tmp_path, capsys):
     assert "| digits MLP (accuracy, %) | 128 | 80.0 | +2.0 | +1.3 |" in printed
     assert "AutoWU beats or ties the tuned cosine in 1 of 1 cells; it is" in printed
     assert "it is more than 2 % behind in 0, by +2.5 % at worst, and in 0 of these by more than two" in printed
+    assert "standard errors: 0 with fewer than 200 steps, 0 with at least 200 steps." in printed
+    assert report.worst_by_length(results, [CELL]).startswith("1 with fewer than 200 steps (+2.5 % at worst), 0 with")
     # Of the tuned cosine's mean the standard error is sqrt(2 * 2.5 / 5) / 80, of which -2 % is -1.6.
     assert results.relative_error(CELL, "cosine") == pytest.approx(0.01 / 0.8)
     assert "a standard error above 2 % in 0 cells, so that it would be more than 2 % behind in 0 by chance" in printed
-    assert results.behind([CELL], "plateau") == (1, 1)
-    assert results.behind([CELL], "autowu") == (0, 0)
+    assert results.behind([CELL], "plateau") == ([CELL], [CELL])
+    assert results.behind([CELL], "autowu") == ([], [])
     assert "10 % of the steps: 1 of 1, +2.5 % in the median." in printed
     assert "| plateau | nothing | 2.00 | 0, 0, 1 | 1 (1) | -43.1 % | -43.1 % (digits MLP, 128, 10 %) | 2 |" in printed
     assert "5.0 % in the median" in printed

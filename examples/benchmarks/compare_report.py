@@ -27,6 +27,8 @@ cliff. The second: the growth of today, three tenths of the LR at the cliff, and
 """
 MARGIN = 2
 """How far behind the tuned cosine a method should never be, in percent of the metric."""
+LONG = 200
+"""Steps from which on a run counts as long."""
 NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`', **EARLIER}
 
 
@@ -84,12 +86,15 @@ class Results:
         error = self.deviation(cell, method, "cosine") * math.sqrt(2 / len(SEEDS))
         return error / abs(self.mean(cell, "cosine"))
 
-    def behind(self, cells: list[Cell], method: str) -> tuple[int, int]:
-        """In how many cells it is more than ``MARGIN`` behind, and in how many of these by two standard errors."""
+    def behind(self, cells: list[Cell], method: str) -> tuple[list[Cell], list[Cell]]:
+        """The cells in which it is more than ``MARGIN`` behind, and those of them where two standard errors say so."""
         below = [cell for cell in cells if 100 * self.relative(cell, method) < -MARGIN]
         # A run that failed has no deviation.
-        far = [c for c in below if not self.relative(c, method) > -2 * self.relative_error(c, method)]
-        return len(below), len(far)
+        return below, [c for c in below if not self.relative(c, method) > -2 * self.relative_error(c, method)]
+
+    def steps(self, cell: Cell) -> int:
+        """Optimizer steps of a run."""
+        return int(self.values(cell, "autowu", "steps")[0])
 
     def failures(self, method: str) -> int:
         """Runs that learned less than half of what the tuned cosine did."""
@@ -173,7 +178,7 @@ def methods(results: Results) -> None:
         where = f"{100 * results.relative(worst, name):+.1f} % ({worst[0]}, {worst[1]}, {worst[2]} %)"
         median = f"{100 * statistics.median(results.relative(cell, name) for cell in cells):+.1f} %"
         few = "" if len(cells) == len(results.cells) else f" ({len(cells)} cells)"
-        behind = "{} ({})".format(*results.behind(cells, name))
+        behind = "{} ({})".format(*map(len, results.behind(cells, name)))
         title, failed = NAMES.get(name, name) + few, str(results.failures(name))
         columns = (title, trials, rank, counts, behind, median, where, failed)
         print("|", " | ".join(columns), "|")
@@ -203,8 +208,8 @@ def merits(results: Results) -> None:
     by_chance = sum(statistics.NormalDist(0.0, max(error, 1e-12)).cdf(-MARGIN) for error in errors)
     print(
         f"* AutoWU beats or ties the tuned cosine in {not_behind(results, cells, 'autowu')} of {len(gaps)} cells; "
-        f"it is more than {MARGIN} % behind in {behind}, by {min(gaps, default=math.nan):+.1f} % at worst, and in "
-        f"{certainly} of these by more than two standard errors.\n"
+        f"it is more than {MARGIN} % behind in {len(behind)}, by {min(gaps, default=math.nan):+.1f} % at worst, and in "
+        f"{len(certainly)} of these by more than two standard errors: {worst_by_length(results, certainly)}.\n"
         f"* The tuned cosine beside itself, on five other seeds: a standard error above {MARGIN} % in "
         f"{sum(error > MARGIN for error in errors)} cells, so that it would be more than {MARGIN} % behind in "
         f"{by_chance:.0f} by chance."
@@ -222,6 +227,20 @@ def merits(results: Results) -> None:
         if chosen:
             median = statistics.median(100 * results.relative(cell, name) for cell in chosen)
             print(f"* {title}: {not_behind(results, chosen, name)} of {len(chosen)}, {median:+.1f} % in the median.")
+
+
+def worst_by_length(results: Results, cells: list[Cell]) -> str:
+    """How many of the cells have short runs, how many long ones, and the worst gap of each."""
+    parts = []
+    for name, chosen in (
+        ("fewer than", [cell for cell in cells if results.steps(cell) < LONG]),
+        ("at least", [cell for cell in cells if results.steps(cell) >= LONG]),
+    ):
+        worst = min((results.relative(cell, "autowu") for cell in chosen), default=0.0)
+        parts.append(
+            f"{len(chosen)} with {name} {LONG} steps" + (f" ({100 * worst:+.1f} % at worst)" if chosen else "")
+        )
+    return ", ".join(parts)
 
 
 def not_behind(results: Results, cells: list[Cell], name: str) -> int:
