@@ -175,7 +175,6 @@ class AutoLRSScheduler(LRScheduler):
             self._begin_search()
 
     def _begin_search(self) -> None:
-        self._seeks_models = False
         self._start = snapshot.take(innermost(self.optimizer), self._models(), self._steps_done)
         self._random_states = collective.gather_bytes(get_random_state(device_of(self.optimizer)))
         self._replay.mark()

@@ -53,12 +53,7 @@ def get_rex_schedule_with_warmup(
             f"num_warmup_steps is {num_warmup_steps}, but must be from 0 to less than num_training_steps, "
             f"{num_training_steps}; pass fewer"
         )
-    if isinstance(sampling, str):
-        if sampling not in SAMPLINGS:
-            raise ValueError(
-                f"sampling is {sampling!r}; pick one of {', '.join(SAMPLINGS)}, or pass milestones such as [0.5, 0.75]"
-            )
-    elif not is_milestones(sampling):
+    if sampling not in SAMPLINGS and not _is_milestones(sampling):
         raise ValueError(
             f"sampling is {sampling!r}, but must be one of {', '.join(SAMPLINGS)}, or milestones that ascend and lie "
             "inside (0, 1), such as [0.5, 0.75]"
@@ -75,7 +70,7 @@ def get_rex_schedule_with_warmup(
     return LambdaLR(optimizer, factor, last_epoch)
 
 
-def is_milestones(sampling: Any) -> bool:
+def _is_milestones(sampling: Any) -> bool:
     """Whether these are shares of a run, one at least, that ascend and lie inside (0, 1)."""
     try:
         return len(sampling) > 0 and all(a < b for a, b in itertools.pairwise([0.0, *sampling, 1.0]))

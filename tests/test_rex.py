@@ -80,7 +80,7 @@ def test_a_warm_up_is_followed_by_the_peak_until_the_next_milestone():
         ((0, 0), {}, "num_training_steps is 0, but REX needs 1 at least; pass the run's steps"),
         ((10, 10), {}, "num_warmup_steps is 10, but must be from 0 to less than num_training_steps, 10; pass fewer"),
         ((-1, 10), {}, "num_warmup_steps is -1"),
-        ((0, 10), {"sampling": "batch"}, "sampling is 'batch'; pick one of step, epoch, or pass milestones such as"),
+        ((0, 10), {"sampling": "batch"}, "sampling is 'batch', but must be one of step, epoch, or milestones"),
         ((0, 10), {"sampling": [0.5, 0.5]}, r"sampling is \[0.5, 0.5\], but must be one of step, epoch, or milestones"),
         ((0, 10), {"sampling": [0.5, 1.0]}, r"that ascend and lie inside \(0, 1\), such as \[0.5, 0.75\]"),
         ((0, 10), {"sampling": []}, r"sampling is \[\], but must be"),
