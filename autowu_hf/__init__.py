@@ -10,23 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .autolrs import get_autolrs_schedule
-from .autolrs_scheduler import AutoLRSScheduler
-from .clars import CLARS
-from .divergence import DivergedError
-from .factory import get_autowu_schedule
-from .loss_history import MissingLossWarning
-from .per_sample import per_sample_gradient_norms
-from .plotting import plot_autowu
+from .autolrs import AutoLRSScheduler, get_autolrs_schedule
+from .autowu import AutoWUScheduler, get_autowu_schedule, plot_autowu
+from .clars import CLARS, per_sample_gradient_norms
 from .registration import register, unregister
 from .rex import get_rex_schedule_with_warmup
-from .salsa import get_salsa_schedule
-from .salsa_scheduler import SalsaScheduler
-from .scheduler import AutoWUScheduler
+from .runtime.finite import DivergedError
+from .runtime.loss_history import MissingLossWarning
+from .salsa import SalsaScheduler, get_salsa_schedule
 
 if TYPE_CHECKING:
-    from .callback import AutoLRSValidationCallback, AutoWUCallback
-    from .salsa_trainer import SalsaTrainer
+    from .autolrs.validation import AutoLRSValidationCallback
+    from .integrations.trainer_callback import AutoWUCallback
+    from .salsa.trainer import SalsaTrainer
 
 
 __all__ = [
@@ -51,17 +47,17 @@ __all__ = [
 ]
 
 
-# These need transformers, which is optional.
-_OF_TRANSFORMERS = {
-    "AutoLRSValidationCallback": ".callback",
-    "AutoWUCallback": ".callback",
-    "SalsaTrainer": ".salsa_trainer",
+# Imported when they are first asked for: transformers' Trainer takes seconds to import.
+_LAZY = {
+    "AutoLRSValidationCallback": ".autolrs.validation",
+    "AutoWUCallback": ".integrations.trainer_callback",
+    "SalsaTrainer": ".salsa.trainer",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_TRANSFORMERS:
-        return getattr(importlib.import_module(_OF_TRANSFORMERS[name], __name__), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

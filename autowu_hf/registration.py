@@ -7,26 +7,19 @@ there.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import inspect
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from torch.optim import Optimizer
-
-from . import accelerate_hooks
-from .autolrs import get_autolrs_schedule
-from .factory import get_autowu_schedule
-from .rex import get_rex_schedule_with_warmup
-from .salsa import get_salsa_schedule
-from .scheduler import AutoWUScheduler
-from .settings import AutoWUSettings, check_name
+from . import autolrs, autowu, rex, salsa  # noqa: F401  (each registers its method; a new method needs its import here)
+from .integrations import accelerate_hooks
+from .runtime.methods import METHODS
+from .runtime.wrapping import unwrap, wrap
 
 
 def register() -> None:
-    """Makes ``lr_scheduler_type="autowu"`` and the other names of ``SCHEDULES`` known to transformers (where it is
+    """Makes ``lr_scheduler_type="autowu"`` and the other names of ``METHODS`` known to transformers (where it is
     installed) and losses known to AutoWU.
 
     Idempotent. Called by ``import autowu_hf``. A name that transformers has come to use itself is left to it.
@@ -37,9 +30,9 @@ def register() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
-    for name, schedule in SCHEDULES.items():
+    for name, method in METHODS.items():
         if name not in SchedulerType._value2member_map_:
-            TYPE_TO_SCHEDULER_FUNCTION[_add_member(SchedulerType, name)] = schedule
+            TYPE_TO_SCHEDULER_FUNCTION[_add_member(SchedulerType, name)] = method.schedule
     _install_callback()
 
 
@@ -51,48 +44,12 @@ def unregister() -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
-    for name, schedule in SCHEDULES.items():
+    for name, method in METHODS.items():
         member = SchedulerType._value2member_map_.get(name)
-        if member is not None and TYPE_TO_SCHEDULER_FUNCTION.get(member) is schedule:  # type: ignore[call-overload]
+        if member is not None and TYPE_TO_SCHEDULER_FUNCTION.get(member) is method.schedule:  # type: ignore[call-overload]
             del TYPE_TO_SCHEDULER_FUNCTION[member]  # type: ignore[arg-type]
             _remove_member(SchedulerType, name)
     _remove_callback()
-
-
-def _schedule_from_trainer(
-    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, **options: Any
-) -> AutoWUScheduler:
-    """``get_autowu_schedule`` as ``transformers.get_scheduler`` calls it, with the ``lr_scheduler_kwargs``."""
-    preset, steps_per_epoch = options.pop("preset", None), options.pop("steps_per_epoch", None)
-    AutoWUSettings.from_options(preset, options)  # names the valid options where the call below would not
-    return get_autowu_schedule(
-        optimizer, num_training_steps, num_warmup_steps, steps_per_epoch=steps_per_epoch, preset=preset, **options
-    )
-
-
-def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[..., Any]:
-    """A schedule that names its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may."""
-    filled_in = ("optimizer", "num_training_steps", "num_warmup_steps", "last_epoch")
-    parameters = inspect.signature(schedule).parameters
-    known = tuple(option for option in parameters if option not in filled_in)
-
-    @functools.wraps(schedule)
-    def checked(*args: Any, **options: Any) -> Any:
-        for option in options:
-            if option not in parameters:
-                check_name(f"option of lr_scheduler_type={name!r}", option, known)
-        return schedule(*args, **options)
-
-    return checked
-
-
-SCHEDULES: dict[str, Any] = {
-    "autowu": _schedule_from_trainer,
-    "rex": _with_known_options("rex", get_rex_schedule_with_warmup),
-    "autolrs": _with_known_options("autolrs", get_autolrs_schedule),
-    "salsa": _with_known_options("salsa", get_salsa_schedule),
-}
-"""``lr_scheduler_type`` -> f(optimizer, num_warmup_steps=, num_training_steps=, **lr_scheduler_kwargs)."""
 
 
 def _registered_member(name: str) -> Any:
@@ -140,31 +97,27 @@ def _install_callback() -> None:
     """
     from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-    from .callback import AutoWUCallback
+    from .integrations.trainer_callback import AutoWUCallback
 
-    original: Any = CallbackHandler.add_callback
-    if hasattr(original, "_autowu_original"):
-        return
+    def add_to(original: Callable[..., None]) -> Callable[..., None]:
+        def add_callback(self: Any, callback: Any) -> None:
+            added = callback() if isinstance(callback, type) else callback
+            if isinstance(added, AutoWUCallback):
+                for i, present in enumerate(self.callbacks):
+                    if isinstance(present, AutoWUCallback):
+                        self.callbacks[i] = added
+                        return
+            original(self, added)
+            is_first = isinstance(added, DefaultFlowCallback)
+            if is_first and not any(isinstance(c, AutoWUCallback) for c in self.callbacks):
+                original(self, AutoWUCallback())
 
-    @functools.wraps(original)
-    def add_callback(self: Any, callback: Any) -> None:
-        added = callback() if isinstance(callback, type) else callback
-        if isinstance(added, AutoWUCallback):
-            for i, present in enumerate(self.callbacks):
-                if isinstance(present, AutoWUCallback):
-                    self.callbacks[i] = added
-                    return
-        original(self, added)
-        if isinstance(added, DefaultFlowCallback) and not any(isinstance(c, AutoWUCallback) for c in self.callbacks):
-            original(self, AutoWUCallback())
+        return add_callback
 
-    add_callback._autowu_original = original  # type: ignore[attr-defined]
-    CallbackHandler.add_callback = add_callback  # type: ignore[method-assign]
+    wrap(CallbackHandler, "add_callback", add_to)
 
 
 def _remove_callback() -> None:
     from transformers.trainer_callback import CallbackHandler
 
-    original = getattr(CallbackHandler.add_callback, "_autowu_original", None)
-    if original is not None:
-        CallbackHandler.add_callback = original  # type: ignore[method-assign]
+    unwrap(CallbackHandler, "add_callback")

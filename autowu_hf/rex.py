@@ -11,6 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .runtime.methods import register_method
 from .shapes import rex_decay
 
 SAMPLINGS = ("step", "epoch")
@@ -119,3 +120,6 @@ def tell_steps_per_epoch(scheduler: Any, steps: int | None) -> None:
     for i, factor in enumerate(factors):
         if getattr(factor, "func", None) is rex_factor and factor.keywords["steps_per_epoch"] is None:
             factors[i] = functools.partial(rex_factor, **{**factor.keywords, "steps_per_epoch": steps})
+
+
+register_method("rex", get_rex_schedule_with_warmup, is_adaptive=False)

@@ -14,17 +14,17 @@ same way.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import autowu_hf  # noqa: F401  (registers)
 
-from .registration import SCHEDULES
+from .runtime.methods import METHODS
+from .runtime.wrapping import wrap
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,41 +71,36 @@ def _command(name: str) -> Any:
 
 def _extend_choices() -> None:
     """Adds our names to the choices of every argument whose choices are schedules' names."""
-    original: Any = argparse._ActionsContainer.add_argument
-    if hasattr(original, "_autowu_original"):
-        return
 
-    @functools.wraps(original)
-    def add_argument(self: Any, *args: Any, **kwargs: Any) -> argparse.Action:
-        action: argparse.Action = original(self, *args, **kwargs)
-        if isinstance(action.choices, (list, tuple, set)):
-            names = [getattr(choice, "value", choice) for choice in action.choices]
-            if "linear" in names and "cosine" in names:
-                action.choices = [*action.choices, *(name for name in SCHEDULES if name not in names)]
-        return action
+    def extend(original: Callable[..., Any]) -> Callable[..., Any]:
+        def add_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
+            action = original(self, *args, **kwargs)
+            if isinstance(action.choices, (list, tuple, set)):
+                names = [getattr(choice, "value", choice) for choice in action.choices]
+                if "linear" in names and "cosine" in names:
+                    action.choices = [*action.choices, *(name for name in METHODS if name not in names)]
+            return action
 
-    add_argument._autowu_original = original  # type: ignore[attr-defined]
-    argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign]
+        return add_argument
+
+    wrap(argparse._ActionsContainer, "add_argument", extend)
 
 
 def _extend_accelerate_launch() -> None:
     """Makes what ``accelerate launch`` starts from this process run through this module too."""
     from accelerate.commands import launch
 
-    original: Any = launch.launch_command
-    if hasattr(original, "_autowu_original"):
-        return
+    def extend(original: Callable[..., Any]) -> Callable[..., Any]:
+        def launch_command(args: Any) -> Any:
+            if not args.no_python and args.training_script != __spec__.name:
+                script = ["-m", args.training_script] if args.module else [args.training_script]
+                args.training_script_args = [*script, *args.training_script_args]
+                args.training_script, args.module = __spec__.name, True
+            return original(args)
 
-    @functools.wraps(original)
-    def launch_command(args: Any) -> Any:
-        if not args.no_python and args.training_script != __spec__.name:
-            script = ["-m", args.training_script] if args.module else [args.training_script]
-            args.training_script_args = [*script, *args.training_script_args]
-            args.training_script, args.module = __spec__.name, True
-        return original(args)
+        return launch_command
 
-    launch_command._autowu_original = original  # type: ignore[attr-defined]
-    launch.launch_command = launch_command
+    wrap(launch, "launch_command", extend)
 
 
 if __name__ == "__main__":

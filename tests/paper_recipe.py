@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from autowu_hf.loss_curve_gp import NOISE_FLOOR, FastGP, GPParameters, log_marginal_likelihood
-from autowu_hf.minimum_test import MinimumTest
-from autowu_hf.settings import AutoWUSettings
+from autowu_hf.autowu.minimum_test import MinimumTest
+from autowu_hf.autowu.settings import AutoWUSettings
+from autowu_hf.loss_curve.gp import NOISE_FLOOR, FastGP, GPParameters, log_marginal_likelihood
 
 
 def softplus(raw: float) -> float:

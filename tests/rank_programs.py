@@ -14,7 +14,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, gather_object
 from tiny import IS_TRANSFORMERS_5, TinyClassifier, batches, get_schedule
 
-from autowu_hf import collective
+from autowu_hf.runtime import collective
 
 GLOBAL_BATCH = 16
 

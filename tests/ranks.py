@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["accelerate", "transformers.trainer", "autowu_hf.callback", "autowu_hf.gpytorch_gp"])
+_context.set_forkserver_preload(
+    [
+        "accelerate",
+        "transformers.trainer",
+        "autowu_hf.integrations.trainer_callback",
+        "autowu_hf.loss_curve.gpytorch_gp",
+    ]
+)
 
 KILLED = -9
 

@@ -8,8 +8,8 @@ from tiny import TinyClassifier, batches
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from autowu_hf.salsa import get_salsa_schedule
-from autowu_hf.salsa_trainer import SalsaTrainer
+from autowu_hf.salsa.factory import get_salsa_schedule
+from autowu_hf.salsa.trainer import SalsaTrainer
 
 QUICK = {"min_samples": 16, "test_every": 4, "keep": 0.5}
 """First tests after 32 steps."""

@@ -36,7 +36,7 @@ def test_every_option_has_its_row():
     import inspect
 
     from autowu_hf import get_autowu_schedule
-    from autowu_hf.settings import AutoWUSettings
+    from autowu_hf.autowu.settings import AutoWUSettings
 
     rows = {m[1]: m[2] for m in re.finditer(r"^\| `(\w+)` \| (.*?) \|", README, flags=re.MULTILINE)}
     arguments = set(inspect.signature(get_autowu_schedule).parameters) - {"optimizer"}
@@ -73,7 +73,7 @@ def test_the_fine_tuning_table_is_what_the_committed_runs_give(capsys):
 
 
 def test_the_rule_called_the_default_there_is_the_default():
-    from autowu_hf.settings import AutoWUSettings
+    from autowu_hf.autowu.settings import AutoWUSettings
 
     module = fine_tuning()
     settings = AutoWUSettings.from_options(None, module.RULES[module.DEFAULT])

@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests"
 sys.path.insert(0, str(TESTS))
 from paper_recipe import FastPaperGP, is_early, replay
 
-from autowu_hf.settings import AutoWUSettings
+from autowu_hf.autowu.settings import AutoWUSettings
 
 DEFAULT = AutoWUSettings(test_every="epoch", peak_rule="minimum")
 SEEDS = range(8)

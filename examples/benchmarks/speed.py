@@ -23,10 +23,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from transformers import GPT2Config, GPT2LMHeadModel, get_cosine_schedule_with_warmup
 
 import autowu_hf
-from autowu_hf import accelerate_hooks, snapshot
-from autowu_hf.minimum_test import MinimumTest
-from autowu_hf.rewind import LR_FACTOR
-from autowu_hf.settings import AutoWUSettings
+from autowu_hf.autowu.minimum_test import MinimumTest
+from autowu_hf.autowu.settings import AutoWUSettings
+from autowu_hf.integrations import accelerate_hooks
+from autowu_hf.rewind import snapshot
+from autowu_hf.rewind.rewind import LR_FACTOR
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from tiny import TinyClassifier, batches
 
-from autowu_hf.clars import CLARS
+from autowu_hf.clars.optimizer import CLARS
 
 OPTIONS = {"lr": 0.5, "weight_decay": 0.01, "eta": 0.05, "adapt": True, "eps": 0.0}
 STEPS, ACCUMULATION, SAMPLES, CLIP = 3, 2, 4, 0.01

@@ -1,0 +1,108 @@
+"""The peak rule: what ends the warm-up, and the LR that the decay starts from."""
+
+from __future__ import annotations
+
+import math
+
+from ..rewind import Rewind
+from ..shapes import LRCurve
+from .verdict import Ending
+
+CLIFF_SHARE = 0.2
+"""The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
+
+CAP_SHARE = 0.03
+"""The highest peak LR after a warm-up that ended at its cap, as a share of the LR there: with no cliff until then, that
+LR says little.
+"""
+
+MINIMUM_SHARE = 0.5
+"""The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the minimum. It matters where the cliff lies
+far beyond the minimum: a language model first degrades to predicting token frequencies, and stays on that plateau while
+the LR grows a hundredfold.
+"""
+
+CLIFF_SPAN = 0.08
+"""The share of the longest warm-up over which the cliff's tests must be positive: Adam's momentum overshoots now and
+then, and the loss comes back. By default the LR doubles in it.
+"""
+
+
+class PeakRule:
+    """Which rule is in force, and what follows from it. Everybody who needs to know asks here, each time.
+
+    Args:
+        wanted: the rule by the options, "minimum" or "cliff".
+        rewind: the cliff rule needs it to be on: the losses may then rise before the switch takes the weights back.
+            None: it is.
+    """
+
+    def __init__(self, wanted: str, rewind: Rewind | None = None) -> None:
+        self.wanted = wanted
+        self._rewind = rewind
+
+    @property
+    def name(self) -> str:
+        """The rule in force; "minimum" in the place of "cliff" from where rewind was found not to work."""
+        return self.wanted if self._rewind is None or self._rewind.is_on else "minimum"
+
+    @property
+    def is_cliff(self) -> bool:
+        """Whether it is the cliff that ends the warm-up."""
+        return self.name == "cliff"
+
+    def span(self, cap: int) -> float:
+        """The scheduler steps from the first positive test in a row to the last that end a warm-up.
+
+        Args:
+            cap: the longest warm-up, in scheduler steps.
+        """
+        return CLIFF_SPAN * cap if self.is_cliff else 0.0
+
+    def lag(self, ticks_per_step: int) -> int:
+        """Scheduler steps from the LR to which a loss is attributed to the LR of its own optimizer step.
+
+        Each loss is computed before its own step's update, so the previous step's LR is the last one that could have
+        affected it. The paper's eq. (5) takes the LR of its own step.
+        """
+        return ticks_per_step if self.is_cliff else 0
+
+    def peak_lr(self, ending: Ending, step: int, curve: LRCurve, ticks_per_step: int, guard: bool) -> float:
+        """The LR that the decay starts from.
+
+        Args:
+            ending: how the warm-up ended.
+            step: the scheduler step at which it ended.
+            curve: its LRs.
+            ticks_per_step: scheduler steps per optimizer step.
+            guard: the option of that name.
+        """
+        lag = self.lag(ticks_per_step)
+        return peak_lr(
+            self.name,
+            at_cap=ending.reason == "cap" and guard,
+            minimum_lr=curve.warmup(max(ending.minimum_step - lag, 0)),
+            cliff_lr=curve.warmup(max(ending.cliff_step - lag, 0)),
+            last_lr=curve.warmup(step),
+            lowest_lr=curve.warmup(0),
+        )
+
+
+def peak_lr(rule: str, at_cap: bool, minimum_lr: float, cliff_lr: float, last_lr: float, lowest_lr: float) -> float:
+    """The LR that the decay starts from.
+
+    Args:
+        rule: the peak rule, "minimum" or "cliff".
+        at_cap: whether the warm-up ended at its cap, and not by what its losses did.
+        minimum_lr: the LR at the minimum, t* of eq. (5).
+        cliff_lr: the LR at the cliff.
+        last_lr: the LR at the end of the warm-up.
+        lowest_lr: the LR that the warm-up started from.
+
+    Returns:
+        The LR, in the unit of the others.
+    """
+    highest = CAP_SHARE * last_lr if at_cap else math.inf
+    if rule == "cliff":
+        highest = min(highest, CLIFF_SHARE * cliff_lr, MINIMUM_SHARE * minimum_lr)
+    return max(min(minimum_lr, highest), lowest_lr)

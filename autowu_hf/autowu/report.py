@@ -1,0 +1,133 @@
+"""``autowu.json``: the decision and its evidence as a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .verdict import MinimumTestRecord
+
+
+def log_values(phase: str, tests: Sequence[MinimumTestRecord], peak_lr: float | None) -> dict[str, float]:
+    """What the training logs get beside the loss: ``autowu/phase``, 0 in the warm-up and 1 in the decay;
+    ``autowu/p_min``, the median over the last test's subsets; ``autowu/peak_lr``, from the switch on.
+    """
+    values = {"autowu/phase": float(phase == "decay")}
+    if tests:
+        values["autowu/p_min"] = statistics.median(tests[-1].p_min)
+    if peak_lr is not None:
+        values["autowu/peak_lr"] = peak_lr
+    return values
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The switch in one line, as it is logged.
+
+    Args:
+        report: what ``AutoWUScheduler.report`` returned after the switch.
+
+    Returns:
+        For example "cliff at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, rex
+        decay over 654 steps".
+    """
+    step, minimum = report["switch_step"], report["minimum_step"]
+    found = f"minimum at step {minimum} of {step}"
+    if report["ended_by"] != "minimum":
+        found = f"{_ending(report)} at step {step}, minimum at step {minimum}"
+    restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
+    steps = report["num_training_steps"] - step
+    return f"{found}; peak LR {_lr(report['peak_lr'])}{restored}, {_decay(report)} decay over {steps} steps"
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The same as a title of the picture; before the switch, how far the warm-up is."""
+    step = report["switch_step"]
+    if step is None:
+        return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
+    found = f"minimum at {report['minimum_step']}, seen at step {step}"
+    if report["ended_by"] != "minimum":
+        found = f"{_ending(report)} at step {step}"
+    back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
+    return f"AutoWU: {found}{back}; peak LR {_lr(report['peak_lr'])}, then {_decay(report)}"
+
+
+def _ending(report: dict[str, Any]) -> str:
+    names = {"cliff": "cliff", "cap": "warm-up ended by its cap,", "divergence": "losses diverged"}
+    return names[report["ended_by"]]
+
+
+def _decay(report: dict[str, Any]) -> str:
+    return str(report["settings"]["decay_type"]).replace("_", " ")
+
+
+def _lr(lr: float) -> str:
+    """1.0e-3, say."""
+    return f"{lr:.1e}".replace("e-0", "e-")
+
+
+def write_files(report: dict[str, Any], folder: str, file: bool, picture: bool) -> None:
+    """Writes ``autowu.json``, and ``autowu.png`` where matplotlib is installed.
+
+    Args:
+        report: what ``AutoWUScheduler.report`` returned, perhaps with more.
+        folder: where.
+        file: whether to write the former.
+        picture: whether to draw the latter.
+    """
+    if file:
+        write_report(report, os.path.join(folder, "autowu.json"))
+    if picture and importlib.util.find_spec("matplotlib") is not None:
+        from .plotting import plot_autowu
+
+        plot_autowu(report, os.path.join(folder, "autowu.png"))
+
+
+def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a report; the file is either whole or the one before.
+
+    Args:
+        report: what ``AutoWUScheduler.report`` returned, perhaps with more. Non-finite numbers become null.
+        path: where; folders are made.
+    """
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(_finite(report), file, allow_nan=False)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what ``write_report`` wrote; null losses are NaN again.
+
+    Args:
+        path: of ``autowu.json``.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: the file is not such a report.
+    """
+    with open(path, encoding="utf-8") as file:
+        report = json.load(file)
+    if not isinstance(report, dict) or "growth_steps" not in report:
+        raise ValueError(f"{os.fspath(path)} is not a report of AutoWU; pass the autowu.json of a run")
+    report["losses"] = [math.nan if loss is None else loss for loss in report["losses"]]
+    return report
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,269 @@
+"""AutoWU as a torch learning rate scheduler: a state machine, warm-up then decay (paper 2.1 and 2.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..rewind import Rewind
+from ..runtime import collective
+from ..runtime.checks import check_steps
+from ..runtime.loss_history import LossHistory
+from ..runtime.param_groups import weights_out_of_reach
+from ..runtime.scheduler import AdaptiveScheduler
+from .peak_rule import PeakRule
+from .report import describe, log_values, write_files
+from .settings import AutoWUSettings
+from .verdict import Ending, MinimumTestRecord
+from .warm_up import WarmUp
+from .way_back import WayBack, require_finite_parameters
+
+logger = logging.getLogger(__name__)
+
+_CHECK_AFTER = 5
+
+
+class AutoWUScheduler(AdaptiveScheduler):
+    """Grows the LR from a tiny value until the loss has passed its minimum, then decays from the LR at the minimum.
+
+    Use ``get_autowu_schedule`` to build one from options. With several processes all run the same schedule: at a
+    minimum test their losses are gathered, the main process tests, and its record is broadcast.
+
+    Args:
+        settings: the options; the other arguments are explained at ``get_autowu_schedule``.
+
+    Attributes:
+        phase: "warmup" or "decay".
+        switch_step: scheduler steps done when the warm-up ended; None before.
+        minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one that is as good, the
+            noise considered; None before the switch.
+        peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
+            switch.
+        ended_by: "minimum", "cliff", "cap" or "divergence"; None before the switch.
+        rewound_to: the step whose weights the switch went back to; None before it, and where none were.
+        tests: the ``MinimumTestRecord`` of every test so far.
+
+    Raises:
+        ValueError: an argument is outside its limits, or the optimizer cannot be scheduled.
+    """
+
+    name = "AutoWU"
+    state_version = 2
+    state_key = "minimum_test"
+    can_wait = True
+    has_report = True
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_training_steps: int,
+        num_warmup_steps: int = 0,
+        *,
+        steps_per_epoch: int | None = None,
+        settings: AutoWUSettings | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(optimizer, num_training_steps, num_warmup_steps)
+        check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
+        self.settings = s = AutoWUSettings() if settings is None else settings
+        self.switch_step: int | None = None
+        self.minimum_step: int | None = None
+        self.peak_lr: float | None = None
+        self.ended_by: str | None = None
+        self.rewound_to: int | None = None
+        self._check_at: int | None = None
+        # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
+        self._history = LossHistory(optimizer, model=model)
+        self.rewind = Rewind(
+            optimizer, self._history.models, s.rewind, s.rewind_dir, s.rewind_memory, looks_on=s.rule == "cliff"
+        )
+        self._rule = PeakRule(s.rule, self.rewind)
+        self._warm_up = WarmUp(s, self._history, steps_per_epoch, self._rule)
+        self._cadence = self._warm_up.cadence
+        self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
+        self._plan()
+        self._start(optimizer)
+
+    def _plan(self) -> None:
+        """Sets cap and LR curve, and plans the next test; a warm-up under way grows as it began."""
+        self._set_lengths(self.curve.growth_steps if getattr(self, "last_epoch", 0) > 0 else None)
+
+    def _set_lengths(self, growth_steps: int | None) -> None:
+        s, ticks = self.settings, self.ticks_per_step
+        self._cadence.ticks_per_step = ticks
+        # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
+        cap = self.num_warmup_steps or s.longest_warmup(self.num_training_steps / ticks) * ticks
+        cap = min(cap, self.num_training_steps - 1)
+        growth_steps = cap if growth_steps is None else growth_steps
+        self.warmup_cap = min(cap, growth_steps)
+        self.curve = s.curve(self.num_training_steps, growth_steps)
+        self._cadence.plan(max(getattr(self, "last_epoch", 0), 0), self.warmup_cap)
+        self._way_back.follow(self.curve, self.warmup_cap)
+
+    def _plan_rest(self) -> str:
+        self._set_lengths(None)
+        return "starts a new warm-up"
+
+    @property
+    def phase(self) -> str:
+        """The state: "warmup" until the switch, then "decay"."""
+        return "warmup" if self.switch_step is None else "decay"
+
+    @property
+    def takes_losses(self) -> bool:
+        """Whether the losses of the steps to come are needed."""
+        return self.switch_step is None
+
+    @property
+    def peak_rule(self) -> str:
+        """The rule that ends the warm-up: "minimum" or "cliff", which needs rewind to be on."""
+        return self._rule.name
+
+    @property
+    def losses(self) -> list[float]:
+        """The losses of the warm-up, one per optimizer step: those gathered so far, the mean over processes, in the
+        loss's own unit; with one process, all.
+        """
+        if collective.num_processes() == 1:
+            self.flush()
+        return [float(loss) for loss in self._warm_up.history.gathered]
+
+    @property
+    def tests(self) -> list[MinimumTestRecord]:
+        return self._warm_up.minimum_test.records
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Scheduler steps in an epoch; None when unknown."""
+        return self._cadence.steps_per_epoch
+
+    def _advance(self, step: int, loss: Any) -> None:
+        if self.switch_step is None:
+            if step == 1:
+                self._say_if_short()
+            self._end_or_keep(step, self._warm_up.advance(step, self.warmup_cap, loss))
+        elif self._check_at == step:
+            self._require_finite_parameters(step)
+
+    def _schedule(self, step: int) -> float:
+        if self.switch_step is None or self.peak_lr is None:
+            return self.curve.warmup(step)
+        return self.curve.decay(step, self.switch_step, self.peak_lr)
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        obstacle = weights_out_of_reach(optimizer)
+        if obstacle is not None:
+            self.rewind.refuse(obstacle)
+
+    def set_steps_per_epoch(self, steps: int | None) -> None:
+        """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""
+        check_steps(self.num_training_steps, 0, steps)
+        self._cadence.tell_epoch(steps, self.last_epoch, self.warmup_cap)
+        self._say_if_short()
+
+    def _say_if_short(self) -> None:
+        if self.last_epoch == 0:  # before training
+            self._cadence.say_shortage(self.warmup_cap, self._warm_up.minimum_test.fewest_losses)
+
+    def hold_tests(self, held: bool) -> None:
+        """Holds minimum tests back, because other processes may be ahead or behind; see ``catch_up``."""
+        self._cadence.held = held
+
+    def catch_up(self) -> None:
+        """Takes this process to the step of the one that is furthest, and runs a test that has become due.
+
+        Three collectives at most; all processes must join.
+        """
+        step, switch_step = self._warm_up.catch_up(self.last_epoch, self.switch_step)
+        self._step_count += step - self.last_epoch
+        self.last_epoch = step
+        if self._way_back.is_owed:
+            self._go_back()
+        elif self.switch_step is None and switch_step is not None:  # at the cap, where no test decides
+            self._switch(switch_step, Ending("cap", switch_step, switch_step))
+        elif self.switch_step is None:
+            self._end_or_keep(step, self._warm_up.test_if_due(step, self.warmup_cap))
+        self._set_lrs()
+
+    def _end_or_keep(self, step: int, ending: Ending | None) -> None:
+        if ending is not None:
+            self._switch(step, ending)
+        elif step >= self._way_back.due_at:
+            self._way_back.keep(step)
+
+    def _switch(self, step: int, ending: Ending) -> None:
+        """Ends the warm-up: the next step runs at the peak LR, from the weights that never saw a higher one."""
+        self._warm_up.history.close()
+        self.switch_step = step
+        self.ended_by = ending.reason
+        self.minimum_step = ending.minimum_step
+        self.peak_lr = self._rule.peak_lr(ending, step, self.curve, self.ticks_per_step, self.settings.guard)
+        self._go_back()
+        if ending.reason == "divergence":
+            if self.rewound_to is None:
+                self._require_finite_parameters(step)
+            # What broke the run may break it again, whatever the LR.
+            self._check_at = step + _CHECK_AFTER * self.ticks_per_step
+        if collective.is_main_process():
+            logger.info(describe(self.report()))
+
+    def _go_back(self) -> None:
+        assert self.peak_lr is not None
+        assert self.minimum_step is not None
+        self.rewound_to = self._way_back.go_back(self.peak_lr, self.minimum_step)
+
+    def _require_finite_parameters(self, step: int) -> None:
+        last_lr, max_lr = self.curve.warmup(self.switch_step or step), self.settings.max_lr
+        require_finite_parameters(self.optimizer, step, last_lr, max_lr, self.rewound_to, self.rewind.is_on)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "growth_steps": self.curve.growth_steps,
+            **self._warm_up.state_dict(),
+            **{name: getattr(self, name) for name in _DECISION},
+            "check_at": self._check_at,
+            "rewind": self.rewind.state_dict(),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """A run resumed with another ``num_training_steps`` keeps the growth of its warm-up and its switch, and ends at
+        the new total.
+        """
+        for name in _DECISION:
+            setattr(self, name, state[name])
+        self._check_at = state["check_at"]
+        self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
+        self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None)
+        self._set_lengths(growth_steps=state["growth_steps"])
+
+    def log_values(self) -> dict[str, float]:
+        """See ``report.log_values``."""
+        return log_values(self.phase, self.tests, self.peak_lr)
+
+    def report(self) -> dict[str, Any]:
+        """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "num_training_steps": self.num_training_steps,
+            "growth_steps": self.curve.growth_steps,
+            "warmup_cap": self.warmup_cap,
+            "step": self.last_epoch,
+            "phase": self.phase,
+            **{name: getattr(self, name) for name in _DECISION},
+            "peak_rule": self.peak_rule,
+            "losses": self.losses,
+            "tests": [dataclasses.asdict(record) for record in self.tests],
+        }
+
+    def write_report(self, folder: str, logged_losses: Sequence[Sequence[float]], file: bool, picture: bool) -> None:
+        """Writes ``autowu.json`` and ``autowu.png``; see ``AdaptiveScheduler.write_report``."""
+        write_files({**self.report(), "logged_losses": [[*pair] for pair in logged_losses]}, folder, file, picture)
+
+
+_DECISION = ("switch_step", "minimum_step", "peak_lr", "ended_by", "rewound_to")
+"""What the switch decided."""

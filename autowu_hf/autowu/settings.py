@@ -1,0 +1,190 @@
+"""Every option of the schedule: its default, its symbol in the paper, and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..runtime.checks import check_count, check_name, check_number
+from ..shapes import DECAY_TYPES, GROWTHS, LRCurve
+
+GP_ENGINES = ("fast", "gpytorch")
+PEAK_RULES = ("minimum", "cliff")
+_ENOUGH = 10
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "max_warmup_fraction": 0.5,
+        "growth": "exponential",
+        "decay_type": "cosine",
+        "test_every": "epoch",
+        "gp_engine": "gpytorch",
+        "standardize": False,
+        "peak_rule": "minimum",
+        "rewind": False,
+        "guard": False,
+    },
+}
+"""Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe."""
+
+
+@dataclass(frozen=True)
+class AutoWUSettings:
+    """The options of AutoWU, checked.
+
+    Args:
+        min_lr: eta_min, the LR that the warm-up starts from, in optimizer units (2.1.1).
+        max_lr: eta_max, the LR that the warm-up would reach at its cap, in optimizer units (2.1.1).
+        max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1) (2.1.1).
+        growth: "exponential" (2.1.1, eq. 1), "quick_start" (faster through the lowest LRs, slower through the others)
+            or "linear" (appendix C.2, eq. 6).
+        decay_type: "cosine", "constant_then_cosine" (2.2), "linear" or "rex" (arXiv 2107.04197).
+        decay_fraction: for "constant_then_cosine", the last share of all steps, in (0, 1), over which the LR falls
+            (2.2).
+        test_every: steps between two minimum tests: a number, "epoch" (2.1.2), or "auto": the epoch when the
+            warm-up's cap holds at least 30 of them, else 1/60 of the cap.
+        confidence: c, the probability in (0, 1) that P_min must exceed (2.1.2).
+        patience: p, the positive tests in a row that end the warm-up (2.1.2).
+        num_tests: n_test, the random subsets of the losses that vote in a test (2.1.2).
+        gp_engine: "fast" (converged fit, milliseconds) or "gpytorch" (the paper's 100 steps of Adam).
+        standardize: test losses with spikes removed, mean 0 and standard deviation 1, so that the decision does not
+            depend on the unit of the loss; False tests them as they are, like the authors.
+        peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
+            (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained, and more than its noise, is lost
+            again for good, and the peak is a fifth of the LR at which that was so, but at most half of the LR at the
+            minimum, that is at the last place that is as good, the noise considered; each is the LR of the step before,
+            the last one that the loss has suffered from. None: "cliff" with rewind, else "minimum".
+        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR, or
+            the minimum, was passed. "disk": the same, kept in files. None: True where that works. False: it takes
+            back the LR only.
+        rewind_dir: the folder for "disk"; None for the system's temporary one.
+        rewind_memory: the share of the free host memory, in (0, 1), that the kept weights may take.
+        guard: ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
+            nothing there either, the peak is at most 3 % of the LR at the cap.
+        seed: of the random subsets of losses.
+
+    Raises:
+        ValueError: an option is outside its limits, or a name is unknown.
+    """
+
+    min_lr: float = 1e-5
+    max_lr: float = 1.0
+    max_warmup_fraction: float = 0.25
+    growth: str = "quick_start"
+    decay_type: str = "rex"
+    decay_fraction: float = 0.2
+    test_every: str | int = "auto"
+    confidence: float = 0.95
+    patience: int = 3
+    num_tests: int = 5
+    gp_engine: str = "fast"
+    standardize: bool = True
+    peak_rule: str | None = None
+    rewind: bool | str | None = None
+    rewind_dir: str | None = None
+    rewind_memory: float = 0.5
+    guard: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("min_lr", "max_lr"):
+            check_number(name, getattr(self, name))
+        if not 0.0 < self.min_lr < self.max_lr or not math.isfinite(self.max_lr):
+            raise ValueError(
+                f"min_lr must be positive and less than max_lr, got min_lr={self.min_lr} and max_lr={self.max_lr}; "
+                "the warm-up grows the learning rate from min_lr towards max_lr"
+            )
+        for name in ("max_warmup_fraction", "decay_fraction", "confidence", "rewind_memory"):
+            check_number(name, getattr(self, name))
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
+        for name in ("patience", "num_tests"):
+            check_count(name, getattr(self, name), minimum=1)
+        check_count("seed", self.seed, minimum=0)
+        check_name("growth", self.growth, tuple(GROWTHS))
+        check_name("decay_type", self.decay_type, DECAY_TYPES)
+        check_name("gp_engine", self.gp_engine, GP_ENGINES)
+        for name in ("standardize", "guard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        self._check_rewind()
+        if isinstance(self.test_every, str):
+            if self.test_every not in ("auto", "epoch"):
+                raise ValueError(f'test_every must be "auto", "epoch" or a number of steps, got {self.test_every!r}')
+        else:
+            check_count("test_every", self.test_every, minimum=1)
+
+    def _check_rewind(self) -> None:
+        if self.rewind not in (None, True, False, "disk") or type(self.rewind) in (int, float):
+            raise ValueError(f'rewind must be True, False, "disk" or None, got {self.rewind!r}')
+        if self.rewind_dir is not None and (not isinstance(self.rewind_dir, str) or self.rewind != "disk"):
+            raise ValueError(
+                f'rewind_dir must be the name of a folder, beside rewind="disk", got {self.rewind_dir!r} and '
+                f"rewind={self.rewind!r}"
+            )
+        if self.peak_rule is not None:
+            check_name("peak_rule", self.peak_rule, PEAK_RULES)
+        if self.peak_rule == "cliff" and self.rewind is False:
+            raise ValueError(
+                'peak_rule="cliff" lets the loss rise before it goes back, so it needs rewind; leave rewind on, or use '
+                'peak_rule="minimum"'
+            )
+
+    @property
+    def rule(self) -> str:
+        """The peak rule: ``peak_rule``, or what stands for None."""
+        return self.peak_rule or ("minimum" if self.rewind is False else "cliff")
+
+    @classmethod
+    def from_options(cls, preset: str | None, options: dict[str, Any]) -> AutoWUSettings:
+        """The settings of a preset with some options replaced.
+
+        Args:
+            preset: a name of ``PRESETS``; None means "default".
+            options: option -> value; None leaves the preset's value.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: the preset or an option is unknown or outside its limits.
+        """
+        preset = "default" if preset is None else preset
+        check_name("preset", preset, tuple(PRESETS))
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            check_name("option of lr_scheduler_type='autowu'", name, (*known, "preset", "steps_per_epoch"))
+        return cls(**{**PRESETS[preset], **{k: v for k, v in options.items() if v is not None}})
+
+    def longest_warmup(self, steps: float) -> int:
+        """The longest warm-up of a run of so many optimizer steps, in optimizer steps.
+
+        It is ``max_warmup_fraction`` of them; in short runs the ten that a test needs, or half of them.
+        """
+        return max(int(self.max_warmup_fraction * steps), min(_ENOUGH, int(steps / 2)), 1)
+
+    def curve(self, num_training_steps: int, growth_steps: int) -> LRCurve:
+        """The LRs of a run; the lengths are in scheduler steps, see ``LRCurve``."""
+        names = [field.name for field in dataclasses.fields(LRCurve)][2:]
+        return LRCurve(num_training_steps, growth_steps, **{name: getattr(self, name) for name in names})
+
+    def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:
+        """The steps between two minimum tests.
+
+        Args:
+            cap: floor(rho_w T), the longest warm-up in steps.
+            steps_per_epoch: steps in an epoch, None when unknown.
+
+        Returns:
+            The interval in steps, at least 1; None where "epoch" is asked for and the epoch's length is unknown.
+        """
+        if isinstance(self.test_every, int):
+            return self.test_every
+        if self.test_every == "epoch":
+            return steps_per_epoch
+        if steps_per_epoch is not None and cap >= 30 * steps_per_epoch:
+            return steps_per_epoch
+        return max(cap // 60, 1)

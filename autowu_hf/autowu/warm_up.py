@@ -1,0 +1,159 @@
+"""The warm-up: takes in the losses of the run and finds out when their minimum has passed (2.1.2)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from ..loss_curve import divergence
+from ..runtime import collective
+from ..runtime.loss_history import LossHistory
+from .cadence import Cadence
+from .minimum_test import MinimumTest
+from .peak_rule import PeakRule
+from .settings import AutoWUSettings
+from .verdict import Ending, MinimumTestRecord
+
+logger = logging.getLogger(__name__)
+
+
+class WarmUp:
+    """The part of the schedule that decides; with several processes, the same on all of them.
+
+    Args:
+        settings: the options.
+        history: takes the losses in.
+        steps_per_epoch: scheduler steps in an epoch; None when unknown.
+        rule: the peak rule.
+
+    Attributes:
+        cadence: when losses are taken in and tests run.
+        history: the losses.
+        minimum_test: the tests.
+    """
+
+    def __init__(
+        self, settings: AutoWUSettings, history: LossHistory, steps_per_epoch: int | None, rule: PeakRule
+    ) -> None:
+        self.settings = settings
+        self.cadence = Cadence(settings, steps_per_epoch)
+        self.history = history
+        self.minimum_test = MinimumTest(settings, rule)
+        self.history.open()
+
+    def advance(self, step: int, cap: int, loss: Any) -> Ending | None:
+        """Takes in the loss of one more scheduler step, and tests when it is time.
+
+        Args:
+            step: t, the scheduler steps done.
+            cap: the longest warm-up, in scheduler steps.
+            loss: as in ``AutoWUScheduler.step``.
+
+        Returns:
+            How the warm-up ended, when it is over; else None.
+
+        Raises:
+            ValueError: see ``AutoWUScheduler.step``.
+        """
+        if self.cadence.tick():
+            self.history.observe(loss)
+        if step < self.cadence.next_test and step < cap:  # True at most steps: nothing to test yet
+            return None
+        return self.test_if_due(step, cap)
+
+    def test_if_due(self, step: int, cap: int) -> Ending | None:
+        """Tests when it is time; arguments, return and error as in ``advance``."""
+        if step >= cap:
+            return self._end_at_cap(step)
+        if not self.cadence.is_due(step):
+            return None
+        self.cadence.require_interval(cap)
+        record = self._test(step)
+        self.cadence.plan(step, cap, soon=self.minimum_test.inconclusive)
+        if record is None or not self.minimum_test.has_passed(cap):
+            return None
+        return self._ending("divergence" if record.diverged else self.minimum_test.rule.name, record)
+
+    def _end_at_cap(self, step: int) -> Ending:
+        record = None
+        if self.settings.guard and not self.cadence.held:
+            record = self._test(step, is_last=True)
+        if record is None:
+            return Ending("cap", minimum_step=step, cliff_step=step)
+        diverged = record.diverged or not math.isfinite(self.history.gathered[-1])
+        passed = self.minimum_test.has_passed(step)
+        return self._ending("divergence" if diverged else self.minimum_test.rule.name if passed else "cap", record)
+
+    def _ending(self, reason: str, record: MinimumTestRecord) -> Ending:
+        minimum_step, cliff_step = self.minimum_test.minimum_step, self.minimum_test.cliff_step
+        assert minimum_step is not None  # there is a record
+        assert cliff_step is not None
+        if reason == "divergence":  # of which a GP on few losses may take no notice
+            losses = self.history.gathered
+            cliff_step = min(cliff_step, record.step * divergence.num_sound(losses) / len(losses))
+        return Ending(reason, self._whole(minimum_step, record), self._whole(cliff_step, record))
+
+    def _whole(self, place: float, record: MinimumTestRecord) -> int:
+        """A place on the axis in whole optimizer steps."""
+        ticks = self.cadence.ticks_per_step
+        return min(round(place / ticks) * ticks, record.step)
+
+    def _test(self, step: int, is_last: bool = False) -> MinimumTestRecord | None:
+        self.history.flush()
+        losses, records = self.history.gathered, self.minimum_test.records
+        num_new = len(losses) - (records[-1].num_losses if records else 0)
+        if num_new == 0:
+            return None
+        record = self.minimum_test.run(losses, num_new, step, is_last) if collective.is_main_process() else None
+        if collective.num_processes() > 1:
+            numbers = None if record is None else record.to_numbers()
+            count = MinimumTestRecord.count_numbers(self.settings.num_tests)
+            shared = MinimumTestRecord.from_numbers(collective.broadcast_numbers(numbers, count))
+            if record is None:
+                records.append(shared)
+        return records[-1]
+
+    def catch_up(self, step: int, switch_step: int | None) -> tuple[int, int | None]:
+        """Where the other processes are, and the losses that they have more; collectives that all must join.
+
+        Args:
+            step: scheduler steps done on this process.
+            switch_step: the step at which this process's warm-up ended; None before.
+
+        Returns:
+            The step, and the step of the switch, of the process that is furthest.
+        """
+        mine = [step, len(self.history.pending()), -1 if switch_step is None else switch_step]
+        step, num_pending, switched = collective.gather_max(mine)
+        self.history.flush_uneven(num_pending)
+        self.cadence.restart()
+        return step, None if switched < 0 else switched
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses and tests, and what they depend on."""
+        return {
+            "steps_per_epoch": self.cadence.steps_per_epoch,
+            "num_processes": collective.num_processes(),
+            "losses": self.history.state_dict(),
+            "minimum_test": self.minimum_test.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], is_over: bool) -> None:
+        """Restores what ``state_dict`` returned; listens to losses again, or no more when ``is_over``."""
+        if not self.cadence.epoch_is_given:
+            self.cadence.steps_per_epoch = state["steps_per_epoch"]
+        self.history.load_state_dict(state["losses"])
+        self.minimum_test.load_state_dict(state["minimum_test"])
+        self.cadence.restart()
+        if is_over:
+            self.history.close()
+        else:
+            self.history.open()  # the scheduler may have been past its switch
+        if state["num_processes"] != collective.num_processes() and collective.is_main_process():
+            logger.warning(
+                "AutoWU goes on with %d process(es) from a state of %d: the losses of its warm-up are means over "
+                "another number of processes, and perhaps over another global batch",
+                collective.num_processes(),
+                state["num_processes"],
+            )

@@ -1,0 +1,150 @@
+"""The way back at the switch: the snapshots that it may want, and the weights that it restores."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+
+from torch.optim import Optimizer
+
+from ..rewind import LR_FACTOR, Rewind
+from ..runtime import collective
+from ..runtime.finite import DivergedError, has_finite_parameters
+from ..shapes import LRCurve
+from .peak_rule import CAP_SHARE, CLIFF_SHARE, CLIFF_SPAN, MINIMUM_SHARE, PeakRule
+from .warm_up import WarmUp
+
+logger = logging.getLogger(__name__)
+
+
+class WayBack:
+    """Has snapshots taken along the warm-up wherever the switch may go back to, and goes back.
+
+    Args:
+        rule: the peak rule.
+        rewind: takes and restores the snapshots.
+        warm_up: whose tests say what the switch may want.
+
+    Attributes:
+        due_at: the scheduler step before which no snapshot is due.
+        is_owed: whether the switch was made while other processes were at earlier steps, so that going back waits
+            until all meet.
+    """
+
+    def __init__(self, rule: PeakRule, rewind: Rewind, warm_up: WarmUp) -> None:
+        self._rule = rule
+        self._rewind = rewind
+        self._cadence = warm_up.cadence
+        self._minimum_test = warm_up.minimum_test
+        self._patience = warm_up.settings.patience
+        self.due_at = 0
+        self.is_owed = False
+
+    def follow(self, curve: LRCurve, cap: int) -> None:
+        """Sets the LRs of the warm-up and its longest length in scheduler steps, as they are from now on."""
+        self._curve, self._cap = curve, cap
+        self.due_at = 0  # looked up at the next step
+
+    def keep(self, step: int) -> None:
+        """Takes a snapshot after a scheduler step, where one is due and all processes have done the step."""
+        cadence, rewind, lr_of = self._cadence, self._rewind, self._curve.warmup
+        if cadence.held or not cadence.is_between_steps:
+            return
+        if not rewind.is_planned and rewind.is_on:
+            rewind.plan(band=lr_of(self._cap) / self._lowest_lr(self._cap))
+        if rewind.is_due(lr_of(step)):
+            rewind.follow(step, lr_of, self._lowest_lr(step), self._wanted_lrs(step))
+        later = range(step + 1, self._cap + 1)
+        self.due_at = step + 1 + bisect.bisect_left(later, True, key=lambda t: rewind.is_due(lr_of(t)))
+
+    def _interval(self) -> int:
+        return self._cadence.interval(self._cap) or self._cadence.ticks_per_step
+
+    def _lowest_lr(self, step: int) -> float:
+        """The lowest LR that the switch would go back to for a cliff, or a minimum, that is still to be seen."""
+        if self._rule.wanted != "cliff":
+            return self._curve.warmup(step)
+        interval = self._interval()
+        # What a test finds lies before the tests in a row that it takes.
+        tests = max((self._patience + 1) * interval, CLIFF_SPAN * self._cap + interval)
+        return CLIFF_SHARE * self._curve.warmup(max(step - tests - self._rule.lag(self._cadence.ticks_per_step), 0))
+
+    def _wanted_lrs(self, step: int) -> list[float]:
+        """The LRs that the switch would go back to for the minimum that is known now, or at the cap."""
+        if self._rule.wanted == "cliff":
+            share, lag = MINIMUM_SHARE, self._rule.lag(self._cadence.ticks_per_step)
+        else:
+            share, lag = 1.0, self._interval()
+        places = [place - lag for place in self._minimum_test.minimum_steps or [step]]
+        lrs = [share * self._curve.warmup(max(place, 0)) for place in places]
+        return [*lrs, CAP_SHARE * self._curve.warmup(self._cap)]
+
+    def go_back(self, peak_lr: float, minimum_step: int) -> int | None:
+        """Restores the last weights that never saw an LR above the peak, and no later ones than those of the minimum;
+        while tests are held, because other processes train on, it only notes that this is owed.
+
+        Args:
+            peak_lr: the LR that the decay starts from.
+            minimum_step: t*, in scheduler steps.
+
+        Returns:
+            Their scheduler step; None where nothing was restored.
+        """
+        self.is_owed = self._cadence.held
+        if self.is_owed:
+            return None
+        lr_of = self._curve.warmup
+        highest = min(peak_lr, lr_of(minimum_step))
+        has_any = bool(self._rewind.kept)  # not after a warm-up of one step
+        step = self._rewind.restore(lr_of, highest)
+        if has_any and collective.is_main_process():
+            if step is None:
+                logger.warning("AutoWU has no state with finite weights to go back to")
+            elif lr_of(step) > LR_FACTOR * highest:
+                logger.warning(
+                    "AutoWU goes back to the earliest state that it has, of step %d at learning rate %.1e, which is "
+                    "above the %.1e that it is to go on from",
+                    step,
+                    lr_of(step),
+                    highest,
+                )
+        self._rewind.drop()
+        return step
+
+
+def require_finite_parameters(
+    optimizer: Optimizer, step: int, last_lr: float, max_lr: float, rewound_to: int | None, rewind_is_on: bool
+) -> None:
+    """Stops a run that would burn the rest of its budget.
+
+    Looks at this process's share only: where shares differ, the launcher ends the other processes.
+
+    Args:
+        optimizer: whose parameters are looked at.
+        step: scheduler steps done.
+        last_lr: the LR at the end of the warm-up, in optimizer units.
+        max_lr: the option of that name.
+        rewound_to: the step whose weights were restored there; None where none were.
+        rewind_is_on: whether there were any to choose from.
+
+    Raises:
+        DivergedError: a parameter is infinite or NaN.
+    """
+    if has_finite_parameters(optimizer):
+        return
+    if rewound_to is None and rewind_is_on:
+        remedy = "no state that was kept is finite. Look for NaN in the first batches and for overflow in the model"
+    elif rewound_to is None:
+        remedy = (
+            "there was no earlier state to go back to. rewind=True keeps some, and a lower max_lr than "
+            f"{max_lr:g} keeps the learning rate from getting there"
+        )
+    else:
+        remedy = (
+            f"the weights of step {rewound_to} were restored, and broke again. Look for NaN in the data and for "
+            "overflow in the model"
+        )
+    raise DivergedError(
+        f"training has diverged: parameters are infinite or NaN after step {step}. The warm-up ended at learning rate "
+        f"{last_lr:.1e}, and {remedy}"
+    )

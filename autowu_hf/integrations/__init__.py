@@ -1,0 +1,1 @@
+"""Where accelerate and Trainer meet a schedule; they know ``runtime.scheduler.AdaptiveScheduler`` alone."""

@@ -1,0 +1,131 @@
+"""What accelerate tells a schedule: seven methods of its classes, wrapped once, which do nothing where none is in use.
+
+``install`` and ``remove`` are called by registration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
+from torch import Tensor
+
+from ..autolrs import batch_stream
+from ..runtime import collective
+from ..runtime.loss_tap import tell_backward, tell_optimizer_step
+from ..runtime.scheduler import AdaptiveScheduler
+from ..runtime.wrapping import unwrap, wrap
+from . import rank_files, uneven
+
+
+def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def backward(self: Accelerator, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        tell_backward(loss, self)  # before the backward: DeepSpeed's engine steps the scheduler inside it
+        return original(self, loss, *args, **kwargs)
+
+    return backward
+
+
+def _optimizer_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    def step(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        tell_optimizer_step(self)
+        return result
+
+    return step
+
+
+def _prepare(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: AcceleratedScheduler, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        # DeepSpeed's engine and a loop that steps by itself tick once.
+        ticks_once = isinstance(self, DeepSpeedSchedulerWrapper) or self.split_batches
+        ticks = 1 if ticks_once or not self.step_with_optimizer else collective.num_processes()
+        if isinstance(self.scheduler, AdaptiveScheduler):
+            self.scheduler.prepared(ticks, self.optimizers)
+
+    return init
+
+
+def _save_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save_state(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        folder = original(self, *args, **kwargs)
+        for i, scheduler in _prepared_schedulers(self):
+            rank_files.save(scheduler, folder, i)
+        return folder
+
+    return save_state
+
+
+def _load_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_state(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        folders: list[Any] = []
+        hook = self.register_load_state_pre_hook(lambda models, folder: folders.append(folder))
+        try:
+            result = original(self, *args, **kwargs)
+        finally:
+            hook.remove()
+        for i, scheduler in _prepared_schedulers(self):
+            rank_files.load(scheduler, folders[0], i)
+        return result
+
+    return load_state
+
+
+def _join_uneven_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def join_uneven_inputs(self: Accelerator, *args: Any, **kwargs: Any) -> Iterator[None]:
+        schedulers = [scheduler for _, scheduler in _prepared_schedulers(self)]
+        for scheduler in schedulers:
+            if self.num_processes > 1 and not scheduler.can_wait:
+                raise ValueError(
+                    f"{type(scheduler).__name__} needs all processes at the same step, which join_uneven_inputs does "
+                    "not give; keep accelerate's even_batches, or pass drop_last=True to the data loader, and leave "
+                    "join_uneven_inputs out"
+                )
+        with uneven.joined(schedulers), original(self, *args, **kwargs):
+            yield
+
+    return join_uneven_inputs
+
+
+def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
+    def iterate(self: Any) -> Iterator[Any]:
+        return batch_stream.iterate(self, original)
+
+    return iterate
+
+
+_WRAPS: tuple[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]]], ...] = (
+    (Accelerator, "backward", _backward),
+    (Accelerator, "save_state", _save_state),
+    (Accelerator, "load_state", _load_state),
+    (Accelerator, "join_uneven_inputs", _join_uneven_inputs),
+    (AcceleratedOptimizer, "step", _optimizer_step),
+    (AcceleratedScheduler, "__init__", _prepare),
+    (DataLoaderShard, "__iter__", _iter),
+)
+
+
+def _prepared_schedulers(accelerator: Accelerator) -> list[tuple[int, AdaptiveScheduler]]:
+    """This package's schedulers of an accelerator, with their places among all that it prepared."""
+    found = enumerate(getattr(prepared, "scheduler", None) for prepared in accelerator._schedulers)
+    return [(i, scheduler) for i, scheduler in found if isinstance(scheduler, AdaptiveScheduler)]
+
+
+def install() -> None:
+    """Wraps accelerate's methods; does nothing to one that is wrapped already."""
+    for owner, name, make in _WRAPS:
+        wrap(owner, name, make)
+
+
+def remove() -> None:
+    """Puts accelerate's own methods back."""
+    for owner, name, _ in _WRAPS:
+        unwrap(owner, name)

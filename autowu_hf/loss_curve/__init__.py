@@ -1,0 +1,1 @@
+"""Mathematics on loss curves; knows no options and no training."""

@@ -1,0 +1,91 @@
+"""When a warm-up has gone wrong for good: bounds that do not depend on the unit of the loss."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import median_filter
+
+from .gp import Array
+
+_FEWEST = 5
+_START_SHARE = 0.05
+_NOISES = 6.0
+
+
+def ceiling(losses: Array) -> float:
+    """The loss above which a warm-up counts as diverged: as far above its start as its best is below it, at least.
+
+    The start is the median of the first twentieth of the losses, the best the lowest running median of five. Noise is
+    allowed for: the ceiling is at least six of its standard deviations above the start. That is the larger one of
+    ``noise`` and the spread of the first half of the losses, for few steps from loss to loss may be small by chance,
+    and losses of a small model drift together. The rule is the same for L and a L + b.
+
+    Args:
+        losses: (n,); those that are not finite are left out.
+
+    Returns:
+        The ceiling, in loss units; infinite where there are too few losses to say.
+    """
+    y = losses[np.isfinite(losses)]
+    if len(y) < 2 * _FEWEST:
+        return float("inf")
+    start = _start(y)
+    best = float(median_filter(y, size=_FEWEST, mode="nearest").min())
+    return start + max(start - best, _NOISES * max(noise(y), _spread(y[: max(_FEWEST, len(y) // 2)])))
+
+
+def noise(losses: Array) -> float:
+    """The standard deviation of the noise of losses, in their unit, by the median of the steps from loss to loss: of a
+    few steep ones, and of a rise at the end, it takes no notice.
+
+    Args:
+        losses: (n,), n at least 2, finite.
+    """
+    return float(np.median(np.abs(np.diff(losses))) / (0.6745 * 2.0**0.5))
+
+
+def _spread(losses: Array) -> float:
+    """The standard deviation of losses, by their tenth and ninetieth percentiles."""
+    low, high = np.quantile(losses, (0.1, 0.9))
+    return float(high - low) / (2.0 * 1.2816)
+
+
+def num_sound(losses: Array) -> int:
+    """How many losses there were when they lay at or below their start for the last time; 0 where none is finite.
+
+    Args:
+        losses: (n,), one per optimizer step.
+    """
+    finite = np.isfinite(losses)
+    if not finite.any():
+        return 0
+    return int(np.flatnonzero(finite & (losses <= _start(losses[finite])))[-1]) + 1
+
+
+def _start(losses: Array) -> float:
+    """Where finite losses begin, in their unit."""
+    return float(np.median(losses[: max(_FEWEST, int(_START_SHARE * len(losses)))]))
+
+
+def is_diverged(losses: Array, num_new: int) -> bool:
+    """Whether no loss since the last test, nor of the last three, is finite.
+
+    Args:
+        losses: (n,), one per optimizer step.
+        num_new: how many of them are new since the last test.
+    """
+    tail = losses[-max(num_new, 3) :]
+    return num_new > 0 and not bool(np.isfinite(tail).any())
+
+
+def is_above(losses: Array, num_new: int, top: float) -> bool:
+    """Whether the losses since the last test, or the last five, lie above the ceiling: their median does.
+
+    Args:
+        losses: (n,), one per optimizer step.
+        num_new: how many of them are new since the last test.
+        top: their ``ceiling``.
+    """
+    tail = losses[-max(num_new, _FEWEST) :]
+    tail = tail[np.isfinite(tail)]
+    return len(tail) > 0 and float(np.median(tail)) > top

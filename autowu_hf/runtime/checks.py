@@ -1,0 +1,67 @@
+"""Checks of arguments and states: each error names the value, its limits and what to pass instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch: Any) -> None:
+    """Checks the lengths of a run, in scheduler steps.
+
+    Raises:
+        ValueError: one of them is outside its limits.
+    """
+    if not isinstance(num_training_steps, int) or num_training_steps < 2:
+        raise ValueError(
+            f"num_training_steps must be a whole number of at least 2, got {num_training_steps!r}; "
+            "pass the number of optimizer steps of the whole run"
+        )
+    if not isinstance(num_warmup_steps, int) or not 0 <= num_warmup_steps < num_training_steps:
+        raise ValueError(
+            f"num_warmup_steps must be a whole number from 0 to num_training_steps - 1 = {num_training_steps - 1}, "
+            f"got {num_warmup_steps!r}; 0 leaves its length to the schedule"
+        )
+    if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+        raise ValueError(
+            f"steps_per_epoch must be a whole number of at least 1, got {steps_per_epoch!r}; "
+            "pass the optimizer steps in an epoch, or None when it is unknown"
+        )
+
+
+def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key: str) -> None:
+    """What a scheduler asks of a state before it loads it.
+
+    Args:
+        state: what a scheduler's ``state_dict`` returned.
+        scheduler: the name of the scheduler's class.
+        version: of its states.
+        own_key: a key that no other scheduler's states have.
+
+    Raises:
+        ValueError: it is the state of another scheduler, or of another version.
+    """
+    if state.get("version") != version or own_key not in state:
+        raise ValueError(
+            f"this is not a state of {scheduler}, version {version}: it has the keys {sorted(state)}; "
+            "resume with the scheduler that wrote the checkpoint, or start anew"
+        )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises a ValueError where an option is not a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def check_count(name: str, value: Any, minimum: int) -> None:
+    """Raises a ValueError where an option is not a whole number, or less than the minimum."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raises a ValueError where a name is not one of those known."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}; pick one of {', '.join(known)}")

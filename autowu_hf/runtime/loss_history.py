@@ -1,0 +1,153 @@
+"""The losses of the warm-up: taken in one per optimizer step, gathered over processes only when they are needed."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import collective
+from .loss_tap import LossTap, scalar
+
+Array = npt.NDArray[np.float64]
+
+
+_INSIDE = (__name__.partition(".")[0], "accelerate")
+
+
+class MissingLossWarning(UserWarning):
+    """The warm-up was stepped without a loss to look at."""
+
+
+_MISSING = (
+    "AutoWU saw no loss in this step; without losses its warm-up runs to max_lr blindly. "
+    "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)"
+)
+
+
+class LossHistory:
+    """The loss of every optimizer step of the warm-up; until ``flush`` the newest stay on their process and device.
+
+    Args:
+        optimizer: the one whose steps count; None for any.
+        missing: the warning where a step has no loss.
+        model: the model that is trained, where it is known.
+
+    Attributes:
+        gathered: (n,), float64, the losses gathered so far, the mean over processes, in the loss's own unit.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer | None = None, missing: str = _MISSING, model: nn.Module | None = None
+    ) -> None:
+        self._missing = missing
+        self._model = model
+        self.gathered: Array = np.empty(0)
+        self._pending: list[Tensor | float] = []
+        self._warned = False
+        self._tap = LossTap(optimizer)
+
+    def open(self) -> None:
+        """The warm-up is on: listens to every backward."""
+        self._tap.listen()
+
+    def observe(self, loss: Any) -> None:
+        """Takes in the loss of the optimizer step just done; of all since the last call, where there were several.
+
+        Args:
+            loss: a scalar tensor or a number; None for those that ``accelerator.backward`` saw.
+
+        Raises:
+            ValueError: the loss is not a scalar, or it is None and another scheduler heard the same backward.
+        """
+        overheard = self._tap.take(wanted=loss is None)
+        if loss is not None:
+            self._pending.append(_checked(loss))
+        elif overheard is not None:
+            self._pending.extend(overheard)  # none while micro-batches accumulate
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(self._missing, MissingLossWarning, stacklevel=_caller_level())
+
+    def models(self) -> Sequence[nn.Module]:
+        """The model that was given, or those of the accelerator that was heard last; none before one was."""
+        return self._tap.models() if self._model is None else [self._model]
+
+    def flush(self) -> None:
+        """Gathers the pending losses; with several processes, one collective that all must join."""
+        if self._pending:
+            self._keep(collective.gather_mean(self._local()))
+
+    def flush_uneven(self, longest: int) -> None:
+        """Gathers pending losses of which some processes have fewer: the mean over those that have one.
+
+        Args:
+            longest: the largest number of pending losses of a process.
+        """
+        if longest:
+            self._pending += [math.nan] * (longest - len(self._pending))
+            self._keep(collective.gather_mean(self._local(), skip_nan=True))
+
+    def _keep(self, losses: Tensor) -> None:
+        self.gathered = np.concatenate([self.gathered, losses.numpy()])
+        self._pending = []
+
+    def reset(self) -> None:
+        """Forgets all losses so far."""
+        self.gathered, self._pending = np.empty(0), []
+
+    def close(self) -> None:
+        """The warm-up is over: listens no more. With several processes the pending losses wait for a ``flush``."""
+        if collective.num_processes() == 1:
+            self.flush()
+        self._tap.stop()
+
+    def pending(self) -> Tensor:
+        """(k,), float64, on the CPU: this process's losses that were not gathered yet."""
+        return self._local().cpu().to(torch.float64)
+
+    def set_pending(self, losses: Tensor) -> None:
+        """Replaces what was not gathered yet; ``losses`` is (k,)."""
+        self._pending = losses.tolist()
+
+    def _local(self) -> Tensor:
+        first = next((loss for loss in self._pending if isinstance(loss, Tensor)), None)
+        if first is None:
+            return torch.tensor(self._pending, dtype=torch.float64)
+        return torch.stack([torch.as_tensor(loss, dtype=first.dtype, device=first.device) for loss in self._pending])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gathered and pending losses, the latter of this process; no collective."""
+        return {"gathered": torch.from_numpy(self.gathered.copy()), "pending": self.pending()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+        self.gathered = state["gathered"].cpu().numpy().astype(np.float64)
+        self.set_pending(state["pending"])
+
+
+def _caller_level() -> int:
+    """The ``stacklevel`` of the first frame outside of this package and of accelerate: whoever steps the schedule."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _checked(loss: Any) -> Tensor | float:
+    if isinstance(loss, Tensor):
+        return scalar(loss, "step()").clone()
+    try:
+        return float(loss)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the loss passed to step() must be a scalar tensor or a number, got {type(loss).__name__}"
+        ) from None

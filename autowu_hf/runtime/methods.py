@@ -1,0 +1,58 @@
+"""The names of schedules, each registered by the folder that has it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .checks import check_name
+
+_FILLED_IN = ("optimizer", "num_training_steps", "num_warmup_steps", "last_epoch")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A schedule by name.
+
+    Args:
+        name: of ``lr_scheduler_type``.
+        schedule: f(optimizer, num_warmup_steps=, num_training_steps=, **options), which returns the scheduler.
+        is_adaptive: whether that is an ``AdaptiveScheduler``, and not a closed form.
+    """
+
+    name: str
+    schedule: Callable[..., Any]
+    is_adaptive: bool
+
+
+METHODS: dict[str, Method] = {}
+"""``lr_scheduler_type`` -> its method; in the order of registration."""
+
+
+def register_method(name: str, schedule: Callable[..., Any], *, is_adaptive: bool) -> None:
+    """Makes a schedule known, so that registration teaches transformers its name.
+
+    Args:
+        name: of ``lr_scheduler_type``.
+        schedule: its factory; ``lr_scheduler_kwargs`` are checked against its arguments.
+        is_adaptive: whether it returns an ``AdaptiveScheduler``.
+    """
+    METHODS[name] = Method(name, _with_known_options(name, schedule), is_adaptive)
+
+
+def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[..., Any]:
+    """A schedule that lists its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may."""
+    parameters = inspect.signature(schedule).parameters
+    known = tuple(option for option in parameters if option not in _FILLED_IN)
+
+    @functools.wraps(schedule)
+    def checked(*args: Any, **options: Any) -> Any:
+        for option in options:
+            if option not in parameters:
+                check_name(f"option of lr_scheduler_type={name!r}", option, known)
+        return schedule(*args, **options)
+
+    return checked

@@ -1,0 +1,125 @@
+"""The learning rates of an optimizer's parameter groups: their ratios, and setting them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def lr_ratios(optimizer: Optimizer) -> list[float]:
+    """The ratio of every group's own LR to the optimizer's default ``lr``, which the schedule keeps.
+
+    Args:
+        optimizer: any torch optimizer, or accelerate's wrap of one.
+
+    Returns:
+        One ratio per parameter group.
+
+    Raises:
+        ValueError: there is no such default, or no common step to schedule.
+    """
+    if type(optimizer).__name__ == "DummyOptim":
+        raise ValueError(
+            "DeepSpeed makes the optimizer of its config later than this; pass accelerate.utils.DummyScheduler("
+            "optimizer, lr_scheduler_callable=lambda optimizer: get_autowu_schedule(optimizer, num_training_steps))"
+        )
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
+    if hasattr(inner, "optimizer_dict"):
+        refuse_layer_wise(inner)
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    defaults = innermost(optimizer).defaults  # DeepSpeed's ZeRO optimizers have none of their own
+    default = float(defaults.get("lr") or 0.0)
+    if default <= 0.0:
+        raise ValueError(
+            f"the optimizer's default lr must be positive, got {defaults.get('lr')!r}; pass any positive lr: "
+            "the schedule only keeps the ratios of the parameter groups' learning rates to it"
+        )
+    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's and DeepSpeed's wraps of it."""
+    while getattr(optimizer, "optimizer", None) is not None:
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def device_of(optimizer: Optimizer) -> torch.device:
+    """Where the model computes: the device of an optimizer's first parameter."""
+    device: torch.device = optimizer.param_groups[0]["params"][0].device
+    return device
+
+
+def partitioned_by(optimizer: Any) -> str | None:
+    """The name of DeepSpeed's wrap around an optimizer; None without one."""
+    while optimizer is not None:
+        kind = type(optimizer)
+        if kind.__module__.startswith("deepspeed.") or kind.__name__.startswith("DeepSpeed"):
+            return kind.__name__
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why something cannot work here, and what to do instead; both are parts of a sentence.
+
+    Args:
+        reason: "LOMO changes the weights inside the backward", say.
+        remedy: "use another optimizer", say.
+    """
+
+    reason: str
+    remedy: str
+
+
+def weights_out_of_reach(optimizer: Any) -> Obstacle | None:
+    """Why the weights of an optimizer, or its state, can neither be looked at whole nor be put back; None: they can.
+
+    Args:
+        optimizer: of any kind, with accelerate's and DeepSpeed's wraps or without.
+    """
+    wrap = partitioned_by(optimizer)
+    if wrap is not None:
+        return Obstacle(f"{wrap} keeps partitions of weights and state to itself", "use DDP or FSDP")
+    if type(innermost(optimizer)).__name__ in ("Lomo", "AdaLomo"):
+        return Obstacle("LOMO changes the weights inside the backward", "use another optimizer")
+    if type(innermost(optimizer)).__name__ == "ZeroRedundancyOptimizer":
+        return Obstacle("ZeroRedundancyOptimizer keeps its state to itself", "use DDP without it or FSDP")
+    return None
+
+
+def refuse_layer_wise(dummy: object) -> NoReturn:
+    """Raises the error for transformers' layer-wise optimizers (GaLore's, APOLLO's).
+
+    Args:
+        dummy: the stand-in for all of them, an optimizer or a scheduler.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"{type(dummy).__name__} steps every layer by itself inside the backward, so there is no common step to "
+        "schedule; use an optimizer without layer-wise updates"
+    )
+
+
+def set_lrs(optimizer: Optimizer, lrs: Iterable[float | Tensor]) -> None:
+    """Sets the LR of every parameter group; one that is a tensor (``capturable``) is filled in place.
+
+    Args:
+        optimizer: its ``param_groups`` are changed.
+        lrs: one LR per group, in optimizer units.
+    """
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        present = group["lr"]
+        if type(present) is not float and isinstance(present, Tensor):  # the first is quick, and true in most runs
+            present.fill_(lr)
+        else:
+            group["lr"] = lr

@@ -1,0 +1,241 @@
+"""What AutoWU, AutoLRS and SALSA share as torch schedulers; all that accelerate and Trainer know of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .checks import check_state, check_steps
+from .loss_history import LossHistory
+from .param_groups import lr_ratios, set_lrs
+
+
+class AdaptiveScheduler(LRScheduler):
+    """A schedule that looks at the run; the base class of AutoWU's, AutoLRS's and SALSA's.
+
+    A *scheduler step* is one call of ``step()``. That is one optimizer step, except under accelerate with N processes,
+    which steps a prepared scheduler N times in a row per optimizer step (``ticks_per_step``).
+
+    A subclass sets its attributes in its constructor, after this one's, and then calls ``_start``. It implements
+    ``phase``, ``_advance``, ``_schedule``, ``_plan``, ``_state`` and ``_load_state``, and overrides what else it needs.
+
+    Args:
+        optimizer: its parameter groups get the schedule's LR, times the ratio of the group's own LR to the optimizer's
+            default ``lr``.
+        num_training_steps: T, the scheduler steps of the whole run, at least 2.
+        num_warmup_steps: in scheduler steps, less than T; what it limits is the subclass's business.
+
+    Attributes:
+        ticks_per_step: scheduler steps per optimizer step.
+
+    Raises:
+        ValueError: an argument is outside its limits, or the optimizer cannot be scheduled.
+    """
+
+    name: ClassVar[str]
+    """In messages."""
+
+    state_version: ClassVar[int]
+    """Of its states; another version is refused."""
+
+    state_key: ClassVar[str]
+    """A key of its states that no other scheduler's states have."""
+
+    can_wait: ClassVar[bool] = False
+    """Whether its processes may be at different steps for a while, inside ``accelerator.join_uneven_inputs``."""
+
+    has_report: ClassVar[bool] = False
+    """Whether ``write_report`` writes files."""
+
+    def __init__(self, optimizer: Optimizer, num_training_steps: int, num_warmup_steps: int = 0) -> None:
+        check_steps(num_training_steps, num_warmup_steps, None)
+        self._ratios = lr_ratios(optimizer)
+        self.num_training_steps = num_training_steps
+        self.num_warmup_steps = num_warmup_steps
+        self.ticks_per_step = 1
+        self._history: LossHistory | None = None  # of a subclass that takes losses in
+
+    def _start(self, optimizer: Optimizer) -> None:
+        """torch's constructor, which sets the first LRs; to be called when all attributes are set."""
+        super().__init__(optimizer)
+
+    @property
+    @abstractmethod
+    def phase(self) -> str:
+        """The state that the schedule is in."""
+
+    @abstractmethod
+    def _advance(self, step: int, loss: Any) -> None:
+        """Takes in what the optimizer step just done has shown, and decides.
+
+        Args:
+            step: the scheduler steps done, this one included; ``last_epoch`` does not count it yet.
+            loss: as given to ``step``.
+        """
+
+    @abstractmethod
+    def _schedule(self, step: int) -> float:
+        """The LR after ``step`` scheduler steps, in optimizer units, for a parameter group of ratio 1."""
+
+    @abstractmethod
+    def _plan(self) -> None:
+        """Fits the schedule to ``num_training_steps`` and ``ticks_per_step``."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """What ``state_dict`` holds beside its head."""
+
+    @abstractmethod
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Restores what ``_state`` returned; the head is restored already, the LRs are set afterwards."""
+
+    def step(self, loss: Any = None) -> None:
+        """Moves on by one scheduler step: takes in the loss of the optimizer step just done, decides, sets the LRs.
+
+        Args:
+            loss: the scalar loss of the optimizer step (a tensor or a number), for loops that call ``loss.backward()``
+                themselves. None takes the one that ``accelerator.backward`` saw.
+
+        Raises:
+            ValueError: the loss is not a scalar; or without a loss, while another schedule hears the same accelerator.
+        """
+        if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
+            self._advance(self.last_epoch + 1, loss)
+        if self._step_count < 2:
+            super().step()  # torch's own, which warns of a step before the optimizer's first
+            return
+        self._step_count += 1
+        self.last_epoch += 1
+        self._set_lrs()
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The LR of every parameter group for the next step."""
+        lr = self._schedule(self.last_epoch)
+        return [lr * ratio for ratio in self._ratios]
+
+    def _set_lrs(self) -> None:
+        self._last_lr = [*self.get_lr()]
+        set_lrs(self.optimizer, self._last_lr)
+
+    def prepared(self, ticks_per_step: int, optimizers: Sequence[Any]) -> None:
+        """Tells how accelerate wraps this scheduler and its optimizer; called by ``accelerator.prepare``.
+
+        Args:
+            ticks_per_step: how often in a row the scheduler is stepped for one optimizer step, at least 1.
+            optimizers: the optimizer, with its wraps.
+
+        Raises:
+            ValueError: the schedule cannot work with such an optimizer.
+        """
+        for optimizer in optimizers:
+            self._check_optimizer(optimizer)
+        self.ticks_per_step = ticks_per_step
+        self._plan()
+
+    def _check_optimizer(self, optimizer: Any) -> None:
+        """Raises a ValueError where the schedule cannot work with this optimizer."""
+
+    @property
+    def takes_losses(self) -> bool:
+        """Whether the losses of the steps to come are needed."""
+        return False
+
+    def flush(self) -> None:
+        """Gathers what only this process has seen; with several processes, one collective that all must join."""
+        if self._history is not None:
+            self._history.flush()
+
+    def pending_losses(self) -> Tensor:
+        """(k,), float64: the losses of this process that were not gathered yet."""
+        return torch.empty(0, dtype=torch.float64) if self._history is None else self._history.pending()
+
+    def set_pending_losses(self, losses: Tensor) -> None:
+        """Replaces the losses of this process that were not gathered yet.
+
+        Args:
+            losses: (k,), k the same on every process.
+        """
+        if self._history is not None:
+            self._history.set_pending(losses)
+
+    def hold_tests(self, held: bool) -> None:
+        """Holds back what needs all processes, because some may be ahead; see ``catch_up``.
+
+        Args:
+            held: False lets it go on.
+        """
+
+    def catch_up(self) -> None:
+        """Takes this process to the step of the one that is furthest; all processes must join."""
+
+    def set_steps_per_epoch(self, steps: int | None) -> None:
+        """Tells the length of an epoch, where the schedule was made without it.
+
+        Args:
+            steps: in scheduler steps; None when there is no such length.
+
+        Raises:
+            ValueError: the schedule needs another length.
+        """
+
+    def restart(self, num_training_steps: int) -> str:
+        """Starts anew with another length: for a run resumed without this schedule's state.
+
+        Args:
+            num_training_steps: the scheduler steps that are left, at least 2.
+
+        Returns:
+            What it does instead of going on, as the end of a sentence.
+
+        Raises:
+            ValueError: fewer than 2.
+        """
+        check_steps(num_training_steps, 0, None)
+        self.num_training_steps = num_training_steps
+        done = self._plan_rest()
+        self._set_lrs()
+        return done
+
+    @abstractmethod
+    def _plan_rest(self) -> str:
+        """As ``_plan``, without an error where few steps are left; what it does, as the end of a sentence."""
+
+    def log_values(self) -> dict[str, float]:
+        """What the training logs get beside the loss."""
+        return {}
+
+    def write_report(self, folder: str, logged_losses: Sequence[Sequence[float]], file: bool, picture: bool) -> None:
+        """Writes the decision and its evidence into a folder, where the schedule has such files.
+
+        Args:
+            folder: where.
+            logged_losses: pairs of a step and the loss that was logged there.
+            file: whether to write it as a file for programs.
+            picture: whether to draw it.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""
+        head = {"version": self.state_version, "last_epoch": self.last_epoch, "step_count": self._step_count}
+        return {**head, **self._state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state.
+
+        Args:
+            state_dict: what ``state_dict`` returned.
+
+        Raises:
+            ValueError: it is the state of another scheduler, or of another version.
+        """
+        check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict["step_count"]
+        self._load_state(state_dict)
+        self._set_lrs()

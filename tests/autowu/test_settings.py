@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from autowu_hf.autowu.settings import AutoWUSettings, check_steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_lr": 0.1, "max_lr": 0.1}, "min_lr must be positive and less than max_lr, got min_lr=0.1 and max_lr=0.1"),
+        ({"min_lr": 0.0}, "min_lr must be positive"),
+        ({"max_lr": float("inf")}, "min_lr must be positive and less than max_lr"),
+        ({"min_lr": "1e-5"}, "min_lr must be a number, got '1e-5'"),
+        ({"max_warmup_fraction": 1.0}, "max_warmup_fraction must lie between 0 and 1, both excluded, got 1.0"),
+        ({"decay_fraction": 0.0}, "decay_fraction must lie between 0 and 1"),
+        ({"confidence": 95}, "confidence must lie between 0 and 1, both excluded, got 95"),
+        ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        ({"num_tests": 2.5}, "num_tests must be a whole number of at least 1, got 2.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"test_every": 0}, "test_every must be a whole number of at least 1, got 0"),
+        ({"test_every": "step"}, 'test_every must be "auto", "epoch" or a number of steps, got \'step\''),
+        ({"growth": "cubic"}, "unknown growth 'cubic'; pick one of quick_start, exponential, linear"),
+        ({"decay_type": "step"}, "unknown decay_type 'step'; pick one of cosine, linear, rex, constant_then_cosine"),
+        ({"gp_engine": "sklearn"}, "unknown gp_engine 'sklearn'; pick one of fast, gpytorch"),
+        ({"standardize": "no"}, "standardize must be True or False, got 'no'"),
+    ],
+)
+def test_options_outside_their_limits_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AutoWUSettings(**options)
+
+
+def test_unknown_option_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="unknown option .* 'peak_lr'; pick one of min_lr, max_lr, .*, seed, preset"):
+        AutoWUSettings.from_options(None, {"peak_lr": 0.1})
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="unknown preset 'best'; pick one of default, paper"):
+        AutoWUSettings.from_options("best", {})
+
+
+def test_paper_preset_is_the_authors_recipe_and_explicit_options_win():
+    paper = AutoWUSettings.from_options("paper", {})
+    assert (paper.test_every, paper.gp_engine, paper.standardize) == ("epoch", "gpytorch", False)
+    assert (paper.max_warmup_fraction, paper.decay_type, paper.min_lr, paper.max_lr) == (0.5, "cosine", 1e-5, 1.0)
+    assert (paper.num_tests, paper.confidence, paper.patience) == (5, 0.95, 3)
+    changed = AutoWUSettings.from_options("paper", {"test_every": 7, "decay_type": None})
+    assert (changed.test_every, changed.gp_engine, changed.decay_type) == (7, "gpytorch", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("test_every", "cap", "steps_per_epoch", "interval"),
+    [
+        (7, 500, 44, 7),
+        ("epoch", 500, 44, 44),
+        ("epoch", 500, None, None),
+        ("auto", 30 * 44, 44, 44),
+        ("auto", 30 * 44 - 1, 44, 21),
+        ("auto", 500, None, 8),
+        ("auto", 20, None, 1),
+    ],
+)
+def test_interval(test_every, cap, steps_per_epoch, interval):
+    assert AutoWUSettings(test_every=test_every).resolve_interval(cap, steps_per_epoch) == interval
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((1, 0, None), "num_training_steps must be a whole number of at least 2, got 1; pass the number of optimizer"),
+        ((None, 0, None), "num_training_steps must be a whole number of at least 2, got None"),
+        ((10, 10, None), "num_warmup_steps must be a whole number from 0 to num_training_steps - 1 = 9, got 10"),
+        ((10, 0, 0), "steps_per_epoch must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_lengths_outside_their_limits_are_refused(lengths, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_steps(*lengths)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from autowu_hf.autowu.settings import AutoWUSettings
+from autowu_hf.autowu.warm_up import Ending, WarmUp
+from autowu_hf.runtime import collective
+
+
+def warm_up(**options) -> WarmUp:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    return WarmUp(AutoWUSettings(**{"peak_rule": "minimum", **options}), optimizer, None)
+
+
+def valley(n: int) -> list[float]:
+    s = np.arange(n) / n
+    return list(2.0 - 1.5 * np.exp(-(((s - 0.5) / 0.2) ** 2)) + 0.02 * np.random.default_rng(0).standard_normal(n))
+
+
+def first_answer(part: WarmUp, losses, cap: int, start: int = 1) -> tuple[int, Ending]:
+    for step in range(start, cap + 1):
+        ending = part.advance(step, cap, losses[step - 1])
+        if ending is not None:
+            return step, ending
+    raise AssertionError("the warm-up never ended")
+
+
+def test_it_is_over_when_the_minimum_has_passed_and_at_the_cap_at_the_latest():
+    losses = valley(300)
+    part = warm_up(test_every=5)
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, losses, 300)
+    assert ending.reason == "minimum"
+    assert 140 < ending.minimum_step < 160 < step < 220
+    assert [record["step"] for record in part.minimum_test.records] == list(range(5, step + 1, 5))
+    assert first_answer(warm_up(test_every=5, guard=False), losses, 100) == (100, Ending("cap", 100, 100))
+
+
+def test_the_cliff_is_seen_later_than_the_minimum():
+    part = warm_up(test_every=5, peak_rule="cliff")
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, valley(300), 300)
+    assert ending.reason == "cliff"
+    # Half of the gain is lost where the bell has fallen to a half.
+    assert 140 < ending.minimum_step < 160
+    assert ending.cliff_step == pytest.approx(300 * (0.5 + 0.2 * math.log(2) ** 0.5), abs=12)
+    assert ending.cliff_step < step < 250
+
+
+def test_the_cap_looks_once_more():
+    losses = valley(300)
+    step, ending = first_answer(warm_up(test_every=1000), losses, 170)
+    assert (step, ending.reason) == (170, "cap")
+    assert 130 < ending.minimum_step < 170
+    assert first_answer(warm_up(test_every=1000), losses, 100)[1].minimum_step == 100
+    assert first_answer(warm_up(test_every=1000), [3.0, 2.0, 1.0, 2.0, 3.0], 5)[1].minimum_step in (2, 3)
+
+
+def test_a_run_that_diverges_ends_at_once():
+    losses = [*valley(300)[:150], *[math.inf] * 10]
+    part = warm_up(test_every=5)
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, losses, 300)
+    assert (step, ending.reason) == (155, "divergence")
+    assert 130 < ending.minimum_step <= ending.cliff_step <= 151
+    above = [*valley(300)[:150], *[1e6] * 20]
+    part = warm_up(test_every=5)
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, above, 300)
+    assert (step, ending.reason) == (160, "divergence")
+    assert 110 < ending.minimum_step <= 155
+    assert ending.cliff_step == 150  # the last one that was not above the start
+
+
+def test_a_state_taken_between_two_tests_decides_the_same():
+    losses = valley(300)
+    whole = warm_up(test_every=5)
+    whole.cadence.plan(0, 300)
+    expected = first_answer(whole, losses, 300)
+    first, resumed = warm_up(test_every=5), warm_up(test_every=5)
+    first.cadence.plan(0, 300)
+    for step in range(1, 123):
+        assert first.advance(step, 300, losses[step - 1]) is None
+    resumed.load_state_dict(first.state_dict(), is_over=False)
+    resumed.cadence.plan(122, 300)
+    assert first_answer(resumed, losses, 300, start=123) == expected
+    assert resumed.minimum_test.records == whole.minimum_test.records
+
+
+def test_the_main_process_alone_runs_the_test(monkeypatch):
+    """Another process gathers, and takes over the record that is broadcast."""
+    record = {"step": 4, "num_losses": 4, "positive": False, "spike_at_end": False, "minimum_step": math.nan}
+    record |= {"diverged": False}
+    monkeypatch.setattr(collective, "num_processes", lambda: 2)
+    monkeypatch.setattr(collective, "process_index", lambda: 1)
+    monkeypatch.setattr(collective, "gather_mean", lambda losses: losses.to(torch.float64))
+    monkeypatch.setattr(collective, "broadcast_record", lambda mine, num_tests: record if mine is None else None)
+    part = warm_up(test_every=4)
+    monkeypatch.setattr(part.minimum_test, "run", None)
+    part.cadence.plan(0, 100)
+    for step in range(1, 5):
+        assert part.advance(step, 100, 1.0) is None
+    assert part.minimum_test.records == [record]
+
+
+def test_nothing_is_tested_while_no_loss_came_in():
+    part = warm_up(test_every=2)
+    part.cadence.plan(0, 100)
+    with pytest.warns(UserWarning, match="AutoWU saw no loss"):
+        for step in range(1, 5):
+            assert part.advance(step, 100, None) is None
+    assert part.minimum_test.records == []

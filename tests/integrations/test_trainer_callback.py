@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier, batches, trainer_for
+
+from autowu_hf import AutoWUCallback
+
+OPTIONS = {"num_train_epochs": 20, "train_dataset": batches(48)}  # 6 steps an epoch, 120 in all
+
+
+def history(trainer, since: int = 0) -> list[tuple[float, float]]:
+    entries = [e for e in trainer.state.log_history if "loss" in e and e["step"] > since]
+    return [(e["loss"], e["learning_rate"]) for e in entries]
+
+
+def test_a_run_finds_its_lr_logs_it_and_writes_its_report(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    trainer = trainer_for(tmp_path, num_train_epochs=50, lr_scheduler_kwargs={"max_lr": 100.0})
+    trainer.train()
+    scheduler = trainer.lr_scheduler
+    assert scheduler.phase == "decay"
+    assert scheduler.switch_step < scheduler.warmup_cap
+    assert scheduler.steps_per_epoch == 8
+    logs = [e for e in trainer.state.log_history if "loss" in e]
+    assert [e["autowu/phase"] for e in logs] == [float(e["step"] >= scheduler.switch_step) for e in logs]
+    assert all(("autowu/peak_lr" in e) == (e["step"] >= scheduler.switch_step) for e in logs)
+    assert logs[-1]["autowu/peak_lr"] == scheduler.peak_lr
+    assert 0.95 < logs[-1]["autowu/p_min"] <= 1.0
+    assert logs[scheduler.switch_step]["learning_rate"] == scheduler.peak_lr
+
+    report = json.loads((tmp_path / "autowu.json").read_text())
+    assert report["peak_lr"] == scheduler.peak_lr
+    assert report["step"] == 400
+    assert report["losses"] == pytest.approx([e["loss"] for e in logs[: scheduler.switch_step]], abs=LOGGED_DIGITS)
+    assert report["logged_losses"][-1] == [400, logs[-1]["loss"]]
+    assert (tmp_path / "autowu.png").stat().st_size > 10_000
+
+
+def test_reports_are_optional(tmp_path: Path):
+    trainer = trainer_for(tmp_path, num_train_epochs=2, callbacks=[AutoWUCallback(plot=False, report=False)])
+    trainer.train()
+    assert list(tmp_path.glob("autowu*")) == []
+
+
+def test_logs_reach_the_reporting_callbacks(tmp_path: Path):
+    from transformers import TrainerCallback
+
+    class Recorder(TrainerCallback):
+        seen: list[dict] = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.seen.append(dict(logs))
+
+    trainer = trainer_for(tmp_path, num_train_epochs=2, callbacks=[Recorder(), AutoWUCallback(plot=False)])
+    trainer.train()
+    assert all("autowu/phase" in logs for logs in Recorder.seen if "loss" in logs)
+    assert "autowu/phase" not in Recorder.seen[-1]  # the summary of the run
+
+
+def test_epoch_length_counts_optimizer_steps(tmp_path: Path):
+    trainer = trainer_for(
+        tmp_path,
+        num_train_epochs=2,
+        gradient_accumulation_steps=3,
+        lr_scheduler_kwargs={"test_every": "epoch"},
+        callbacks=[AutoWUCallback(plot=False)],
+    )
+    trainer.train()
+    assert trainer.lr_scheduler.steps_per_epoch == 3  # 8 batches in groups of 3, 3 and 2
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(batches(400))
+
+
+def test_a_dataset_without_a_length_trains_with_auto_and_refuses_epoch(tmp_path: Path):
+    trainer = trainer_for(tmp_path, train_dataset=Stream(), max_steps=40, callbacks=[AutoWUCallback(plot=False)])
+    trainer.train()
+    assert trainer.lr_scheduler.steps_per_epoch is None
+    assert trainer.lr_scheduler.phase == "decay"
+
+    trainer = trainer_for(tmp_path, train_dataset=Stream(), max_steps=40, lr_scheduler_kwargs={"preset": "paper"})
+    with pytest.raises(ValueError, match='test_every="epoch" needs the length of an epoch'):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    with pytest.raises(ValueError, match="max_steps"):
+        trainer_for(tmp_path, train_dataset=Stream()).train()
+
+
+def test_too_short_a_run_is_refused_before_training(tmp_path: Path):
+    trainer = trainer_for(tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match="num_training_steps must be a whole number of at least 2, got 1"):
+        trainer.train()
+
+
+def test_warmup_steps_are_the_cap(tmp_path: Path):
+    trainer = trainer_for(tmp_path, max_steps=40, warmup_steps=12, callbacks=[AutoWUCallback(plot=False)])
+    trainer.train()
+    assert trainer.lr_scheduler.warmup_cap == 12
+
+
+class InterruptedError(Exception):
+    pass
+
+
+class Interrupt(AutoWUCallback):
+    """Ends the run the hard way after some step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(plot=False)
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize(("preset", "saved_at"), [(None, 17), (None, 30), (None, 100), ("paper", 30)])
+def test_a_run_resumed_from_its_checkpoint_is_identical(tmp_path: Path, saved_at: int, preset):
+    """Saved in the warm-up between two tests, at an epoch's end (a test of the paper's), and in the decay."""
+    options = {
+        **OPTIONS,
+        "lr_scheduler_kwargs": {"max_lr": 30.0, "preset": preset, "test_every": None if preset else 5},
+        "save_strategy": "steps",
+        "save_steps": saved_at,
+        "save_total_limit": 10,
+    }
+    whole = trainer_for(tmp_path / "whole", callbacks=[AutoWUCallback(plot=False)], model=TinyClassifier(), **options)
+    whole.train()
+    assert 30 < whole.lr_scheduler.switch_step < 100
+    assert whole.lr_scheduler.switch_step <= whole.lr_scheduler.warmup_cap
+
+    first = trainer_for(tmp_path / "first", callbacks=[Interrupt(saved_at + 2)], model=TinyClassifier(), **options)
+    with pytest.raises(InterruptedError):
+        first.train()
+    resumed = trainer_for(tmp_path / "first", callbacks=[AutoWUCallback(plot=False)], model=TinyClassifier(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "first" / f"checkpoint-{saved_at}"))
+    assert history(resumed, since=saved_at) == history(whole, since=saved_at)
+    assert resumed.lr_scheduler.losses == whole.lr_scheduler.losses
+    assert resumed.lr_scheduler.peak_lr == whole.lr_scheduler.peak_lr
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_twice_with_one_trainer_starts_anew(tmp_path: Path):
+    trainer = trainer_for(tmp_path, callbacks=[AutoWUCallback(plot=False)], **OPTIONS)
+    trainer.train()
+    first = trainer.lr_scheduler
+    trainer.train()
+    assert trainer.lr_scheduler is not first
+    assert trainer.lr_scheduler.last_epoch == 120
+    assert len(trainer.lr_scheduler.losses) == trainer.lr_scheduler.switch_step
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, monkeypatch, caplog):
+    def fail(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("autowu_hf.integrations.trainer_callback.write_report", fail)
+    trainer = trainer_for(tmp_path, num_train_epochs=2, callbacks=[AutoWUCallback(plot=False)])
+    trainer.train()
+    assert trainer.state.global_step == 16
+    assert "the report of AutoWU could not be written" in caplog.text
+
+
+def test_a_layer_wise_optimizer_is_refused_before_training(tmp_path: Path):
+    from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+    model = TinyClassifier()
+    layers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    optimizer = LayerWiseDummyOptimizer(optimizer_dict=layers)
+    trainer = trainer_for(tmp_path, model=model, optimizers=(optimizer, None))
+    message = "LayerWiseDummyOptimizer steps every layer by itself inside the backward"
+    if IS_TRANSFORMERS_5:
+        with pytest.raises(ValueError, match=message):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    # Where get_scheduler has made one schedule per layer, the callback is the first to see them together.
+    with pytest.raises(ValueError, match=message):
+        AutoWUCallback().on_train_begin(
+            trainer.args, trainer.state, trainer.control, lr_scheduler=SimpleNamespace(optimizer=optimizer)
+        )

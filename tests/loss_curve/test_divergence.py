@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autowu_hf.loss_curve.divergence import ceiling, is_above, is_diverged, noise, num_sound
+
+
+def falling(n=200, noise=0.05, seed=0):
+    s = np.arange(n) / n
+    return 3.0 - 2.0 * s + noise * np.random.default_rng(seed).standard_normal(n)
+
+
+def test_the_ceiling_is_as_far_above_the_start_as_the_best_is_below():
+    assert ceiling(falling(noise=0.0)) == pytest.approx(3.0 + 2.0, abs=0.1)
+    assert ceiling(falling()) == pytest.approx(5.0, abs=0.3)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-8, 0.0), (1e6, -3.0)])
+def test_the_ceiling_knows_no_unit(scale, shift):
+    losses = falling()
+    assert ceiling(scale * losses + shift) == pytest.approx(scale * ceiling(losses) + shift, rel=1e-9)
+
+
+def test_noise_around_a_flat_line_stays_below():
+    for seed in range(50):
+        losses = np.random.default_rng(seed).standard_normal(100)
+        assert not is_above(losses, 5, ceiling(losses))
+        assert (losses < ceiling(losses)).all()
+
+
+def test_losses_that_drift_together_by_chance_stay_below():
+    """The first losses of a small network with batch norm, at LRs up to 6e-4, at which nothing diverges."""
+    losses = [2.3318, 2.3399, 2.4130, 2.4356, 2.3391, 2.4989, 2.5091, 2.5109, 2.4900, 2.3374, 2.3573]
+    for n in range(10, len(losses) + 1):
+        seen = np.array(losses[:n])
+        assert not is_above(seen, 1, ceiling(seen))
+        assert is_above(np.append(seen, [4.0] * 4), 1, ceiling(seen))
+
+
+def test_one_spike_among_the_first_losses_does_not_raise_the_ceiling():
+    losses = falling()
+    before = ceiling(losses)
+    losses[7] = 1e6
+    assert ceiling(losses) == pytest.approx(before, rel=0.05)
+
+
+def test_few_losses_have_no_ceiling():
+    assert ceiling(np.array([1.0, 2.0, np.nan, 1e9])) == np.inf
+
+
+def test_one_spike_is_not_above_and_a_run_of_them_is():
+    losses = falling()
+    losses[-1] = 1e6
+    assert not is_above(losses, 1, ceiling(losses))
+    losses[-4:] = 1e6
+    assert is_above(losses, 5, ceiling(losses))
+    assert is_above(losses, 1, ceiling(losses))
+    losses[-4:] = np.nan
+    assert not is_above(losses, 4, ceiling(losses))
+
+
+def test_diverged_is_a_whole_interval_and_three_at_least():
+    losses = falling()
+    losses[-2:] = np.nan
+    assert not is_diverged(losses, 1)
+    assert not is_diverged(losses, 4)
+    losses[-4:] = np.inf
+    assert is_diverged(losses, 1)
+    assert is_diverged(losses, 4)
+    assert not is_diverged(losses, 5)
+    assert not is_diverged(losses, 0)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 3e-6])
+def test_the_noise_is_that_around_the_curve(deviation):
+    losses = falling(n=2000, noise=deviation)
+    slope = 2.0 / 2000 / (0.6745 * 2**0.5)  # what a straight line without noise would be taken for
+    assert noise(losses) == pytest.approx(max(deviation, slope), rel=0.1)
+    losses[-200:] = 1e6 * np.arange(200)
+    assert noise(losses) == pytest.approx(max(deviation, slope), rel=0.2)
+
+
+def test_losses_are_sound_up_to_the_last_that_is_not_above_the_start():
+    assert num_sound(falling(noise=0.0)) == 200
+    rising = np.concatenate([falling(n=50, noise=0.0), np.linspace(2.1, 8.1, 25)])
+    assert num_sound(rising) == 50 + 4  # 2.85 is below the start, 2.96, and 3.1 is not
+    rising[52:] = np.nan
+    assert num_sound(rising) == 52
+    assert num_sound(np.full(20, np.inf)) == 0

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf.rewind import snapshot
+
+
+def trained(optimizer_class=torch.optim.AdamW, steps=3, **options):
+    """A model with batch norm and tied weights, and its optimizer, after some steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[3].weight = model[2].weight
+    optimizer = optimizer_class(model.parameters(), lr=0.1, **options)
+    go_on(model, optimizer, steps)
+    return model, optimizer
+
+
+def go_on(model, optimizer, steps):
+    for _ in range(steps):
+        model(torch.randn(16, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def everything(model, optimizer):
+    return copy.deepcopy([list(model.state_dict().values()), optimizer.state_dict()["state"]])
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [
+        (torch.optim.AdamW, {}),
+        (torch.optim.AdamW, {"fused": True, "amsgrad": True}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.Adafactor, {}),
+    ],
+)
+def test_everything_is_back_bit_for_bit_and_training_goes_on_as_it_did(optimizer_class, options):
+    model, optimizer = trained(optimizer_class, **options)
+    kept = snapshot.take(optimizer, [model], 3)
+    before = everything(model, optimizer)
+    torch.manual_seed(1)
+    go_on(model, optimizer, 4)
+    expected = everything(model, optimizer)
+    addresses = [t.data_ptr() for t in model.state_dict().values()]
+    snapshot.restore(kept, optimizer, [model])
+    assert_same(everything(model, optimizer), before)
+    assert [t.data_ptr() for t in model.state_dict().values()] == addresses
+    torch.manual_seed(1)
+    go_on(model, optimizer, 4)
+    assert_same(everything(model, optimizer), expected)
+
+
+def test_state_that_came_later_goes_again():
+    model, optimizer = trained(steps=0)
+    kept = snapshot.take(optimizer, [model], 0)
+    go_on(model, optimizer, 2)
+    snapshot.restore(kept, optimizer, [model])
+    assert not optimizer.state
+    go_on(model, optimizer, 1)
+    assert all(state["step"] == 1 for state in optimizer.state.values())
+
+
+def test_nested_state_and_group_options_are_back_and_the_lr_stays():
+    model, optimizer = trained()
+    first = next(model.parameters())
+    optimizer.state[first]["history"] = [torch.ones(2), {"count": 1, "sum": torch.zeros(3)}]
+    optimizer.param_groups[0]["k"] = 7
+    kept = snapshot.take(optimizer, [model], 3)
+    optimizer.state[first]["history"][0].add_(1)
+    optimizer.state[first]["history"][1].update(count=2, later=0)
+    optimizer.param_groups[0].update(k=9, lr=0.5)
+    snapshot.restore(kept, optimizer, [model])
+    history = optimizer.state[first]["history"]
+    assert history[0].tolist() == [1, 1]
+    assert set(history[1]) == {"count", "sum"}
+    assert history[1]["count"] == 1
+    assert (optimizer.param_groups[0]["k"], optimizer.param_groups[0]["lr"]) == (7, 0.5)
+
+
+def test_memory_of_a_snapshot_that_is_not_needed_is_used_again():
+    model, optimizer = trained()
+    old = snapshot.take(optimizer, [model], 3)
+    addresses = [t.data_ptr() for t in (*old.parameters, *old.buffers.values())]
+    go_on(model, optimizer, 1)
+    new = snapshot.take(optimizer, [model], 4, reuse=old)
+    assert [t.data_ptr() for t in (*new.parameters, *new.buffers.values())] == addresses
+    before = everything(model, optimizer)
+    go_on(model, optimizer, 1)
+    snapshot.restore(new, optimizer, [model])
+    assert_same(everything(model, optimizer), before)
+
+
+def test_it_can_be_saved_and_knows_its_size():
+    model, optimizer = trained()
+    kept = snapshot.take(optimizer, [model], 3)
+    numbers = sum(p.numel() for p in model.parameters())
+    assert kept.num_bytes() == 4 * (3 * numbers + 2 * 8) + 8 + 4 * len(optimizer.state)
+    file = io.BytesIO()
+    torch.save(kept.state_dict(), file)
+    file.seek(0)
+    loaded = snapshot.Snapshot(**torch.load(file, weights_only=True))
+    assert snapshot.fits(loaded, optimizer)
+    assert not snapshot.fits(loaded, torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1))
+    before = everything(model, optimizer)
+    go_on(model, optimizer, 2)
+    snapshot.restore(loaded, optimizer, [model])
+    assert_same(everything(model, optimizer), before)
+
+
+def test_what_is_not_finite_is_noticed():
+    model, optimizer = trained()
+    assert snapshot.take(optimizer, [model], 3).is_finite()
+    assert snapshot.has_finite_parameters(optimizer)
+    with torch.no_grad():
+        model[2].bias[0] = float("inf")
+    assert not snapshot.take(optimizer, [model], 3).is_finite()
+    assert not snapshot.has_finite_parameters(optimizer)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from autowu_hf.runtime import collective
+
+SCRIPT = Path(__file__).parent / "scripts" / "many_processes.py"
+
+
+def launch(processes: int) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, str(SCRIPT)], capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_processes_gather_their_losses_and_share_the_decision(processes):
+    assert f"{processes} processes agree" in launch(processes)
+
+
+def test_one_process_sends_nothing(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("a collective was issued")
+
+    monkeypatch.setattr(collective, "gather", fail)
+    monkeypatch.setattr(collective, "broadcast", fail)
+    assert collective.num_processes() == 1
+    assert collective.is_main_process()
+    assert collective.gather_mean(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    record = {"step": 1}
+    assert collective.broadcast_record(record, 5) is record
+    assert collective.broadcast_number(0.25) == 0.25
+    assert [state.tolist() for state in collective.gather_bytes(torch.tensor([3]))] == [[3]]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from autowu_hf import MissingLossWarning
+from autowu_hf.runtime.loss_history import LossHistory
+
+
+def test_numbers_and_tensors_of_any_precision_are_kept():
+    history = LossHistory()
+    for loss in (
+        2.0,
+        torch.tensor(1.5),
+        torch.tensor([1.25], dtype=torch.float64),
+        torch.tensor(0.5).half(),
+        np.float32(3),
+    ):
+        history.observe(loss)
+    assert history.gathered.size == 0
+    history.flush()
+    assert history.gathered.tolist() == [2.0, 1.5, 1.25, 0.5, 3.0]
+    assert history.gathered.dtype == np.float64
+
+
+def test_a_loss_is_copied_when_it_is_seen():
+    history, loss = LossHistory(), torch.tensor(1.0)
+    history.observe(loss)
+    loss += 1.0
+    history.flush()
+    assert history.gathered.tolist() == [1.0]
+
+
+def test_no_graph_is_kept_alive():
+    history = LossHistory()
+    history.observe(torch.ones((), requires_grad=True) * 2.0)
+    assert not history._pending[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.ones(3), "the loss passed to step() must be a scalar, got shape (3,); reduce it first"),
+        ("high", "the loss passed to step() must be a scalar tensor or a number, got str"),
+        ([1.0, 2.0], "the loss passed to step() must be a scalar tensor or a number, got list"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_refused(loss, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LossHistory().observe(loss)
+
+
+def test_steps_without_a_loss_warn_once_with_the_remedy():
+    history = LossHistory()
+    with pytest.warns(MissingLossWarning, match=r"Call accelerator.backward\(loss\) .* or pass the loss"):
+        history.observe(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history.observe(None)
+
+
+def test_state_holds_gathered_and_pending_losses():
+    history = LossHistory()
+    for loss in (3.0, 2.0):
+        history.observe(loss)
+    history.flush()
+    history.observe(torch.tensor(1.0))
+    resumed = LossHistory()
+    resumed.load_state_dict(history.state_dict())
+    assert resumed.gathered.tolist() == [3.0, 2.0]
+    resumed.flush()
+    assert resumed.gathered.tolist() == [3.0, 2.0, 1.0]
+
+
+def test_what_was_pending_at_a_resume_keeps_its_digits():
+    history = LossHistory()
+    history.observe(torch.tensor(1.0 / 3.0, dtype=torch.float64))
+    resumed = LossHistory()
+    resumed.load_state_dict(history.state_dict())
+    for h in (history, resumed):
+        h.observe(torch.tensor(2.0 / 3.0, dtype=torch.float64))
+        h.flush()
+    assert resumed.gathered.tolist() == history.gathered.tolist() == [1.0 / 3.0, 2.0 / 3.0]
+
+
+def test_reset_forgets_all():
+    history = LossHistory()
+    for _ in range(2):
+        history.observe(1.0)
+        history.flush()
+        history.observe(2.0)
+        history.reset()
+        history.flush()
+        assert history.gathered.tolist() == []

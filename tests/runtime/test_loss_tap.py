@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from tiny import LOGGED_DIGITS, AcceptsNumItems, TinyClassifier, batches, get_schedule, trainer_for
+
+from autowu_hf import AutoWUCallback
+from autowu_hf.runtime import loss_tap
+from autowu_hf.runtime.loss_tap import LossTap
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def heard(tap: LossTap) -> list[float] | None:
+    losses = tap.take()
+    return None if losses is None else [loss.item() for loss in losses]
+
+
+def backward(accelerator: Accelerator, value: float, sync: bool = True) -> None:
+    accelerator.gradient_state._set_sync_gradients(sync)
+    accelerator.backward(torch.tensor(value, requires_grad=True) * 1.0)
+
+
+def test_hears_one_loss_per_step_and_sums_micro_batches(accelerator):
+    tap = LossTap()
+    tap.listen()
+    assert heard(tap) is None
+    backward(accelerator, 2.0)
+    assert heard(tap) == [2.0]
+    assert heard(tap) is None
+    backward(accelerator, 1.0, sync=False)
+    assert heard(tap) == []
+    assert heard(tap) == []
+    backward(accelerator, 0.25)
+    assert heard(tap) == [1.25]
+
+
+def test_a_step_ends_with_the_prepared_optimizers_step_and_one_that_was_skipped_is_dropped(accelerator):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    tap = LossTap(optimizer)
+    tap.listen()
+    prepared = accelerator.prepare(optimizer)
+    for value, skipped in ((1.0, False), (float("inf"), True), (0.5, False)):
+        backward(accelerator, value)
+        backward(accelerator, value)
+        prepared._is_overflow = skipped  # as the gradient scaler leaves it
+        prepared.step()
+    assert heard(tap) == [2.0, 1.0]
+
+
+def test_deepspeeds_backward_steps_by_itself(accelerator, monkeypatch):
+    """Every backward is a step, so the next one tells whether the last was skipped."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    tap = LossTap(optimizer)
+    tap.listen()
+    prepared = accelerator.prepare(optimizer)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    for value, skipped in ((1.0, False), (float("inf"), True), (0.5, False)):
+        loss = torch.tensor(value, requires_grad=True)
+        loss_tap.tell_backward(loss, accelerator)
+        prepared._is_overflow = skipped
+    assert heard(tap) == [1.0, 0.5]
+
+
+def test_an_accelerate_loop_with_accumulation_gets_the_mean_over_its_micro_batches():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    tap = LossTap()
+    tap.listen()
+    for value, sync in ((3.0, False), (2.0, False), (1.0, True)):  # accelerator.accumulate is not used
+        backward(accelerator, value, sync)
+    assert heard(tap) == [2.0]
+    backward(accelerator, 4.0)  # a short last group
+    assert heard(tap) == [4.0]
+
+
+def test_nothing_is_heard_after_stop_or_when_the_tap_is_gone(accelerator):
+    tap = LossTap()
+    tap.listen()
+    tap.stop()
+    backward(accelerator, 1.0)
+    assert heard(tap) is None
+    tap.listen()
+    del tap
+    gc.collect()
+    assert len(loss_tap._listening) == 0
+
+
+def test_half_precision_becomes_float32(accelerator):
+    tap = LossTap()
+    tap.listen()
+    accelerator.backward(torch.tensor(0.1, dtype=torch.bfloat16, requires_grad=True) * 1)
+    assert tap.take()[0].dtype == torch.float32
+
+
+def test_a_loss_that_is_no_scalar_is_refused(accelerator):
+    tap = LossTap()
+    tap.listen()
+    with pytest.raises(ValueError, match=r"passed to accelerator.backward must be a scalar, got shape \(2,\)"):
+        accelerator.backward(torch.ones(2, requires_grad=True) * 1)
+
+
+def test_an_accelerate_loop_records_its_losses():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    data = torch.utils.data.DataLoader(batches(20), batch_size=4)  # 5 batches: groups of 2, 2 and 1
+    scheduler = get_schedule(optimizer, num_training_steps=30)
+    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+    expected, group = [], []
+    for _ in range(2):
+        for batch in data:
+            with accelerator.accumulate(model):
+                loss = model(**batch)["loss"]
+                accelerator.backward(loss)
+                group.append(loss.item())
+                if accelerator.sync_gradients:
+                    expected.append(sum(group) / len(group))
+                    group = []
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+    assert len(expected) == 6
+    assert scheduler.scheduler.losses == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_scheduler_taken_back_into_its_warm_up_listens_again():
+    accelerator = Accelerator(cpu=True)
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = get_schedule(optimizer, num_training_steps=40)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+
+    def train(steps: int) -> None:
+        for batch in torch.utils.data.DataLoader(batches(4 * steps), batch_size=4):
+            accelerator.backward(model(**batch)["loss"])
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+    train(10)
+    state = scheduler.state_dict()
+    train(30)
+    losses = scheduler.scheduler.losses
+    assert scheduler.scheduler.phase == "decay"
+    scheduler.load_state_dict(state)
+    assert scheduler.scheduler.phase == "warmup"
+    train(10)
+    assert len(losses) == len(scheduler.scheduler.losses) == 20
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("case", ["labels", "label_smoothing", "compute_loss_func", "num_items_in_batch"])
+def test_recorded_losses_equal_trainers_logged_loss(tmp_path, case, accumulation):
+    """28 examples in batches of 4 make 7 batches an epoch: with accumulation 3 the last group has one."""
+
+    def compute_loss(outputs, labels, num_items_in_batch=None):
+        total = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum")
+        return total / (num_items_in_batch if num_items_in_batch is not None else len(labels))
+
+    trainer = trainer_for(
+        tmp_path,
+        model=AcceptsNumItems() if case == "num_items_in_batch" else TinyClassifier(),
+        train_dataset=batches(28),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=8,
+        logging_steps=1,
+        label_smoothing_factor=0.1 if case == "label_smoothing" else 0.0,
+        lr_scheduler_kwargs={"max_lr": 1e-3, "max_warmup_fraction": 0.9, "patience": 1000},
+        compute_loss_func=compute_loss if case == "compute_loss_func" else None,
+        callbacks=[AutoWUCallback(plot=False)],
+    )
+    trainer.train()
+    losses = trainer.lr_scheduler.losses
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == trainer.lr_scheduler.warmup_cap > 20
+    assert losses == pytest.approx(logged[: len(losses)], abs=LOGGED_DIGITS)
