@@ -1,6 +1,6 @@
 """Tables and figures of what ``compare.py`` measured.
 
-    python examples/benchmarks/compare_report.py             # README.md's tables, as Markdown
+    python examples/benchmarks/compare_report.py             # the README's tables, as Markdown
     python examples/benchmarks/compare_report.py --figures   # writes examples/pictures/compare_*.png too
 
 Everything is on the part of the data that nothing was tuned on. Losses stand beside wins; a cell with runs missing is
