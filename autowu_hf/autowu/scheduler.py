@@ -17,7 +17,8 @@ from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import weights_out_of_reach
 from ..runtime.scheduler import AdaptiveScheduler
 from .peak_rule import PeakRule
-from .report import describe, log_values, write_files
+from .plotting import write_files
+from .report import describe, log_values
 from .settings import AutoWUSettings
 from .verdict import Ending, MinimumTestRecord
 from .warm_up import WarmUp

@@ -10,7 +10,7 @@ import torch
 
 from autowu_hf.runtime import collective
 
-SCRIPT = Path(__file__).parent / "scripts" / "many_processes.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "many_processes.py"
 
 
 def launch(processes: int) -> str:
