@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tiny import get_schedule
 from torch import nn
 
-from autowu_hf.loss_curve.divergence import DivergedError
+from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.rewind import rewind, snapshot
 from autowu_hf.rewind.rewind import LR_FACTOR
 
