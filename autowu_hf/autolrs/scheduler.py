@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import innermost, weights_out_of_reach
 from ..runtime.scheduler import AdaptiveScheduler
 from .search import Search
-from .stages import AutoLRSSettings, Stage, plan_stages, shortest_stage
+from .stages import AutoLRSSettings, Stage, follow_up, plan_stages, shortest_stage
 
 logger = logging.getLogger(__name__)
 
@@ -165,32 +164,10 @@ class AutoLRSScheduler(AdaptiveScheduler):
         if place == stage.candidate_steps:
             self._search.end_candidate(stage, is_validated)
             if self._search.is_complete:
-                self._end_search(stage)
+                self.results.append(self._search.end(stage))
+                self._lr = self.results[-1]["lr"]
             else:
                 self._lr = self._search.next_candidate()
-
-    def _end_search(self, stage: Stage) -> None:
-        result = self._search.end()
-        self._lr = result["lr"]
-        self.results.append({"step": stage.start, **result})
-        if not collective.is_main_process():
-            return
-        finite = [loss for loss in result["forecasts"] if math.isfinite(loss)]
-        if finite:
-            logger.info(
-                "AutoLRS: learning rate %.1e for the next %d steps, forecast loss %.4g, after a search of %d steps",
-                self._lr,
-                stage.train_steps,
-                min(finite),
-                stage.search_steps,
-            )
-        else:
-            logger.warning(
-                "AutoLRS: no candidate's losses were finite to its end; the lowest learning rate, %.1e, is used for "
-                "the next %d steps. A lower min_lr or max_lr may help",
-                self._lr,
-                stage.train_steps,
-            )
 
     def _schedule(self, step: int) -> float:
         if not self.stages:
@@ -267,9 +244,5 @@ class AutoLRSScheduler(AdaptiveScheduler):
         stage = self._stage_at(self.last_epoch // self.ticks_per_step)
         if stage is None:
             self._plan()
-            return
-        kept = self.stages[: self.stages.index(stage) + 1]
-        try:
-            self.stages = [*kept, *plan_stages(self._steps, self.settings, stage.end, after=stage)]
-        except ValueError:  # no room for another
-            self.stages = kept
+        else:
+            self.stages = [*self.stages[: self.stages.index(stage)], *follow_up(stage, self._steps, self.settings)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from ..runtime.random_state import get_random_state, set_random_state
 from .batch_replay import BatchReplay
 from .forecast import forecast
 from .stages import AutoLRSSettings, Stage
+
+logger = logging.getLogger(__name__)
 
 
 class Search:
@@ -112,16 +115,19 @@ class Search:
         if len(self._random_states) == collective.num_processes():  # not after a resume with more or fewer
             set_random_state(self._random_states[collective.process_index()], device_of(self._optimizer))
 
-    def end(self) -> dict[str, Any]:
-        """Ends a search whose candidates have all been tried.
+    def end(self, stage: Stage) -> dict[str, Any]:
+        """Ends a search whose candidates have all been tried; the main process logs what was found.
 
         Returns:
-            "lrs", "forecasts" and "lr", the LR whose forecast is the lowest.
+            "step", where the search began, "lrs", "forecasts" and "lr", the LR whose forecast is the lowest.
         """
         self._history.close()
         self._replay.unmark()
-        result = {"lrs": self.candidate_lrs, "forecasts": self.forecasts, "lr": self._best()}
+        lr, forecasts = self._best(), self.forecasts
+        result = {"step": stage.start, "lrs": self.candidate_lrs, "forecasts": forecasts, "lr": lr}
         self._clear()
+        if collective.is_main_process():
+            _log(stage, lr, [loss for loss in forecasts if math.isfinite(loss)])
         return result
 
     def give_up(self) -> float | None:
@@ -170,3 +176,22 @@ class Search:
     def cannot_go_on(self) -> bool:
         """Whether a search is under way whose start is not known, or is that of another model."""
         return self.is_on and (self._start is None or not snapshot.fits(self._start, innermost(self._optimizer)))
+
+
+def _log(stage: Stage, lr: float, finite: list[float]) -> None:
+    """Logs the end of a search with the finite ones of its forecasts."""
+    if finite:
+        logger.info(
+            "AutoLRS: learning rate %.1e for the next %d steps, forecast loss %.4g, after a search of %d steps",
+            lr,
+            stage.train_steps,
+            min(finite),
+            stage.search_steps,
+        )
+    else:
+        logger.warning(
+            "AutoLRS: no candidate's losses were finite to its end; the lowest learning rate, %.1e, is used for "
+            "the next %d steps. A lower min_lr or max_lr may help",
+            lr,
+            stage.train_steps,
+        )

@@ -135,3 +135,16 @@ def plan_stages(steps: int, settings: AutoLRSSettings, start: int = 0, after: St
         stages.append(after)
         room, tau = left, min(2 * tau, settings.longest_stage)
     return stages
+
+
+def follow_up(stage: Stage, steps: int, settings: AutoLRSSettings) -> list[Stage]:
+    """A stage, and those that follow it; the stage alone where there is no room for another.
+
+    Args:
+        stage: stays as it is.
+        steps: of the whole run, search included.
+        settings: the options.
+    """
+    if steps - stage.end < shortest_stage(settings):
+        return [stage]
+    return [stage, *plan_stages(steps, settings, stage.end, after=stage)]
