@@ -173,7 +173,7 @@ class AutoLRSScheduler(AdaptiveScheduler):
         if not self.stages:
             return self._own_lr
         done, ramp = step // self.ticks_per_step, self.stages[0].start
-        if self.num_warmup_steps and done < ramp:
+        if done < ramp and (ramp > 1 or self.num_warmup_steps):  # the first stage tells: a resumed run has its own
             return self._own_lr * done / ramp
         return self._lr
 
