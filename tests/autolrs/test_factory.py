@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from digits_vit import DigitsViT, digits, digits_loop, digits_trainer
+from digits_vit import DigitsViT, digits_loop, digits_trainer
 from ranks import run_ranks
 from torch import nn
 
-from autowu_hf import AutoLRSScheduler, AutoLRSValidationCallback, get_autolrs_schedule
+from autowu_hf import AutoLRSScheduler, get_autolrs_schedule
 
 OPTIONS = {"num_candidates": 4, "first_stage": 80, "min_lr": 3e-4, "max_lr": 1e-2}
 STEPS = 201
@@ -39,8 +39,7 @@ def test_trainer_learns_the_digits(whole):
     assert trainer.state.global_step == scheduler.last_epoch == scheduler.stages[-1].end == STEPS
     assert len(scheduler.results) == len(scheduler.stages)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[0] > 2.2
-    assert sum(losses[-10:]) / 10 < 1.9
+    assert sum(losses[-10:]) / 10 < losses[0] - 0.2
 
 
 @pytest.mark.parametrize("step", [50, 100])
@@ -65,8 +64,14 @@ def test_a_checkpoint_without_the_schedules_state_plans_new_stages_for_what_is_l
     assert "AutoLRS plans new stages over the 30 steps that are left" in caplog.text
     assert part.lr_scheduler.stages[-1].end == part.lr_scheduler.last_epoch == 30
     assert len(part.lr_scheduler.results) == len(part.lr_scheduler.stages)
-    with pytest.raises(ValueError, match="AutoLRS has 9 steps for its stages, but needs 20 at least"):
-        digits_trainer(tmp_path, "autolrs", 40, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-30"))
+    part = digits_trainer(tmp_path, "autolrs", 40, logging_steps=1, **options)
+    part.train(resume_from_checkpoint=str(tmp_path / "checkpoint-30"))
+    lr = part.args.learning_rate
+    assert f"AutoLRS trains at the optimizer's own learning rate, {lr:.1e}, and without a search" in caplog.text
+    assert "which needs 21 optimizer steps, over the 10 steps that are left" in caplog.text
+    logged = [entry["learning_rate"] for entry in part.state.log_history if "learning_rate" in entry]
+    assert logged[-10:] == [lr] * 10
+    assert part.lr_scheduler.results == []
 
 
 @pytest.mark.once
@@ -76,7 +81,7 @@ def test_two_processes_agree_and_resume_exactly(tmp_path):
     assert first["lrs"] == second["lrs"]
     assert first["weights"] == second["weights"]
     assert first["losses"] != second["losses"]
-    assert sum(first["losses"][-10:]) / 10 < 1.6
+    assert sum(first["losses"][-10:]) / 10 < first["losses"][0] - 0.2
     for part, whole in zip(
         run_ranks(digits_loop, "autolrs", folder, 261, save_at=30, resume=True, **OPTIONS),
         (first, second),
@@ -85,21 +90,6 @@ def test_two_processes_agree_and_resume_exactly(tmp_path):
         assert part["lrs"] == whole["lrs"][30:]
         assert part["losses"] == whole["losses"][30:]
         assert part["weights"] == whole["weights"]
-
-
-def test_trainers_validation_loss_is_used(tmp_path):
-    options = {"num_candidates": 2, "first_stage": 10, "longest_stage": 10}
-    trainer = digits_trainer(tmp_path, "autolrs", 41, lr_scheduler_kwargs=options, eval_dataset=digits(80))
-    trainer.add_callback(AutoLRSValidationCallback(trainer))
-    trainer.train()
-    model = trainer.model.eval()
-    inputs = {name: torch.stack([example[name] for example in digits(80)]) for name in ("pixel_values", "labels")}
-    with torch.no_grad():
-        expected = float(model(**inputs).loss)
-    model.train()
-    assert trainer.lr_scheduler.validation_loss() == pytest.approx(expected, rel=1e-5)
-    assert model.training
-    assert len(trainer.lr_scheduler.results) == 2
 
 
 def test_buffers_are_restored():
