@@ -95,7 +95,7 @@ class WayBack:
             return None
         lr_of = self._curve.warmup
         highest = min(peak_lr, lr_of(minimum_step))
-        has_any = bool(self._rewind.kept)  # not after a warm-up of one step
+        has_any = bool(self._rewind.snapshots)  # not after a warm-up of one step
         step = self._rewind.restore(lr_of, highest)
         if has_any and collective.is_main_process():
             if step is None:

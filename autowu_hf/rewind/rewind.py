@@ -94,11 +94,6 @@ class Rewind:
         if obstacle is not None:
             self.refuse(obstacle)
 
-    @property
-    def kept(self) -> list[StoredSnapshot]:
-        """The former name of ``snapshots``."""
-        return self.snapshots
-
     def refuse(self, obstacle: Obstacle) -> None:
         """Raises an error if the user asked for rewind, which cannot work here; turns rewind off otherwise.
 
