@@ -51,8 +51,8 @@ def innermost(optimizer: Any) -> Any:
 
 
 def device_of(optimizer: Optimizer) -> torch.device:
-    """Where the model computes: the device of an optimizer's first parameter."""
-    device: torch.device = optimizer.param_groups[0]["params"][0].device
+    """Where the model computes: the device of an optimizer's first parameter; groups may be empty."""
+    device: torch.device = next(p.device for group in optimizer.param_groups for p in group["params"])
     return device
 
 

@@ -218,6 +218,122 @@ def test_two_processes_decide_the_same():
     assert len(set(first["lrs"])) > 20
 
 
+@pytest.mark.parametrize("line_search", [True, False])
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_group_changes_nothing(empty, line_search):
+    """As Trainer makes one where no weight is decayed (BitFit), or every one is (LoRA)."""
+
+    def train(has_empty: bool):
+        model = Point(2.0, dim=3)
+        groups = [{"params": [model.x], "weight_decay": 0.1}]
+        if has_empty:
+            groups.insert(empty, {"params": []})
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        scheduler = get_salsa_schedule(optimizer, 100, line_search=line_search, **QUICK)
+        for _ in range(40):
+            optimizer.zero_grad()
+            model().backward()
+            scheduler.search(model, model)
+            optimizer.step()
+            scheduler.step()
+        return scheduler.lr, scheduler.num_probes, model.x.tolist(), scheduler._deltas.values().tolist()
+
+    assert train(True) == train(False)
+
+
+def test_a_flush_between_the_tests_changes_no_decision():
+    def train(flushes: bool):
+        torch.manual_seed(0)
+        model = Point(0.5, dim=10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+        scheduler = get_salsa_schedule(optimizer, 1000, line_search=False, **QUICK)
+        for step in range(200):
+            optimizer.zero_grad()
+            model(torch.randn(10, dtype=torch.float64)).backward()
+            optimizer.step()
+            scheduler.step()
+            if flushes and step % 7 == 0:
+                scheduler.flush()
+                assert len(scheduler.pending_losses()) == 0
+        return scheduler.drops, scheduler._deltas.values().tolist()
+
+    assert train(True) == train(False)
+    assert train(True)[0]
+
+
+def rank_pending(folder: str, how: str) -> dict:
+    """SASA+ on weights that differ between the ranks, as shards do: what the test after a resume sees, and the whole
+    run's.
+    """
+    accelerator = Accelerator(cpu=True)
+    model = Point(1.0 + accelerator.process_index, dim=3)
+    salsa = get_salsa_schedule(
+        torch.optim.SGD(model.parameters(), lr=0.1), 100, line_search=False, test_every=8, keep=1.0
+    )
+    optimizer, scheduler = accelerator.prepare(salsa.optimizer, salsa)
+
+    def train(start: int, stop: int) -> None:
+        for step in range(start, stop):
+            optimizer.zero_grad()
+            accelerator.backward(model(float(step % 3)))
+            optimizer.step()
+            scheduler.step()
+
+    train(0, 5)
+    kept, own = model.x.detach().clone(), salsa.pending_losses().tolist()
+    if how == "flush":  # as Trainer's callback does before the main process saves its state
+        salsa.flush()
+    accelerator.save_state(folder)
+    train(5, 8)
+    whole = salsa._deltas.values().tolist()
+    with torch.no_grad():
+        model.x.copy_(kept)
+    salsa.set_pending_losses(torch.zeros(1))
+    accelerator.load_state(folder)
+    train(5, 8)
+    return {"own": own, "whole": whole, "resumed": salsa._deltas.values().tolist()}
+
+
+@pytest.mark.parametrize("how", ["files", "flush"])
+def test_what_a_process_has_not_shared_survives_a_resume(tmp_path, how):
+    first, second = run_ranks(rank_pending, str(tmp_path), how)
+    assert first["own"] != second["own"]
+    assert first["whole"] == second["whole"]
+    assert len(first["whole"]) == 8
+    assert first["whole"][:5] == pytest.approx((np.array(first["own"]) + np.array(second["own"])) / 2)
+    for rank in (first, second):
+        assert rank["resumed"] == rank["whole"]
+
+
+OLD_STATE = {
+    "version": 1,
+    "last_epoch": 9,
+    "step_count": 10,
+    "steps": 9,
+    "lr": 0.02,
+    "switch_step": 7,
+    "ended_by": "slope",
+    "drops": [{"step": 8, "lr": 0.02}],
+    "num_probes": 12,
+    "losses": {"num_added": 0, "kept": torch.empty(0, dtype=torch.float64)},
+    "deltas": {"num_added": 8, "kept": torch.tensor([0.5, 0.25], dtype=torch.float64)},
+    "new_deltas": torch.tensor([0.125], dtype=torch.float64),
+}
+"""As the first version of states has been written since there is a SALSA."""
+
+
+def test_the_format_of_states_stays():
+    model = Point()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = get_salsa_schedule(optimizer, 100)
+    scheduler.load_state_dict(OLD_STATE)
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    state = scheduler.state_dict()
+    assert state.keys() == OLD_STATE.keys()
+    for name, value in OLD_STATE.items():
+        assert repr(state[name]) == repr(value), name
+
+
 def rank_fsdp(steps: int) -> dict:
     """SASA+ alone under FSDP2, on the ranks' shards: what it tested, and what there was to test."""
     from accelerate.state import PartialState
