@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-import io
 import math
 
-import accelerate
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from ranks import run_ranks
 from salsa_models import QUICK, Point
-from tiny import TinyClassifier, batches
-from torch import nn
 
 from autowu_hf.salsa.factory import get_salsa_schedule
-
-HAS_FSDP2 = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 6)
 
 
 def walk(steps: int, lr: float, start: float, *, noise: float = 1.0, dim: int = 10, seed: int = 0, **options):
@@ -123,101 +115,6 @@ def test_ticks_without_a_step_of_the_optimizer_do_not_count():
     assert scheduler.state_dict()["steps"] == len(scheduler.state_dict()["new_deltas"]) == 3
 
 
-def loop(steps: int, save_at: int | None = None, state=None):
-    """SGD with momentum on a small classifier: LRs, weights, the schedule, and what was saved."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
-    scheduler = get_salsa_schedule(optimizer, steps, **QUICK)
-    data = batches(64)
-    start, lrs, saved = 0, [], None
-    if state is not None:
-        state = torch.load(io.BytesIO(state), weights_only=True)
-        start = state["step"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["random"])
-    for step in range(start, steps):
-        batch = [data[(step * 16 + i) % 64] for i in range(16)]
-        x, y = torch.stack([b["x"] for b in batch]), torch.stack([b["labels"] for b in batch])
-
-        def closure(x=x, y=y):
-            return nn.functional.cross_entropy(model(x), y)
-
-        before = scheduler.random_state()
-        optimizer.zero_grad()
-        loss = closure()
-        loss.backward()
-        scheduler.search(model, closure, loss, random_state=before)
-        optimizer.step()
-        lrs.append(optimizer.param_groups[0]["lr"])
-        scheduler.step()
-        if step + 1 == save_at:
-            saved = io.BytesIO()
-            parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-            states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**states, "step": step + 1, "random": torch.get_rng_state()}, saved)
-    return lrs, [p.detach().clone() for p in model.parameters()], scheduler, saved and saved.getvalue()
-
-
-@pytest.mark.parametrize("save_at", [7, 150])
-def test_a_loop_goes_on_bit_for_bit(save_at):
-    lrs, weights, scheduler, saved = loop(240, save_at=save_at)
-    assert 20 < scheduler.switch_step < 150
-    assert max(lrs) > 10 * lrs[0]
-    part = loop(240, state=saved)
-    assert part[0] == lrs[save_at:]
-    assert all(torch.equal(a, b) for a, b in zip(part[1], weights, strict=True))
-    for name in ("lr", "switch_step", "ended_by", "drops", "num_probes"):
-        assert getattr(part[2], name) == getattr(scheduler, name)
-
-
-def rank_loop(steps: int) -> dict:
-    """An accelerate loop with dropout, where every rank has other batches: LRs and weights."""
-    accelerator = Accelerator(cpu=True)
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    salsa = get_salsa_schedule(optimizer, steps * accelerator.num_processes, **QUICK)
-    data = torch.utils.data.DataLoader(batches(96), batch_size=8)
-    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, salsa)
-    torch.manual_seed(accelerator.process_index)
-    examples = [*data]
-    lrs = []
-    for step in range(steps):
-        batch = examples[step % len(examples)]
-
-        def closure(batch=batch):
-            return nn.functional.cross_entropy(model(batch["x"]), batch["labels"])
-
-        before = salsa.random_state()
-        loss = closure()
-        accelerator.backward(loss)
-        salsa.search(model, closure, loss, random_state=before)
-        optimizer.step()
-        lrs.append(optimizer.param_groups[0]["lr"])
-        scheduler.step()
-        optimizer.zero_grad()
-    return {
-        "lrs": lrs,
-        "switch_step": salsa.switch_step,
-        "drops": salsa.drops,
-        "ticks": salsa.last_epoch,
-        "num_probes": salsa.num_probes,
-        "weights": [p.tolist() for p in model.parameters()],
-        "losses": salsa._losses.values().tolist(),
-    }
-
-
-def test_two_processes_decide_the_same():
-    first, second = run_ranks(rank_loop, 120)
-    assert first == second
-    assert first["ticks"] == 240
-    assert first["switch_step"] is not None
-    assert len(set(first["lrs"])) > 20
-
-
 @pytest.mark.parametrize("line_search", [True, False])
 @pytest.mark.parametrize("empty", [0, 1])
 def test_an_empty_group_changes_nothing(empty, line_search):
@@ -241,175 +138,12 @@ def test_an_empty_group_changes_nothing(empty, line_search):
     assert train(True) == train(False)
 
 
-def test_a_flush_between_the_tests_changes_no_decision():
-    def train(flushes: bool):
-        torch.manual_seed(0)
-        model = Point(0.5, dim=10)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-        scheduler = get_salsa_schedule(optimizer, 1000, line_search=False, **QUICK)
-        for step in range(200):
-            optimizer.zero_grad()
-            model(torch.randn(10, dtype=torch.float64)).backward()
-            optimizer.step()
-            scheduler.step()
-            if flushes and step % 7 == 0:
-                scheduler.flush()
-                assert len(scheduler.pending_losses()) == 0
-        return scheduler.drops, scheduler._deltas.values().tolist()
-
-    assert train(True) == train(False)
-    assert train(True)[0]
-
-
-def rank_pending(folder: str, how: str) -> dict:
-    """SASA+ on weights that differ between the ranks, as shards do: what the test after a resume sees, and the whole
-    run's.
-    """
-    accelerator = Accelerator(cpu=True)
-    model = Point(1.0 + accelerator.process_index, dim=3)
-    salsa = get_salsa_schedule(
-        torch.optim.SGD(model.parameters(), lr=0.1), 100, line_search=False, test_every=8, keep=1.0
-    )
-    optimizer, scheduler = accelerator.prepare(salsa.optimizer, salsa)
-
-    def train(start: int, stop: int) -> None:
-        for step in range(start, stop):
-            optimizer.zero_grad()
-            accelerator.backward(model(float(step % 3)))
-            optimizer.step()
-            scheduler.step()
-
-    train(0, 5)
-    kept, own = model.x.detach().clone(), salsa.pending_losses().tolist()
-    if how == "flush":  # as Trainer's callback does before the main process saves its state
-        salsa.flush()
-    accelerator.save_state(folder)
-    train(5, 8)
-    whole = salsa._deltas.values().tolist()
-    with torch.no_grad():
-        model.x.copy_(kept)
-    salsa.set_pending_losses(torch.zeros(1))
-    accelerator.load_state(folder)
-    train(5, 8)
-    return {"own": own, "whole": whole, "resumed": salsa._deltas.values().tolist()}
-
-
-@pytest.mark.parametrize("how", ["files", "flush"])
-def test_what_a_process_has_not_shared_survives_a_resume(tmp_path, how):
-    first, second = run_ranks(rank_pending, str(tmp_path), how)
-    assert first["own"] != second["own"]
-    assert first["whole"] == second["whole"]
-    assert len(first["whole"]) == 8
-    assert first["whole"][:5] == pytest.approx((np.array(first["own"]) + np.array(second["own"])) / 2)
-    for rank in (first, second):
-        assert rank["resumed"] == rank["whole"]
-
-
-OLD_STATE = {
-    "version": 1,
-    "last_epoch": 9,
-    "step_count": 10,
-    "steps": 9,
-    "lr": 0.02,
-    "switch_step": 7,
-    "ended_by": "slope",
-    "drops": [{"step": 8, "lr": 0.02}],
-    "num_probes": 12,
-    "losses": {"num_added": 0, "kept": torch.empty(0, dtype=torch.float64)},
-    "deltas": {"num_added": 8, "kept": torch.tensor([0.5, 0.25], dtype=torch.float64)},
-    "new_deltas": torch.tensor([0.125], dtype=torch.float64),
-}
-"""As the first version of states has been written since there is a SALSA."""
-
-
-def test_the_format_of_states_stays():
-    model = Point()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = get_salsa_schedule(optimizer, 100)
-    scheduler.load_state_dict(OLD_STATE)
-    assert optimizer.param_groups[0]["lr"] == 0.02
-    state = scheduler.state_dict()
-    assert state.keys() == OLD_STATE.keys()
-    for name, value in OLD_STATE.items():
-        assert repr(state[name]) == repr(value), name
-
-
-def rank_fsdp(steps: int) -> dict:
-    """SASA+ alone under FSDP2, on the ranks' shards: what it tested, and what there was to test."""
-    from accelerate.state import PartialState
-    from accelerate.utils import FullyShardedDataParallelPlugin
-    from rank_programs import allow_fsdp_on_a_cpu
-
-    PartialState(cpu=True)
-    allow_fsdp_on_a_cpu()
-    accelerator = Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
-    model = TinyClassifier()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    salsa = get_salsa_schedule(optimizer, 1000, line_search=False, test_every=steps, keep=1.0)
-    data = torch.utils.data.DataLoader(batches(64), batch_size=8)
-    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, salsa)
-    examples, expected = [*data], []
-
-    def square() -> float:
-        return sum(float(p.detach().full_tensor().double().square().sum()) for p in model.parameters())
-
-    for step in range(steps):
-        before = square()
-        accelerator.backward(model(**examples[step % len(examples)])["loss"])
-        optimizer.step()
-        expected.append((before - square()) / (2 * 0.01))
-        scheduler.step()
-        optimizer.zero_grad()
-    return {"tested": salsa._deltas.values().tolist(), "expected": expected}
-
-
-@pytest.mark.skipif(not HAS_FSDP2, reason="this accelerate has no FSDP2")
-def test_sasa_alone_works_on_the_shards_of_fsdp():
-    first, second = run_ranks(rank_fsdp, 12)
-    assert first["tested"] == second["tested"]
-    assert 2.0 * np.array(first["tested"]) == pytest.approx(np.array(first["expected"]), rel=1e-9)
-
-
-def test_optimizers_that_do_not_follow_the_gradient_are_refused():
-    model = Point()
-    with pytest.raises(ValueError, match="those of AdamW are not; use torch.optim.SGD, or line_search=False and an LR"):
-        get_salsa_schedule(torch.optim.AdamW(model.parameters()), 100)
-    with pytest.raises(ValueError, match="the optimizer has maximize=True; negate the loss instead"):
-        get_salsa_schedule(torch.optim.SGD(model.parameters(), lr=0.1, maximize=True), 100)
-
-    class DeepSpeedZeroOptimizer(torch.optim.SGD):
-        pass
-
-    with pytest.raises(ValueError, match="move them, here: DeepSpeedZeroOptimizer keeps partitions of weights"):
-        get_salsa_schedule(DeepSpeedZeroOptimizer(model.parameters(), lr=0.1), 100)
-
-
-def test_sharded_weights_are_refused():
-    class FullyShardedDataParallel(Point):
-        pass
-
-    model = FullyShardedDataParallel()
-    scheduler = get_salsa_schedule(torch.optim.SGD(model.parameters(), lr=0.1), 100)
-    model().backward()
-    with pytest.raises(
-        ValueError, match="the weights are sharded over the processes, .* use DDP, or line_search=False"
-    ):
-        scheduler.search(model, model)
-
-
 def test_a_loss_that_is_no_scalar_is_refused():
     model = Point()
     scheduler = get_salsa_schedule(torch.optim.SGD(model.parameters(), lr=0.1), 100)
     model().backward()
     with pytest.raises(ValueError, match=r"the loss passed to search\(\) must be a scalar, got shape \(2,\)"):
         scheduler.search(model, model, torch.ones(2))
-
-
-def test_another_schedulers_state_is_refused():
-    model = Point()
-    scheduler = get_salsa_schedule(torch.optim.SGD(model.parameters(), lr=0.1), 100)
-    with pytest.raises(ValueError, match=r"not a state of SalsaScheduler, version 1: it has the keys \['last_epoch'\]"):
-        scheduler.load_state_dict({"last_epoch": 3})
 
 
 def test_a_schedule_that_is_gone_leaves_the_optimizer():
