@@ -198,7 +198,7 @@ def test_groups_biases_and_zeros():
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("empty", [0, 1])
 def test_an_empty_group_changes_nothing(exact, empty):
-    model, twin = TinyClassifier(), TinyClassifier()
+    model, twin = TinyClassifier().double(), TinyClassifier().double()
     groups = [{"params": twin.parameters()}]
     groups.insert(empty, {"params": []})
     for trained, params in ((model, model.parameters()), (twin, groups)):
