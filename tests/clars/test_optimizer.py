@@ -17,6 +17,7 @@ from tiny import TinyClassifier
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+import autowu_hf.clars
 from autowu_hf import CLARS
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
@@ -194,6 +195,29 @@ def test_groups_biases_and_zeros():
     torch.testing.assert_close(last.weight - w, expected)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_group_changes_nothing(exact, empty):
+    model, twin = TinyClassifier().double(), TinyClassifier().double()
+    groups = [{"params": twin.parameters()}]
+    groups.insert(empty, {"params": []})
+    for trained, params in ((model, model.parameters()), (twin, groups)):
+        optimizer = CLARS(params, lr=0.1, eta=0.05, per_sample_model=trained if exact else None)
+        for seed in range(2):
+            trained(**examples(4, seed=seed))["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_optimizer_without_parameters_does_nothing():
+    optimizer = CLARS([{"params": []}], lr=0.1)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert optimizer.state_dict()["state"] == {}
+
+
 def test_eps_is_in_the_denominator():
     model = nn.Linear(3, 1, bias=False).double()
     w, x = model.weight.detach().clone(), torch.randn(1, 3, dtype=torch.float64)
@@ -256,6 +280,14 @@ def test_hooks_do_not_keep_the_optimizer_alive():
         model(**examples(4))["loss"].backward()
 
 
+def test_hooks_in_old_pickles_load_and_do_nothing():
+    old = b"cautowu_hf.clars\n_Hook\n)R."  # what the first release wrote: the class's name and a call of it
+    hook = pickle.loads(old)
+    assert type(hook) is autowu_hf.clars._Hook
+    assert hook(torch.ones(1)) is None
+    assert type(pickle.loads(pickle.dumps(hook))) is autowu_hf.clars._Hook
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state"])
 def test_copies_go_on_alike(exact, how, tmp_path):
@@ -311,8 +343,7 @@ def test_trainer_learns_the_digits_and_resumes_exactly(exact, tmp_path):
     whole.train()
     assert {group["weight_decay"] for group in whole.optimizer.param_groups} == {1e-4, 0.0}  # 0 for biases and norms
     losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
-    assert losses[0] > 2.2
-    assert sum(losses[-5:]) / 5 < 1.6
+    assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
     part = digits_trainer(tmp_path / "part", exact)
     part.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-40"))
     assert part.state.global_step == 60
