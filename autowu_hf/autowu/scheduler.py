@@ -82,9 +82,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         self._check_at: int | None = None
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = LossHistory(optimizer, model=model)
-        self.rewind = Rewind(
-            optimizer, self._history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.rule == "cliff"
-        )
+        self.rewind = Rewind(optimizer, self._history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
         self._rule = PeakRule(s.rule, self.rewind)
         self._warm_up = WarmUp(s, self._history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
@@ -126,9 +124,7 @@ class AutoWUScheduler(AdaptiveScheduler):
 
     @property
     def losses(self) -> list[float]:
-        """The losses of the warm-up, one per optimizer step: those gathered so far, the mean over processes, in the
-        loss's own unit; with one process, all.
-        """
+        """The losses of the warm-up gathered so far, one per optimizer step, in its unit: means over processes."""
         if collective.num_processes() == 1:
             self.flush()
         return [float(loss) for loss in self._warm_up.history.gathered]
