@@ -89,3 +89,13 @@ def test_what_meets_the_libraries_knows_no_method():
     names = re.compile(r"\b(AutoWU|AutoLRS|Salsa)(Scheduler|Trainer)\b")
     for path in [PACKAGE / "registration.py", *(PACKAGE / "integrations").glob("*.py")]:
         assert not names.search(path.read_text(encoding="utf-8")), path
+
+
+def test_what_the_makefile_leaves_out_is_there():
+    makefile = (PACKAGE.parent / "Makefile").read_text(encoding="utf-8")
+    names = (
+        re.search(r"^NUMERICS := (.*?)\n\n", makefile, flags=re.DOTALL | re.MULTILINE)[1].replace("\\\n", " ").split()
+    )
+    assert len(names) > 10
+    for name in names:
+        assert (PACKAGE.parent / "tests" / name).exists(), name

@@ -202,7 +202,7 @@ def test_state_goes_on_bit_for_bit(curves, settings):
     file.seek(0)
     resumed = MinimumTest(settings)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert resumed.records == test.records or np.isnan(test.records[0]["noise"])
+    assert resumed.records == test.records or np.isnan(test.records[0].noise)
     assert resumed.run(losses[:24], 2, 24) == test.run(losses[:24], 2, 24)
 
 
