@@ -8,14 +8,13 @@ there.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 from . import autolrs, autowu, rex, salsa  # noqa: F401  (each registers its method; a new method needs its import here)
 from .integrations import accelerate_hooks
 from .runtime.methods import METHODS
-from .runtime.wrapping import unwrap, wrap
+from .runtime.wrapping import Function, Wrap, unwrap, wrap
 
 
 def register() -> None:
@@ -99,18 +98,21 @@ def _install_callback() -> None:
 
     from .integrations.trainer_callback import AutoWUCallback
 
-    def add_to(original: Callable[..., None]) -> Callable[..., None]:
+    def add_to(this: Wrap) -> Function:
         def add_callback(self: Any, callback: Any) -> None:
+            if not this.is_active:
+                this.original(self, callback)
+                return
             added = callback() if isinstance(callback, type) else callback
             if isinstance(added, AutoWUCallback):
                 for i, present in enumerate(self.callbacks):
                     if isinstance(present, AutoWUCallback):
                         self.callbacks[i] = added
                         return
-            original(self, added)
+            this.original(self, added)
             is_first = isinstance(added, DefaultFlowCallback)
             if is_first and not any(isinstance(c, AutoWUCallback) for c in self.callbacks):
-                original(self, AutoWUCallback())
+                this.original(self, AutoWUCallback())
 
         return add_callback
 

@@ -18,13 +18,13 @@ import importlib.metadata
 import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import autowu_hf  # noqa: F401  (registers)
 
 from .runtime.methods import METHODS
-from .runtime.wrapping import wrap
+from .runtime.wrapping import Function, Wrap, wrap
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,9 +72,9 @@ def _command(name: str) -> Any:
 def _extend_choices() -> None:
     """Adds our names to the choices of every argument whose choices are schedules' names."""
 
-    def extend(original: Callable[..., Any]) -> Callable[..., Any]:
+    def extend(this: Wrap) -> Function:
         def add_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
-            action = original(self, *args, **kwargs)
+            action = this.original(self, *args, **kwargs)
             if isinstance(action.choices, (list, tuple, set)):
                 names = [getattr(choice, "value", choice) for choice in action.choices]
                 if "linear" in names and "cosine" in names:
@@ -90,13 +90,13 @@ def _extend_accelerate_launch() -> None:
     """Makes what ``accelerate launch`` starts from this process run through this module too."""
     from accelerate.commands import launch
 
-    def extend(original: Callable[..., Any]) -> Callable[..., Any]:
+    def extend(this: Wrap) -> Function:
         def launch_command(args: Any) -> Any:
             if not args.no_python and args.training_script != __spec__.name:
                 script = ["-m", args.training_script] if args.module else [args.training_script]
                 args.training_script_args = [*script, *args.training_script_args]
                 args.training_script, args.module = __spec__.name, True
-            return original(args)
+            return this.original(args)
 
         return launch_command
 

@@ -20,68 +20,75 @@ from ..autolrs import batch_stream
 from ..runtime import collective
 from ..runtime.loss_tap import tell_backward, tell_optimizer_step
 from ..runtime.scheduler import AdaptiveScheduler
-from ..runtime.wrapping import unwrap, wrap
+from ..runtime.wrapping import Function, Wrap, unwrap, wrap
 from . import rank_files, uneven
 
 
-def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
+def _backward(this: Wrap) -> Function:
+    original = this.original
+
     def backward(self: Accelerator, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
-        tell_backward(loss, self)  # before the backward: DeepSpeed's engine steps the scheduler inside it
+        if this.is_active:
+            tell_backward(loss, self)  # before the backward: DeepSpeed's engine steps the scheduler inside it
         return original(self, loss, *args, **kwargs)
 
     return backward
 
 
-def _optimizer_step(original: Callable[..., Any]) -> Callable[..., Any]:
+def _optimizer_step(this: Wrap) -> Function:
+    original = this.original
+
     def step(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        tell_optimizer_step(self)
+        if this.is_active:
+            tell_optimizer_step(self)
         return result
 
     return step
 
 
-def _prepare(original: Callable[..., Any]) -> Callable[..., Any]:
+def _prepare(this: Wrap) -> Function:
     def init(self: AcceleratedScheduler, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
+        this.original(self, *args, **kwargs)
+        if not (this.is_active and isinstance(self.scheduler, AdaptiveScheduler)):
+            return
         # DeepSpeed's engine and a loop that steps by itself tick once.
         ticks_once = isinstance(self, DeepSpeedSchedulerWrapper) or self.split_batches
         ticks = 1 if ticks_once or not self.step_with_optimizer else collective.num_processes()
-        if isinstance(self.scheduler, AdaptiveScheduler):
-            self.scheduler.prepared(ticks, self.optimizers)
+        self.scheduler.prepared(ticks, self.optimizers)
 
     return init
 
 
-def _save_state(original: Callable[..., Any]) -> Callable[..., Any]:
+def _save_state(this: Wrap) -> Function:
     def save_state(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
-        folder = original(self, *args, **kwargs)
-        for i, scheduler in _prepared_schedulers(self):
+        folder = this.original(self, *args, **kwargs)
+        for i, scheduler in _prepared_schedulers(self, this):
             rank_files.save(scheduler, folder, i)
         return folder
 
     return save_state
 
 
-def _load_state(original: Callable[..., Any]) -> Callable[..., Any]:
+def _load_state(this: Wrap) -> Function:
     def load_state(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         folders: list[Any] = []
         hook = self.register_load_state_pre_hook(lambda models, folder: folders.append(folder))
         try:
-            result = original(self, *args, **kwargs)
+            result = this.original(self, *args, **kwargs)
         finally:
             hook.remove()
-        for i, scheduler in _prepared_schedulers(self):
+        for i, scheduler in _prepared_schedulers(self, this):
             rank_files.load(scheduler, folders[0], i)
         return result
 
     return load_state
 
 
-def _join_uneven_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
+def _join_uneven_inputs(this: Wrap) -> Function:
     @contextlib.contextmanager
     def join_uneven_inputs(self: Accelerator, *args: Any, **kwargs: Any) -> Iterator[None]:
-        schedulers = [scheduler for _, scheduler in _prepared_schedulers(self)]
+        schedulers = [scheduler for _, scheduler in _prepared_schedulers(self, this)]
         for scheduler in schedulers:
             if self.num_processes > 1 and not scheduler.can_wait:
                 raise ValueError(
@@ -89,20 +96,20 @@ def _join_uneven_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
                     "not give; keep accelerate's even_batches, or pass drop_last=True to the data loader, and leave "
                     "join_uneven_inputs out"
                 )
-        with uneven.joined(schedulers), original(self, *args, **kwargs):
+        with uneven.joined(schedulers), this.original(self, *args, **kwargs):
             yield
 
     return join_uneven_inputs
 
 
-def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
+def _iter(this: Wrap) -> Function:
     def iterate(self: Any) -> Iterator[Any]:
-        return batch_stream.iterate(self, original)
+        return batch_stream.iterate(self, this.original) if this.is_active else this.original(self)
 
     return iterate
 
 
-_WRAPS: tuple[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]]], ...] = (
+_WRAPS: tuple[tuple[type, str, Callable[[Wrap], Function]], ...] = (
     (Accelerator, "backward", _backward),
     (Accelerator, "save_state", _save_state),
     (Accelerator, "load_state", _load_state),
@@ -113,8 +120,10 @@ _WRAPS: tuple[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., Any]
 )
 
 
-def _prepared_schedulers(accelerator: Accelerator) -> list[tuple[int, AdaptiveScheduler]]:
-    """This package's schedulers of an accelerator, with their places among all that it prepared."""
+def _prepared_schedulers(accelerator: Accelerator, this: Wrap) -> list[tuple[int, AdaptiveScheduler]]:
+    """This package's schedulers of an accelerator, with their places among all; none while inactive."""
+    if not this.is_active:
+        return []
     found = enumerate(getattr(prepared, "scheduler", None) for prepared in accelerator._schedulers)
     return [(i, scheduler) for i, scheduler in found if isinstance(scheduler, AdaptiveScheduler)]
 

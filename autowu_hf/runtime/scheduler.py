@@ -121,8 +121,8 @@ class AdaptiveScheduler(LRScheduler):
         return [lr * ratio for ratio in self._ratios]
 
     def _set_lrs(self) -> None:
-        self._last_lr = [*self.get_lr()]
-        set_lrs(self.optimizer, self._last_lr)
+        self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
+        set_lrs(self.optimizer, lrs)
 
     def prepared(self, ticks_per_step: int, optimizers: Sequence[Any]) -> None:
         """Tells how accelerate wraps this scheduler and its optimizer; called by ``accelerator.prepare``.

@@ -9,45 +9,44 @@ from typing import Any
 Function = Callable[..., Any]
 
 
-class _Wrap:
+class Wrap:
     """One method that is wrapped.
 
     Args:
         original: what was there before.
-        make: original -> its replacement.
+        make: called with this; returns the replacement of the original.
+
+    Attributes:
+        is_active: False: the replacement must call ``original`` and do nothing else.
+        replacement: what is there now, or is wrapped by what is there.
     """
 
-    def __init__(self, original: Function, make: Callable[[Function], Function]) -> None:
+    def __init__(self, original: Function, make: Callable[[Wrap], Function]) -> None:
         self.original = original
         self.is_active = True
-        replacement = make(original)
-
-        @functools.wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return (replacement if self.is_active else original)(*args, **kwargs)
-
-        self.wrapper = wrapper
+        self.replacement = functools.wraps(original)(make(self))
 
     def is_within(self, function: Any) -> bool:
-        """Whether a function is this wrapper, or a wrapper around it that ``functools.wraps`` has marked."""
+        """Whether a function is the replacement, or a wrapper around it that ``functools.wraps`` has marked."""
         while function is not None:
-            if function is self.wrapper:
+            if function is self.replacement:
                 return True
             function = getattr(function, "__wrapped__", None)
         return False
 
 
-_wraps: dict[tuple[int, str], _Wrap] = {}
+_wraps: dict[tuple[int, str], Wrap] = {}
 """By owner and name. Not a mark on the function: ``functools.wraps`` copies marks onto the wrappers of others."""
 
 
-def wrap(owner: Any, name: str, make: Callable[[Function], Function]) -> None:
+def wrap(owner: Any, name: str, make: Callable[[Wrap], Function]) -> None:
     """Replaces a method of a class, or a function of a module; does nothing where that is done already.
 
     Args:
         owner: the class or the module.
         name: of the method.
-        make: original -> its replacement, which takes the same arguments and calls the original.
+        make: called with the ``Wrap``; returns a function that takes the original's arguments, calls it and, where the
+            wrap is active, does more.
     """
     present = _wraps.get((id(owner), name))
     if present is not None:
@@ -55,8 +54,8 @@ def wrap(owner: Any, name: str, make: Callable[[Function], Function]) -> None:
             present.is_active = True
             return
         present.is_active = False  # somebody has put another function there; should they still call it, it does nothing
-    made = _wraps[id(owner), name] = _Wrap(getattr(owner, name), make)
-    setattr(owner, name, made.wrapper)
+    made = _wraps[id(owner), name] = Wrap(getattr(owner, name), make)
+    setattr(owner, name, made.replacement)
 
 
 def unwrap(owner: Any, name: str) -> None:
@@ -70,6 +69,6 @@ def unwrap(owner: Any, name: str) -> None:
     if present is None:
         return
     present.is_active = False
-    if getattr(owner, name) is present.wrapper:
+    if getattr(owner, name) is present.replacement:
         setattr(owner, name, present.original)
         del _wraps[id(owner), name]

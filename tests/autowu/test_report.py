@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
 
 import pytest
 
-from autowu_hf.autowu.report import read_report, write_report
+from autowu_hf.autowu.report import describe, headline, read_report, write_report
 
 
 def test_round_trip_with_non_finite_losses(tmp_path):
@@ -26,3 +28,54 @@ def test_another_json_is_refused(tmp_path):
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"other.json is not a report of AutoWU; pass the autowu.json of a run"):
         read_report(path)
+
+
+def switched(**changes):
+    report = {
+        "switch_step": 146,
+        "minimum_step": 114,
+        "peak_lr": 9.5e-3,
+        "ended_by": "cliff",
+        "rewound_to": 91,
+        "num_training_steps": 800,
+        "warmup_cap": 200,
+        "step": 146,
+        "settings": {"decay_type": "rex"},
+    }
+    return {**report, **changes}
+
+
+def test_the_docstring_of_describe_shows_what_it_returns():
+    (example,) = re.findall(r'For example "(.*?)"\.', inspect.cleandoc(describe.__doc__), flags=re.DOTALL)
+    assert describe(switched()) == re.sub(r"\s+", " ", example)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "title"),
+    [
+        (
+            {"ended_by": "minimum", "rewound_to": None},
+            "minimum at step 114 of 146; peak LR 9.5e-3, rex decay over 654 steps",
+            "AutoWU: minimum at 114, seen at step 146; peak LR 9.5e-3, then rex",
+        ),
+        (
+            {"ended_by": "cap", "peak_lr": 0.03, "settings": {"decay_type": "constant_then_cosine"}},
+            "warm-up ended by its cap, at step 146, minimum at step 114; peak LR 3.0e-2, weights and optimizer state "
+            "of step 91, constant then cosine decay over 654 steps",
+            "AutoWU: warm-up ended by its cap, at step 146; back to step 91; peak LR 3.0e-2, then constant then cosine",
+        ),
+        (
+            {"ended_by": "divergence"},
+            "losses diverged at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, "
+            "rex decay over 654 steps",
+            "AutoWU: losses diverged at step 146; back to step 91; peak LR 9.5e-3, then rex",
+        ),
+    ],
+)
+def test_the_line_in_the_log_and_the_title_of_the_picture_agree(changes, line, title):
+    assert describe(switched(**changes)) == line
+    assert headline(switched(**changes)) == title
+
+
+def test_the_title_before_the_switch_says_how_far_it_is():
+    assert headline(switched(switch_step=None, step=40)) == "AutoWU: warming up, step 40 of at most 200"

@@ -17,9 +17,10 @@ def greeter():
     return Greeter
 
 
-def loudly(original):
+def loudly(this):
     def greet(self, name):
-        return original(self, name).upper()
+        said = this.original(self, name)
+        return said.upper() if this.is_active else said
 
     return greet
 
@@ -71,10 +72,11 @@ def test_where_somebody_put_the_original_back_it_wraps_anew(greeter):
 def test_a_wrapper_that_hides_ours_does_not_make_it_act_twice(greeter):
     calls = []
 
-    def counting(original):
+    def counting(this):
         def greet(self, name):
-            calls.append(name)
-            return original(self, name)
+            if this.is_active:
+                calls.append(name)
+            return this.original(self, name)
 
         return greet
 
