@@ -156,7 +156,7 @@ class RunTable:
                         rows.append(self.row(job, future.result()))
                         writer.writerow(rows[-1])
                         progress.update()
-                        progress.set_postfix_str(", ".join(str(written(value)) for value in job))
+                        progress.set_postfix_str(", ".join(str(written(value)) for value in job if value is not None))
                     file.flush()
             finally:
                 pool.shutdown(cancel_futures=True)
