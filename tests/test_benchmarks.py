@@ -13,27 +13,32 @@ CELL = ("digits MLP", 128, 10)
 
 
 @pytest.fixture(scope="module")
-def compare():
+def load():
+    """Imports one of the benchmarks' modules."""
     sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("compare")
+    yield importlib.import_module
     sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
-def report(compare):
-    return importlib.import_module("compare_report")
+def compare(load):
+    return load("compare")
 
 
-def row(compare, method, lr, seed, value, tune=None, cell=CELL):
-    fields = dict.fromkeys(compare.FIELDS, "")
-    fields |= dict(zip(compare.KEY, (*cell, method, "" if lr is None else f"{lr:g}", seed), strict=True))
-    fields |= {"test": value, "tune": value if tune is None else tune, "schedule_s": 0.1, "seconds": 2.0, "steps": 21}
-    fields["peak_lr"] = 2e-5 if method == "autowu" else ""
-    return {name: str(fields[name]) for name in compare.FIELDS}
+@pytest.fixture(scope="module")
+def tuning(load):
+    return load("tuning")
+
+
+def row(compare, method, lr, seed, value, tune=None):
+    results = {"test": value, "tune": value if tune is None else tune, "schedule_s": 0.1, "seconds": 2.0, "steps": 21}
+    if method == "autowu":
+        results["peak_lr"] = 2e-5
+    return compare.RUNS.row((*CELL, method, lr, seed), results)
 
 
 def wanted(compare, rows, methods=("cosine", "wsd", "autowu")):
-    return compare.jobs(rows, ["digits MLP"], [10], [1], list(methods))
+    return compare.needed(rows, ["digits MLP"], [10], [1], list(methods))
 
 
 @pytest.mark.once
@@ -57,40 +62,42 @@ def test_runs_are_made_once_and_a_killed_comparison_goes_on(tmp_path):
     assert results(again) == results(rows)  # the same runs with the same results
 
 
-def test_the_grid_comes_first_then_what_it_found(compare):
+def test_the_grid_comes_first_then_what_it_found(compare, tuning):
     jobs = wanted(compare, [])
     grid = [job for job in jobs if job[3] == "cosine"]
-    assert {job[4] for job in grid} == set(compare.GRID)
+    assert {job[4] for job in grid} == set(tuning.GRID)
     assert len(grid) == 9 * 3
     assert not [job for job in jobs if job[3] == "wsd"]  # its LRs lie around the cosine's best
     assert len([job for job in jobs if job[3] == "autowu"]) == 5
 
-    rows = [row(compare, "cosine", lr, seed, 0.9 - abs(lr - 1e-2), cell=CELL) for *_, lr, seed in grid]
+    rows = [row(compare, "cosine", lr, seed, 0.9 - abs(lr - 1e-2)) for *_, lr, seed in grid]
     jobs = wanted(compare, rows)
-    assert {(job[4], job[5]) for job in jobs if job[3] == "cosine"} == {(1e-2, seed) for seed in compare.SEEDS}
+    assert {(job[4], job[5]) for job in jobs if job[3] == "cosine"} == {(1e-2, seed) for seed in tuning.SEEDS}
     assert {job[4] for job in jobs if job[3] == "wsd"} == {3.16228e-3, 1e-2, 3.16228e-2}
 
 
-def test_a_grid_whose_edge_is_best_grows_and_a_failed_run_is_the_worst(compare):
-    rows = [row(compare, "cosine", lr, seed, lr) for lr in compare.GRID for seed in compare.TUNING_SEEDS]
+def test_a_grid_whose_edge_is_best_grows_and_a_failed_run_is_the_worst(compare, tuning):
+    rows = [row(compare, "cosine", lr, seed, lr) for lr in tuning.GRID for seed in tuning.TUNING_SEEDS]
     (lr,) = {job[4] for job in wanted(compare, rows, ["cosine"])}
     assert lr == 0.316228
-    rows += [row(compare, "cosine", lr, seed, float("nan") if seed == 2 else 1.0) for seed in compare.TUNING_SEEDS]
+    rows += [row(compare, "cosine", lr, seed, float("nan") if seed == 2 else 1.0) for seed in tuning.TUNING_SEEDS]
     assert {job[4] for job in wanted(compare, rows, ["cosine"])} == {0.1}
 
 
-def test_batches_are_the_same_for_every_method_and_differ_between_epochs(compare):
-    draw = compare.order(100, 32, seed=3)
+def test_batches_are_the_same_for_every_method_and_differ_between_epochs(load):
+    data = load("data")
+    draw = data.shuffled(100, 32, seed=3)
     epochs = [torch.cat([draw(3 * epoch + i) for i in range(3)]) for epoch in range(2)]
     assert all(len(set(epoch.tolist())) == 96 for epoch in epochs)
     assert not torch.equal(*epochs)
-    assert torch.equal(compare.order(100, 32, seed=3)(0), epochs[0][:32])
+    assert torch.equal(data.shuffled(100, 32, seed=3)(0), epochs[0][:32])
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("task", ["digits MLP", "signals CNN", "waves", "digits ResNet", "GPT"])
-def test_every_task_is_learned_and_its_parts_are_apart(compare, task):
-    spec = compare.TASKS[task]
+def test_every_task_is_learned_and_its_parts_are_apart(compare, load, task):
+    spec = load("tasks").TASKS[task]
     train, tune, test = spec.data()
     assert len({len(x) for x, _ in (train, tune, test)}) >= 2
     known = {tuple(x.flatten().tolist()) for x in train[0]}
@@ -104,32 +111,32 @@ def test_every_task_is_learned_and_its_parts_are_apart(compare, task):
     )
 
 
-def test_the_top_of_an_encoder_sees_what_the_whole_does(compare):
+def test_the_top_of_an_encoder_sees_what_the_whole_does(load):
     from transformers import BertConfig, BertModel
 
-    tasks = importlib.import_module("tasks")
     torch.manual_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
     bert = BertModel(config).eval()
     mask = (torch.arange(6) < torch.tensor([[6], [4], [2]])).long()
     whole = bert(input_ids=torch.randint(50, (3, 6)), attention_mask=mask, output_hidden_states=True)
-    top = tasks.TopOfEncoder(bert.encoder.layer[-2:], 16, 4)
+    top = load("models").TopOfEncoder(bert.encoder.layer[-2:], 16, 4)
     expected = (whole.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     torch.testing.assert_close(top(whole.hidden_states[-3] * mask[..., None]), top.head(expected))
 
 
-def test_figures_of_merit(compare, report, tmp_path, capsys):
+def test_figures_of_merit(compare, tuning, load, tmp_path, capsys):
+    report = load("compare_report")
     rows = []
-    for seed in compare.SEEDS:
+    for seed in tuning.SEEDS:
         noise = 0.01 * (seed - 12)
-        rows.append(row(compare, "cosine", compare.GRID[1], seed, 0.80 + noise))
+        rows.append(row(compare, "cosine", tuning.GRID[1], seed, 0.80 + noise))
         rows.append(row(compare, "autowu", None, seed, 0.82 + noise))
         rows.append(row(compare, "plateau", 1e-3, seed, 0.455 + noise))
-    for lr, value in zip(compare.GRID, (0.5, 0.9, 0.8), strict=False):
-        rows += [row(compare, "cosine", lr, seed, value) for seed in compare.TUNING_SEEDS]
+    for lr, value in zip(tuning.GRID, (0.5, 0.9, 0.8), strict=False):
+        rows += [row(compare, "cosine", lr, seed, value) for seed in tuning.TUNING_SEEDS]
     path = tmp_path / "runs.csv"
-    path.write_text("\n".join([",".join(compare.FIELDS), *(",".join(r.values()) for r in rows)]) + "\n")
-    results = report.Results(path)
+    path.write_text("\n".join([",".join(compare.RUNS.fields), *(",".join(r.values()) for r in rows)]) + "\n")
+    results = report.Results(compare.RUNS.at(path))
     assert results.cells == [CELL]
     assert results.gap(CELL, "autowu") == pytest.approx(0.02)
     assert results.deviation(CELL) == pytest.approx(0.01 * 2.5**0.5)
@@ -158,40 +165,38 @@ def test_figures_of_merit(compare, report, tmp_path, capsys):
     assert "AutoWU's peak LR: -22.7 %." in printed
 
 
-def test_the_readme_has_what_the_committed_runs_give(compare, report, capsys):
+def test_the_readme_has_what_the_committed_runs_give(compare, load, capsys):
+    report = load("compare_report")
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     _, _, rest = readme.partition("<!-- comparison -->\n")
     shown, _, _ = rest.partition("\n<!-- end comparison -->")
-    report.tables(report.Results(compare.CSV))
+    report.tables(report.Results(compare.RUNS))
     assert capsys.readouterr().out.strip() == shown.strip()
-    assert all(task in shown for task in compare.TASKS)
+    assert all(task in shown for task in load("tasks").TASKS)
 
 
-def test_the_readme_has_the_table_of_batch_sizes(compare, capsys):
-    batch_sizes = importlib.import_module("batch_sizes")
-    batch_sizes.table(batch_sizes.CSV)
+def test_the_readme_has_the_table_of_batch_sizes(load, capsys):
+    batch_sizes = load("batch_sizes")
+    batch_sizes.show(batch_sizes.RUNS)
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) == 2 + 8
     assert printed in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.once
-def test_batch_sizes(compare, tmp_path, capsys):
-    batch_sizes = importlib.import_module("batch_sizes")
-    rows = [
-        batch_sizes.run((optimizer, 896, method, 10))
-        for optimizer, method in (("AdamP", "sqrt rule"), ("LAMB", "AutoWU"))
-    ]
-    assert all(row["steps"] == 200 for row in rows)
-    assert float(rows[0]["peak_lr"]) == pytest.approx(1e-3 * (896 / 256) ** 0.5, rel=0.01)
-    assert rows[1]["ended_by"]
-    assert 1e-5 <= float(rows[1]["peak_lr"]) <= 1
-    assert all(row["test"] > 0.3 for row in rows)  # of ten classes
-    rows += [{**row, "seed": 11} for row in rows]
-    path = tmp_path / "runs.csv"
-    path.write_text(
-        "\n".join([",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]) + "\n"
-    )
-    batch_sizes.table(path)
+def test_batch_sizes(load, tmp_path, capsys):
+    batch_sizes = load("batch_sizes")
+    jobs = [("AdamP", 896, "sqrt rule", 10), ("LAMB", 896, "AutoWU", 10)]
+    results = [batch_sizes.run(job) for job in jobs]
+    assert all(result["steps"] == 200 for result in results)
+    assert float(results[0]["peak_lr"]) == pytest.approx(1e-3 * (896 / 256) ** 0.5, rel=0.01)
+    assert results[1]["ended_by"]
+    assert 1e-5 <= float(results[1]["peak_lr"]) <= 1
+    assert all(result["test"] > 0.2 for result in results)  # of ten classes
+    table = batch_sizes.RUNS.at(tmp_path / "runs.csv")
+    rows = [table.row((*job[:3], seed), result) for job, result in zip(jobs, results, strict=True) for seed in (10, 11)]
+    lines = [",".join(f'"{value}"' for value in row.values()) for row in rows]
+    table.path.write_text("\n".join([",".join(table.fields), *lines]) + "\n")
+    batch_sizes.show(table)
     printed = capsys.readouterr().out
-    assert f"| AdamP | sqrt rule |  |  |  | {100 * rows[0]['test']:.1f} ± 0.0 (1.9e-03) |" in printed
+    assert f"| AdamP | sqrt rule |  |  |  | {100 * results[0]['test']:.1f} ± 0.0 (1.9e-03) |" in printed

@@ -6,36 +6,39 @@
 
 The baseline is the paper's: five epochs of linear warm-up, then a cosine from 0.001 (AdamP) or 0.01 (LAMB) times
 sqrt(batch / 256). Weight decay 0.1 and label smoothing 0.1 are the paper's too. The task is the MLP on noisy digits of
-``tasks.py``, 896 images, so that the largest batch is all of them. pytorch_optimizer's LAMB corrects no bias of the
-second moment and counts a weight's norm as 10 at most.
+``tasks.py``. It trains on 896 images, so the largest batch is all of them. pytorch_optimizer's LAMB corrects no bias of
+the second moment and counts a weight's norm as 10 at most.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import math
 import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from accelerate import Accelerator
-from compare import VERSIONS, order, outputs, read
+from data import Pair, shuffled
 from pytorch_optimizer import AdamP, Lamb
+from runs import VERSIONS, Job, RunTable
 from tasks import TASKS
-from tqdm.auto import tqdm
+from training import outputs, train
 from transformers import get_cosine_schedule_with_warmup
 
 from autowu_hf import get_autowu_schedule
 
-CSV = Path(__file__).with_suffix(".csv")
+RUNS = RunTable(
+    Path(__file__).with_suffix(".csv"),
+    key={"optimizer": str, "batch": int, "method": str, "seed": int},
+    results=("test", "peak_lr", "switch", "steps", "ended_by", "seconds", "versions"),
+)
 TASK = TASKS["digits MLP"]
 EPOCHS, WARM_UP_EPOCHS = 200, 5
 BATCHES = (32, 128, 448, 896)
@@ -51,26 +54,12 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "AutoWU, paper, constant-cosine": {"preset": "paper", "decay_type": "constant_then_cosine"},
     "AutoWU": {},
 }
-FIELDS = (
-    "optimizer",
-    "batch",
-    "method",
-    "seed",
-    "test",
-    "peak_lr",
-    "switch",
-    "steps",
-    "ended_by",
-    "seconds",
-    "versions",
-)
-Job = tuple[str, int, str, int]
+"""Name -> AutoWU's options; None for the baseline."""
 
 
 def run(job: Job) -> dict[str, Any]:
-    """One row of the CSV."""
+    """One run: an optimizer, a batch size, a method, a seed -> the results of its row."""
     optimizer_name, batch, method, seed = job
-    torch.set_num_threads(1)
     (x, y), _, test = TASK.data()
     torch.manual_seed(seed)
     model = TASK.model()
@@ -85,58 +74,33 @@ def run(job: Job) -> dict[str, Any]:
         schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP_EPOCHS * per_epoch, steps)
     else:
         schedule = get_autowu_schedule(optimizer, steps, steps_per_epoch=per_epoch, **options)
+
+    def loss_of(model: torch.nn.Module, batch: Pair) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], label_smoothing=0.1)
+
     start = time.perf_counter()
-    accelerator = Accelerator(cpu=True)
-    model, optimizer, prepared = accelerator.prepare(model, optimizer, schedule)
-    draw = order(len(x), batch, seed)
-    for step in range(steps):
-        chosen = draw(step)
-        loss = torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen], label_smoothing=0.1)
-        accelerator.backward(loss)
-        optimizer.step()
-        prepared.step()
-        optimizer.zero_grad()
-    accelerator.free_memory()
-    return {
-        **dict(zip(FIELDS, job, strict=False)),
+    batches = ((x[chosen], y[chosen]) for chosen in map(shuffled(len(x), batch, seed), range(steps)))
+    train(model, optimizer, schedule, batches, loss_of, max_norm=None)
+    results = {
         "test": round(TASK.metric(outputs(model, test[0]), test[1]), 5),
         "peak_lr": f"{peak_lr if options is None else schedule.peak_lr:.3g}",
-        "switch": "" if options is None else schedule.switch_step,
         "steps": steps,
-        "ended_by": "" if options is None else schedule.ended_by,
         "seconds": round(time.perf_counter() - start, 1),
         "versions": VERSIONS,
     }
+    return results if options is None else results | {"switch": schedule.switch_step, "ended_by": schedule.ended_by}
 
 
-def key(row: dict[str, str]) -> Job:
-    return row["optimizer"], int(row["batch"]), row["method"], int(row["seed"])
-
-
-def make_all(path: Path, workers: int) -> None:
-    """The runs that are not in the CSV."""
-    known = {key(row) for row in read(path)}
-    jobs = [(o, batch, method, s) for s in SEEDS for o in OPTIMIZERS for batch in BATCHES for method in METHODS]
-    missing = [job for job in jobs if job not in known]
-    with path.open("a", newline="", encoding="utf-8") as file, ProcessPoolExecutor(workers) as pool:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if not known:
-            writer.writeheader()
-        for row in tqdm(pool.map(run, missing), total=len(missing)):
-            writer.writerow(row)
-            file.flush()
-
-
-def table(path: Path) -> None:
-    """Test accuracy in percent, mean and deviation of the seeds, and the geometric mean of the peak LRs."""
-    rows = read(path)
+def show(table: RunTable) -> None:
+    """Prints test accuracy in percent, mean and deviation of the seeds, and the geometric mean of the peak LRs."""
+    rows = table.rows()
     print("| optimizer | schedule | " + " | ".join(f"batch {batch}" for batch in BATCHES) + " |")
     print("|---|---|" + "---|" * len(BATCHES))
     for optimizer in OPTIMIZERS:
         for method in METHODS:
             entries = []
             for batch in BATCHES:
-                found = [row for row in rows if key(row)[:3] == (optimizer, batch, method)]
+                found = [row for row in rows if table.job(row)[:3] == (optimizer, batch, method)]
                 values = [100 * float(row["test"]) for row in found]
                 if len(values) < 2:
                     entries.append("")
@@ -148,13 +112,15 @@ def table(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--csv", type=Path, default=RUNS.path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
     options = parser.parse_args()
+    table = RUNS.at(options.csv)
     if not options.table:
-        make_all(options.csv, options.workers)
-    table(options.csv)
+        jobs = [(o, batch, method, s) for s in SEEDS for o in OPTIMIZERS for batch in BATCHES for method in METHODS]
+        table.complete(run, lambda rows: jobs, options.workers)
+    show(table)
 
 
 if __name__ == "__main__":

@@ -4,175 +4,49 @@
     python examples/benchmarks/compare.py           # all that is not in compare.csv yet; two worker processes
     python examples/benchmarks/compare.py --quick   # one task, one budget, one batch size, the main methods
 
-Every task of ``tasks.py`` at two batch sizes and three budgets (10, 30 and 100 % of its epochs, each a run of its own).
-Schedules with a peak LR are tuned on nine LRs, three seeds each, by the metric on the part to tune on; the grid grows
-where its edge is the best. Everything is then run on five other seeds, and reported on the part that nothing was tuned
-on. All runs are accelerate loops with AdamW (weight decay 0.01) and gradients clipped at 1.0, as in Trainer.
+Every task of ``tasks.py`` is run at two batch sizes and three budgets: 10, 30 and 100 % of its epochs, each a run of
+its own. The schedules with a peak LR are tuned on nine LRs with three seeds each, by the metric on the part to tune on;
+the grid grows where its edge is the best. Every method is then run on five other seeds and reported on the part that
+nothing was tuned on. All runs are accelerate loops with AdamW (weight decay 0.01), except those of CLARS and SALSA,
+which bring momentum SGD, and with gradients clipped at 1.0, as in Trainer.
 
-One row a run in the CSV; a run that is in there is not made again, so a killed comparison goes on where it was. Take
-the rows of a method out when the method changes.
-``compare_report.py`` makes tables and figures of it.
+The CSV has one row a run. A run that is in there is not made again, so a killed comparison goes on where it was. Take
+the rows of a method out when the method changes. ``compare_report.py`` makes tables and figures of the rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import math
 import os
-import platform
-import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import accelerate
 import torch
-import transformers
-from accelerate import Accelerator
-from tasks import TASKS, Task
-from torch import Tensor, nn
-from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
-from transformers.optimization import get_greedy_schedule, get_reduce_on_plateau_schedule
+from data import Pair, shuffled
+from methods import GUESSING, OF_METRIC, TUNED, UNTUNED, autolrs_candidates, make, range_test
+from runs import VERSIONS, Job, Row, RunTable, optional_float
+from tasks import TASKS
+from training import BatchPerStep, outputs, train
+from tuning import SEEDS, TUNING_SEEDS, lrs_to_tune, score
 
-import autowu_hf
-from autowu_hf import (
-    CLARS,
-    get_autolrs_schedule,
-    get_autowu_schedule,
-    get_rex_schedule_with_warmup,
-    get_salsa_schedule,
-)
-
-CSV = Path(__file__).with_suffix(".csv")
 QUICK_CSV = Path("output") / "compare_quick.csv"
-KEY = ("task", "batch", "budget", "method", "lr", "seed")
-FIELDS = (*KEY, "steps", "tune", "test", "peak_lr", "switch", "ended_by", "schedule_s", "seconds", "versions")
-VERSIONS = " ".join(
-    f"{name} {version}"
-    for name, version in {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "autowu_hf": autowu_hf.__version__,
-    }.items()
+RUNS = RunTable(
+    Path(__file__).with_suffix(".csv"),
+    key={"task": str, "batch": int, "budget": int, "method": str, "lr": optional_float, "seed": int},
+    results=("steps", "tune", "test", "peak_lr", "switch", "ended_by", "schedule_s", "seconds", "versions"),
 )
 
 BUDGETS = (10, 30, 100)
-TUNING_SEEDS = (0, 1, 2)
-SEEDS = (10, 11, 12, 13, 14)
-
-
-def half_decade(lr: float, steps: int) -> float:
-    """So many half decades above an LR, rounded as the CSV has it."""
-    return float(f"{lr * 10 ** (steps / 2):g}")
-
-
-GRID = tuple(half_decade(1e-5, i) for i in range(9))
-NEAR = 1
-"""Schedules other than the cosine are tuned on the LRs this many places around the cosine's best."""
-WARM_UP = 0.05
+"""In percent of a task's epochs."""
 EVALUATIONS = 50
-"""Of a run, for the schedules that need them."""
-
-TUNED = ("cosine", "wsd", "rex")
-UNTUNED: dict[str, float | None] = {
-    "autowu": None,
-    "autowu paper": None,
-    "cosine at 5e-5": 5e-5,  # the default of TrainingArguments
-    "cosine at sqrt": None,  # 1e-3 sqrt(batch / 256), the rule of the paper's baseline
-    "range test": None,
-    "greedy": 1e-3,  # torch's default for AdamW
-    "plateau": 1e-3,
-    "schedule-free": 2.5e-3,  # its own default
-    "prodigy": 1.0,  # its own default
-    "autolrs": None,
-    "salsa": None,
-    "clars": 0.1,
-}
+"""Of a run, for the schedules that step on a metric."""
 GUESSES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-GUESSING = ("autowu", "greedy", "plateau", "schedule-free")
-
-Job = tuple[str, int, int, str, float | None, int]
-
-
-# Schedules ------------------------------------------------------------------------------------------------------------
-
-
-def range_test(task: Task, model: nn.Module, batches: Callable[[int], tuple[Tensor, Tensor]]) -> float:
-    """torch-lr-finder's suggestion, on a fresh optimizer; the model is put back. Its steps are not counted."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from torch_lr_finder import LRFinder
-
-    class Loader(torch.utils.data.DataLoader):
-        def __iter__(self) -> Iterator[Any]:
-            return (batches(i) for i in range(len(self)))
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-7, weight_decay=0.01)
-    finder = LRFinder(model, optimizer, task.loss, device="cpu")
-    finder.range_test(Loader(range(100), batch_size=1), end_lr=10, num_iter=100)  # type: ignore[arg-type]
-    figure, axes = plt.subplots()
-    _, lr = finder.plot(ax=axes, suggest_lr=True)
-    plt.close(figure)
-    finder.reset()
-    return float(lr)
-
-
-def make(
-    method: str, lr: float | None, model: nn.Module, steps: int, per_epoch: int, batch: int
-) -> tuple[torch.optim.Optimizer, Any]:
-    """An optimizer and its schedule; None for the optimizers that need none."""
-    warm_up = max(1, int(WARM_UP * steps))
-    if method == "schedule-free":
-        from schedulefree import AdamWScheduleFree
-
-        return AdamWScheduleFree(model.parameters(), lr=lr, warmup_steps=warm_up, weight_decay=0.01), None
-    if method == "prodigy":
-        from prodigyopt import Prodigy
-
-        optimizer = Prodigy(model.parameters(), lr=lr, weight_decay=0.01)
-        return optimizer, get_cosine_schedule_with_warmup(optimizer, 0, steps)  # as its README advises
-    if method == "salsa":
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        return optimizer, get_salsa_schedule(optimizer, steps)
-    if method == "clars":
-        optimizer = CLARS(model.parameters(), lr=lr, eta=0.1)
-        return optimizer, get_cosine_schedule_with_warmup(optimizer, 0, steps)
-    if method == "cosine at sqrt":
-        lr = 1e-3 * math.sqrt(batch / 256)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr or 1e-3, weight_decay=0.01)
-    if method.startswith("autowu"):
-        _, _, preset = method.partition(" ")
-        options: dict[str, Any] = {"preset": preset} if preset else {}
-        return optimizer, get_autowu_schedule(optimizer, steps, steps_per_epoch=per_epoch, **options)
-    if method == "autolrs":
-        return optimizer, get_autolrs_schedule(optimizer, steps, num_candidates=autolrs_candidates(steps))
-    if method == "wsd":
-        return optimizer, get_wsd_schedule(optimizer, warm_up, steps // 5, num_training_steps=steps)
-    if method == "rex":
-        return optimizer, get_rex_schedule_with_warmup(optimizer, warm_up, steps)
-    if method == "greedy":
-        return optimizer, get_greedy_schedule(optimizer)
-    if method == "plateau":
-        return optimizer, get_reduce_on_plateau_schedule(optimizer)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, warm_up, steps)
-
-
-def autolrs_candidates(steps: int) -> int:
-    """Ten, as in the paper, or as many as a run has steps for; it takes two at least."""
-    return min(10, (steps - 1) // 10)
+"""LRs that a user might guess."""
 
 
 @functools.cache
@@ -182,223 +56,100 @@ def num_steps(task: str, batch: int, budget: int) -> int:
     return round(TASKS[task].epochs * (len(examples) // batch) * budget / 100)
 
 
-# Runs -----------------------------------------------------------------------------------------------------------------
-
-
-def order(n: int, batch: int, seed: int) -> Callable[[int], Tensor]:
-    """Step -> the indices of its batch; every epoch in another order."""
-    per_epoch = n // batch
-    epochs: dict[int, Tensor] = {}
-
-    def indices(step: int) -> Tensor:
-        epoch, place = divmod(step, per_epoch)
-        if epoch not in epochs:
-            epochs.clear()
-            epochs[epoch] = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        return epochs[epoch][batch * place :][:batch]
-
-    return indices
-
-
-class Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """The batches of a run, one an item.
-
-    Args:
-        steps: how many there are.
-        batches: step -> inputs and targets.
-    """
-
-    def __init__(self, steps: int, batches: Callable[[int], tuple[Tensor, Tensor]]) -> None:
-        self.steps, self.batches = steps, batches
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        return self.batches(step)
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    model.eval()
-    result = torch.cat([model(part) for part in x.split(500)])
-    model.train()
-    return result
-
-
 def run(job: Job) -> dict[str, Any]:
-    """One row of the CSV."""
+    """One run: a task, a batch size, a budget, a method, an LR or None, a seed -> the results of its row."""
     task_name, batch, budget, method, lr, seed = job
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     task = TASKS[task_name]
-    train, tune, test = task.data()
+    (x, y), tune, test = task.data()
     torch.manual_seed(seed)
     model = task.model()
     torch.manual_seed(seed)
-    per_epoch = len(train[0]) // batch
-    steps = num_steps(task_name, batch, budget)
-    draw = order(len(train[0]), batch, seed)
+    per_epoch, steps = len(x) // batch, num_steps(task_name, batch, budget)
+    draw = shuffled(len(x), batch, seed)
 
-    def batches(step: int) -> tuple[Tensor, Tensor]:
+    def batches(step: int) -> Pair:
         chosen = draw(step)
-        return train[0][chosen], train[1][chosen]
+        return x[chosen], y[chosen]
 
-    row: dict[str, Any] = dict(zip(KEY, job, strict=True))
-    row["lr"] = "" if lr is None else f"{lr:g}"
+    def loss_of(model: torch.nn.Module, batch: Pair) -> torch.Tensor:
+        return task.loss(model(batch[0]), batch[1])
+
+    results: dict[str, Any] = {"steps": steps, "versions": VERSIONS}
     start = time.perf_counter()
-    in_schedule = 0.0
     if method == "range test":
-        lr = row["peak_lr"] = range_test(task, model, batches)
+        lr = results["peak_lr"] = range_test(model, task.loss, batches)
     optimizer, schedule = make(method, lr, model, steps, per_epoch, batch)
-    needs_metric = method in ("greedy", "plateau")
-    accelerator = Accelerator(cpu=True)
-    loader = torch.utils.data.DataLoader(Steps(steps, batches), batch_size=None)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if schedule is not None and not needs_metric:
-        prepared = accelerator.prepare(schedule)
-    model.train()
-    if method == "schedule-free":
-        optimizer.optimizer.train()
     every = max(1, steps // EVALUATIONS)
-    for step, (x, y) in enumerate(loader):
-        loss = task.loss(model(x), y)
-        accelerator.backward(loss)
-        if method == "salsa":
-            schedule.search(model, lambda x=x, y=y: task.loss(model(x), y))
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        before = time.perf_counter()
-        if needs_metric:
-            if (step + 1) % every == 0:
-                schedule.step(float(task.loss(outputs(model, tune[0]), tune[1])))
-        elif schedule is not None:
-            prepared.step()
-        in_schedule += time.perf_counter() - before
-        optimizer.zero_grad()
+
+    def step_on_metric(step: int) -> None:
+        if (step + 1) % every == 0:
+            schedule.step(float(task.loss(outputs(model, tune[0]), tune[1])))
+
+    loader = torch.utils.data.DataLoader(BatchPerStep(steps, batches), batch_size=None)
     if method == "schedule-free":
-        optimizer.optimizer.eval()
-        with torch.no_grad():  # batch norm's statistics are those of other weights until then, as its README says
+        optimizer.train()  # type: ignore[attr-defined]
+    in_schedule = train(
+        model,
+        optimizer,
+        None if method in OF_METRIC else schedule,
+        loader,
+        loss_of,
+        line_search=schedule.search if method == "salsa" else None,
+        after_step=step_on_metric if method in OF_METRIC else None,
+    )
+    if method == "schedule-free":
+        optimizer.eval()  # type: ignore[attr-defined]
+        # Batch norm's statistics are those of other weights until then, as schedule-free's README says.
+        with torch.no_grad():
             for step in range(min(steps, 50)):
                 model(batches(step)[0])
-    row["seconds"], row["schedule_s"] = round(time.perf_counter() - start, 2), round(in_schedule, 3)
-    row["steps"], row["versions"] = steps, VERSIONS
+    results["seconds"], results["schedule_s"] = round(time.perf_counter() - start, 2), round(in_schedule, 3)
     if method.startswith("autowu"):
-        row["peak_lr"], row["switch"], row["ended_by"] = schedule.peak_lr, schedule.switch_step, schedule.ended_by
-    for name, (x, y) in (("tune", tune), ("test", test)):
-        row[name] = round(task.metric(outputs(model, x), y), 5)
-    accelerator.free_memory()
-    return row
+        results |= {"peak_lr": schedule.peak_lr, "switch": schedule.switch_step, "ended_by": schedule.ended_by}
+    for name, (inputs, targets) in (("tune", tune), ("test", test)):
+        results[name] = round(task.metric(outputs(model, inputs), targets), 5)
+    return results
 
 
-# What there is to run -------------------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def key(row: dict[str, str]) -> Job:
-    lr = float(row["lr"]) if row["lr"] else None
-    return row["task"], int(row["batch"]), int(row["budget"]), row["method"], lr, int(row["seed"])
-
-
-def score(values: list[float]) -> float:
-    """The mean, or minus infinity with a run that failed."""
-    return statistics.mean(values) if all(map(math.isfinite, values)) else -math.inf
-
-
-def tuned_lrs(method: str, of: Callable[[str, float], float | None], around: float | None) -> tuple[list[float], bool]:
-    """-> the LRs that a method has to be tuned on, best first as far as they are known, and whether that is all.
+def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[int], methods: list[str]) -> list[Job]:
+    """All runs that are known to be needed and have no row; more may be needed once these have theirs.
 
     Args:
-        of: the score of a method with an LR; None when it was not run.
-        around: the middle of the LRs, instead of the whole grid.
+        rows: of the runs that were made.
+        tasks: names of tasks.
+        budgets: in percent.
+        batches: 0 for a task's small batch, 1 for its large one.
+        methods: names of methods.
     """
-    lrs = [*GRID]
-    if around is not None:
-        lrs = [half_decade(around, i) for i in range(-NEAR, NEAR + 1)]
-    while True:
-        scores = {lr: of(method, lr) for lr in lrs}
-        known = {lr: value for lr, value in scores.items() if value is not None}
-        if len(known) < len(lrs):
-            return lrs, False
-        best = max(lrs, key=lambda lr: known[lr])
-        if best == min(lrs) and best > 1e-7:
-            lrs.append(half_decade(best, -1))
-        elif best == max(lrs) and best < 10:
-            lrs.append(half_decade(best, 1))
-        else:
-            return sorted(lrs, key=lambda lr: -known[lr]), True
-
-
-def jobs(
-    rows: list[dict[str, str]], tasks: list[str], budgets: list[int], batches: list[int], methods: list[str]
-) -> list[Job]:
-    """All runs that are known to be needed and were not made; more may be needed once these are there."""
-    by_key = {key(row): row for row in rows}
+    by_job = {RUNS.job(row): row for row in rows}
     wanted: list[Job] = []
     for task in tasks:
         for batch in [TASKS[task].batches[i] for i in batches]:
             for budget in budgets:
                 cell = (task, batch, budget)
-
-                def of(method: str, lr: float, cell: tuple[str, int, int] = cell) -> float | None:
-                    found = [by_key.get((*cell, method, lr, seed)) for seed in TUNING_SEEDS]
-                    values = [float(row["tune"]) for row in found if row is not None]
-                    return score(values) if len(values) == len(TUNING_SEEDS) else None
-
-                center = None
+                best: dict[str, float] = {}
                 for method in [name for name in TUNED if name in methods]:
-                    if method != "cosine" and center is None:
-                        continue
-                    lrs, is_known = tuned_lrs(method, of, None if method == "cosine" else center)
-                    if is_known:
-                        center = lrs[0] if method == "cosine" else center
+                    if method != "cosine" and "cosine" not in best:
+                        continue  # its LRs lie around the cosine's best
+
+                    def of(lr: float, where: Job = (*cell, method)) -> float | None:
+                        found = [by_job.get((*where, lr, seed)) for seed in TUNING_SEEDS]
+                        values = [float(row["tune"]) for row in found if row is not None]
+                        return score(values) if len(values) == len(TUNING_SEEDS) else None
+
+                    lrs, are_all_known = lrs_to_tune(of, best.get("cosine"))
+                    if are_all_known:
+                        best[method] = lrs[0]
                         wanted += [(*cell, method, lrs[0], seed) for seed in SEEDS]
                     else:
                         wanted += [(*cell, method, lr, seed) for lr in lrs for seed in TUNING_SEEDS]
-                for method, lr in UNTUNED.items():
+                for method, own_lr in UNTUNED.items():
                     if method in methods and (method != "autolrs" or autolrs_candidates(num_steps(*cell)) >= 2):
-                        wanted += [(*cell, method, lr, seed) for seed in SEEDS]
+                        wanted += [(*cell, method, own_lr, seed) for seed in SEEDS]
                 if budget == 30 and batch == TASKS[task].batches[0]:
                     for method in [name for name in GUESSING if name in methods]:
                         wanted += [(*cell, method, lr, seed) for lr in GUESSES for seed in TUNING_SEEDS]
-    return [job for job in dict.fromkeys(wanted) if job not in by_key]
-
-
-def make_all(path: Path, workers: int, **what: Any) -> None:
-    """Runs until nothing is missing."""
-    rows = read(path)
-    is_new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="", encoding="utf-8") as file, ProcessPoolExecutor(workers) as pool:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        progress = tqdm(unit="run")
-        running: dict[Future[dict[str, Any]], Job] = {}
-        begun: set[Job] = set()
-        while True:
-            missing = [job for job in jobs(rows, **what) if job not in begun]
-            progress.total = progress.n + len(missing) + len(running)
-            for job in missing[: 50 * workers - len(running)]:
-                running[pool.submit(run, job)] = job
-                begun.add(job)
-            if not running:
-                break
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                del running[future]
-                row = future.result()
-                writer.writerow(row)
-                rows.append({name: str(row.get(name, "")) for name in FIELDS})
-                progress.update()
-            file.flush()
-            progress.set_postfix_str(f"{rows[-1]['task']}, batch {rows[-1]['batch']}, {rows[-1]['budget']} %")
-        progress.close()
+    return [job for job in dict.fromkeys(wanted) if job not in by_job]
 
 
 def main() -> None:
@@ -414,9 +165,8 @@ def main() -> None:
     what = {"tasks": options.tasks, "budgets": options.budgets, "batches": options.batches, "methods": options.methods}
     if options.quick:
         what = {"tasks": ["digits MLP"], "budgets": [30], "batches": [0], "methods": ["cosine", *UNTUNED]}
-    path = options.csv or (QUICK_CSV if options.quick else CSV)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make_all(path, options.workers, **what)
+    table = RUNS.at(options.csv or (QUICK_CSV if options.quick else RUNS.path))
+    table.complete(run, functools.partial(needed, **what), options.workers)
 
 
 if __name__ == "__main__":
