@@ -1,30 +1,94 @@
+"""What the Markdown files say is so: snippets run, tables are the code's and the runs', links lead somewhere."""
+
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
+import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from autowu_hf import get_autowu_schedule
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PACKAGE = ROOT / "autowu_hf"
+BENCHMARKS = ROOT / "examples" / "benchmarks"
+PAGES = [
+    ROOT / "README.md",
+    *(page for folder in (PACKAGE, ROOT / "examples", ROOT / "tests") for page in folder.rglob("*.md")),
+]
 
 
-def test_it_has_snippets_and_its_picture():
-    assert len(SNIPPETS) == 2
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / path).is_file()
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def fenced(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", read(path), flags=re.DOTALL | re.MULTILINE)
+
+
+README = read(ROOT / "README.md")
+SNIPPETS = [
+    (name, snippet) for name in ("README.md", "examples/README.md") for snippet in fenced(ROOT / name, "python")
+]
+
+
+def section(path, title):
+    """The text below a heading, down to the next of its rank."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", read(path), flags=re.DOTALL | re.MULTILINE)
+    assert found, f"{path} has no section {title}"
+    return found[1]
+
+
+def option_rows(path, title):
+    return {m[1]: m[2] for m in re.finditer(r"^\| `(\w+)` \| (.*?) \|", section(path, title), flags=re.MULTILINE)}
+
+
+def schedule(**options):
+    return get_autowu_schedule(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]), 1000, **options)
+
+
+def slug(heading):
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_it_fits_two_screens():
+    assert len(README.splitlines()) <= 180
+
+
+def test_it_has_its_picture_at_the_top():
+    assert "](examples/pictures/digits_5_to_9.png)" in "\n".join(README.splitlines()[:12])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", read(page), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", read(file), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page} links to {target}"
+
+
+def test_there_are_two_whole_runs_to_paste():
+    assert [name for name, _ in SNIPPETS] == ["README.md", "examples/README.md"]
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_a_snippet_runs_as_it_stands(number, tmp_path):
+@pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_a_snippet_runs_as_it_stands(name, snippet, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     last = done.stdout.strip().splitlines()[-1]
@@ -32,50 +96,76 @@ def test_a_snippet_runs_as_it_stands(number, tmp_path):
     assert list(tmp_path.rglob("autowu.png"))
 
 
+@pytest.mark.parametrize("difference", fenced(ROOT / "README.md", "diff"))
+def test_a_difference_gives_python(difference):
+    kept = [line[1:] for line in difference.splitlines() if not line.startswith("-")]
+    tree = ast.parse("\n".join(kept))
+    assert any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree))
+    assert "autowu" in "\n".join(line for line in difference.splitlines() if line.startswith("+"))
+
+
+def assert_defaults(rows):
+    for name, default in vars(schedule().settings).items():
+        if name in rows:
+            shown = rows[name].strip("`")
+            assert shown == str(default) or shown == f'"{default}"' or float(shown) == default, name
+
+
 def test_every_option_has_its_row():
-    import inspect
+    rows = option_rows(PACKAGE / "README.md", "All options")
+    assert set(rows) == set(inspect.signature(get_autowu_schedule).parameters) - {"optimizer"}
+    assert set(vars(schedule().settings)) <= set(rows)
+    assert_defaults(rows)
 
-    from autowu_hf import get_autowu_schedule
-    from autowu_hf.autowu.settings import AutoWUSettings
 
-    rows = {m[1]: m[2] for m in re.finditer(r"^\| `(\w+)` \| (.*?) \|", README, flags=re.MULTILINE)}
-    arguments = set(inspect.signature(get_autowu_schedule).parameters) - {"optimizer"}
-    assert set(rows) == arguments
-    for name, default in vars(AutoWUSettings()).items():
-        shown = rows[name].strip("`")
-        assert shown == str(default) or shown == f'"{default}"' or float(shown) == default
+def test_the_ten_options_are_options_and_have_their_defaults():
+    rows = option_rows(ROOT / "README.md", "Options")
+    assert len(rows) == 10
+    assert set(rows) < set(option_rows(PACKAGE / "README.md", "All options"))
+    assert_defaults(rows)
+
+
+def test_the_map_has_every_room():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms <= set(re.findall(r"^\| `(\w+)/` \|", section(PACKAGE / "README.md", "The rooms"), flags=re.MULTILINE))
 
 
 def test_the_support_table_names_tests_that_exist():
-    table = README[README.index("| launcher |") : README.index("All of these ran on the CPU")].strip()
+    page = read(PACKAGE / "integrations" / "README.md")
+    table = page[page.index("| launcher |") : page.index("All of these ran on the CPU")].strip()
     named = re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", table)
     assert len(named) >= 12
     for file, function in named:
-        assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+        (path,) = (ROOT / "tests").rglob(file)
+        assert f"def {function}" in read(path)
     for row in table.splitlines()[2:]:
         assert "untested" in row or "test_" in row
 
 
-def fine_tuning():
-    path = ROOT / "examples" / "benchmarks" / "fine_tuning.py"
-    spec = importlib.util.spec_from_file_location("fine_tuning", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def test_the_summary_has_no_number_that_is_not_in_the_benchmarks():
+    summary = [*section(ROOT / "README.md", "Measured").splitlines()]
+    rows = [row for row in summary if row.startswith("|")]
+    assert len(rows) == 2 + 7
+    measured = set(re.findall(r"\d+\.\d+", read(BENCHMARKS / "README.md")))
+    shown = set(re.findall(r"\d+\.\d+", "\n".join(rows)))
+    assert len(shown) >= 20
+    assert shown <= measured
 
 
-def test_the_fine_tuning_table_is_what_the_committed_runs_give(capsys):
-    fine_tuning().markdown()
+@pytest.fixture
+def fine_tuning(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("fine_tuning")
+
+
+def test_the_fine_tuning_table_is_what_the_committed_runs_give(fine_tuning, capsys):
+    fine_tuning.markdown()
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) >= 8
-    assert printed in README
+    assert f"<!-- fine-tuning -->\n{printed}\n<!-- end fine-tuning -->" in read(BENCHMARKS / "README.md")
 
 
-def test_the_rule_called_the_default_there_is_the_default():
-    from autowu_hf.autowu.settings import AutoWUSettings
-
-    module = fine_tuning()
-    settings = AutoWUSettings.from_options(None, module.RULES[module.DEFAULT])
-    assert dataclasses.replace(settings, peak_rule=None) == AutoWUSettings()
-    assert settings.rule == AutoWUSettings().rule
+def test_the_rule_called_the_default_there_is_the_default(fine_tuning):
+    there, default = schedule(**fine_tuning.RULES[fine_tuning.DEFAULT]), schedule()
+    assert there.settings == default.settings
+    assert there.peak_rule == default.peak_rule

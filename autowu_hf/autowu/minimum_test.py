@@ -36,12 +36,12 @@ class MinimumTest:
     Args:
         settings: the options; of these ``confidence``, ``patience``, ``num_tests``, ``gp_engine``, ``standardize`` and
             ``seed`` are used here.
-        rule: the peak rule, which says whether the tests look for the minimum or for the cliff.
+        rule: says whether the tests look for the minimum or for the cliff; None: the rule of the settings.
     """
 
-    def __init__(self, settings: AutoWUSettings, rule: PeakRule) -> None:
+    def __init__(self, settings: AutoWUSettings, rule: PeakRule | None = None) -> None:
         self.settings = settings
-        self.rule = rule
+        self.rule = PeakRule(settings.rule) if rule is None else rule
         self.records: list[MinimumTestRecord] = []
         self._engine: LossCurveEngine
         if settings.gp_engine == "gpytorch":

@@ -25,7 +25,7 @@ class WarmUp:
         settings: the options.
         history: takes the losses in.
         steps_per_epoch: scheduler steps in an epoch; None when unknown.
-        rule: the peak rule.
+        rule: the peak rule; None: that of the settings.
 
     Attributes:
         cadence: when losses are taken in and tests run.
@@ -34,7 +34,7 @@ class WarmUp:
     """
 
     def __init__(
-        self, settings: AutoWUSettings, history: LossHistory, steps_per_epoch: int | None, rule: PeakRule
+        self, settings: AutoWUSettings, history: LossHistory, steps_per_epoch: int | None, rule: PeakRule | None = None
     ) -> None:
         self.settings = settings
         self.cadence = Cadence(settings, steps_per_epoch)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from paper_recipe import FastPaperGP, is_early, replay
 
-from autowu_hf.autowu.minimum_test import MinimumTest, minimum_probability, usable
+from autowu_hf.autowu.minimum_test import MinimumTest
 from autowu_hf.autowu.settings import AutoWUSettings
 from autowu_hf.loss_curve.gp import GRID, FastGP, Posterior
 from autowu_hf.loss_curve.gpytorch_gp import GPyTorchGP
+from autowu_hf.loss_curve.minimum_and_cliff import minimum_probability
+from autowu_hf.loss_curve.spikes import usable
 
 PAPER = AutoWUSettings.from_options("paper", {})
 EPOCH = AutoWUSettings(test_every="epoch", peak_rule="minimum")
@@ -109,7 +111,7 @@ def test_noise_around_a_flat_line_rarely_switches_in_the_first_quarter(cap, inte
 
 def test_subsets_of_a_short_curve_differ():
     losses = np.cos(np.linspace(0.0, 4.0, 200)) + 0.1 * np.random.default_rng(0).standard_normal(200)
-    assert len(set(MinimumTest(EPOCH).run(losses, 10, 200)["p_min"])) == 5
+    assert len(set(MinimumTest(EPOCH).run(losses, 10, 200).p_min)) == 5
 
 
 def test_minimum_probability_is_the_largest_over_the_grid_without_its_end():
@@ -123,9 +125,9 @@ def test_minimum_step_is_t_times_the_mean_argmin():
     s = np.arange(300) / 300
     losses = (s - 0.6) ** 2 + 1e-3 * np.random.default_rng(0).standard_normal(300)
     record = MinimumTest(EPOCH).run(losses, 10, step=600)
-    assert record["positive"]
-    assert record["minimum_step"] == pytest.approx(0.6 * 600, rel=0.02)
-    assert record["mean"] + 5 * record["outputscale"] ** 0.5 > 0.36
+    assert record.positive
+    assert record.minimum_step == pytest.approx(0.6 * 600, rel=0.02)
+    assert record.mean + 5 * record.outputscale**0.5 > 0.36
 
 
 def test_under_the_cliff_rule_what_is_not_confident_is_yet_to_come():
@@ -134,12 +136,12 @@ def test_under_the_cliff_rule_what_is_not_confident_is_yet_to_come():
     s = np.arange(100) / 100
     noise = 0.1 * np.random.default_rng(0).standard_normal(100)
     last = test.run(1.0 + noise, 100, 100)
-    assert not last["positive"]
-    assert last["minimum_step"] > 90  # what is within the noise of the minimum is as good
+    assert not last.positive
+    assert last.minimum_step > 90  # what is within the noise of the minimum is as good
     assert (test.minimum_step, test.cliff_step) == (100.0, 100.0)
-    assert test.minimum_steps == [100.0, last["minimum_step"]]
+    assert test.minimum_steps == [100.0, last.minimum_step]
     last = test.run((s - 0.5) ** 2 + 0.01 * noise, 100, 100)
-    assert (test.minimum_step, test.cliff_step) == (last["minimum_step"], last["cliff_step"])
+    assert (test.minimum_step, test.cliff_step) == (last.minimum_step, last.cliff_step)
     assert test.minimum_step == pytest.approx(50, abs=2)
     assert test.cliff_step == pytest.approx(50 + 50 * 0.5**0.5, abs=3)
 
@@ -152,7 +154,7 @@ def test_a_cliff_must_last():
     for step in range(1, 200):
         test.run(losses[:step], 1, step)
         passed.append(test.has_passed(200))
-    first = next(r["step"] for r in test.records if r["positive"])
+    first = next(r.step for r in test.records if r.positive)
     assert passed.index(True) + 1 == first + 16  # 8 % of the cap
 
 
@@ -174,19 +176,19 @@ def test_sustained_rises_are_no_spikes():
 def test_a_whole_interval_of_non_finite_losses_is_positive():
     losses = np.concatenate([np.linspace(2.0, 1.0, 40), np.full(10, np.nan)])
     record = MinimumTest(EPOCH).run(losses, 10, 50)
-    assert record["positive"]
-    assert record["p_min"] == [1.0] * 5
-    assert 0.0 < record["minimum_step"] <= 50
-    assert not MinimumTest(EPOCH).run(losses, 11, 50)["positive"]
+    assert record.positive
+    assert record.p_min == [1.0] * 5
+    assert 0.0 < record.minimum_step <= 50
+    assert not MinimumTest(EPOCH).run(losses, 11, 50).positive
     everything = MinimumTest(EPOCH).run(np.full(30, np.inf), 30, 30)
-    assert everything["positive"]
-    assert everything["minimum_step"] == 0.0
+    assert everything.positive
+    assert everything.minimum_step == 0.0
 
 
 def test_fewer_than_ten_losses_say_nothing():
     record = MinimumTest(EPOCH).run(np.array([1.0, 2.0, 3.0]), 3, 3)
-    assert not record["positive"]
-    assert record["minimum_step"] == 3.0
+    assert not record.positive
+    assert record.minimum_step == 3.0
 
 
 @pytest.mark.parametrize("settings", [EPOCH, PAPER])

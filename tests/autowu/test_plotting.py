@@ -52,7 +52,7 @@ def test_shows_the_lr_the_losses_the_gp_and_the_tests(finished, tmp_path):
     points = [line for line in test_axes.lines if line.get_marker() == "o"]
     assert len(points) == len(finished.tests)
     filled = [line.get_markerfacecolor() != "white" for line in points]
-    assert filled == [record["positive"] for record in finished.tests]
+    assert filled == [record.positive for record in finished.tests]
     width, height = figure.get_size_inches() * figure.dpi
     assert (width, height) == (800, 720)
     assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -70,17 +70,17 @@ def test_stays_at_zero_when_stepped_past_the_end():
 def test_patience_tests_in_a_row_and_records():
     scheduler = get_schedule(optimizer_of(), 600, test_every=5, patience=4, peak_rule="minimum")
     run(scheduler, valley(300), 600)
-    assert [record["positive"] for record in scheduler.tests[-5:]] == [False, True, True, True, True]
-    assert [record["step"] for record in scheduler.tests] == list(range(5, scheduler.switch_step + 1, 5))
-    assert all(len(record["p_min"]) == 5 for record in scheduler.tests)
+    assert [record.positive for record in scheduler.tests[-5:]] == [False, True, True, True, True]
+    assert [record.step for record in scheduler.tests] == list(range(5, scheduler.switch_step + 1, 5))
+    assert all(len(record.p_min) == 5 for record in scheduler.tests)
     assert len(scheduler.losses) == scheduler.switch_step
-    assert scheduler.minimum_step == round(scheduler.tests[-1]["minimum_step"])
+    assert scheduler.minimum_step == round(scheduler.tests[-1].minimum_step)
 
 
 def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_fifth_of_its_lr_is_the_peak():
     scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, np.where(np.arange(300) < 180, 1.0 - np.arange(300) / 180, np.arange(300) / 10 - 18), 600)
-    cliff = scheduler.tests[-1]["cliff_step"]
+    cliff = scheduler.tests[-1].cliff_step
     assert cliff == pytest.approx(185, abs=8)
     before = scheduler.curve.warmup(round(cliff) - 1)  # the last LR that the loss there has suffered from
     assert scheduler.peak_lr == pytest.approx(0.2 * before, rel=1e-9)
@@ -89,7 +89,7 @@ def test_a_cliff_is_looked_for_beyond_the_minimum_and_a_fifth_of_its_lr_is_the_p
 def test_a_cliff_far_beyond_the_minimum_leaves_half_of_the_lr_there():
     scheduler = get_schedule(optimizer_of(), 600)
     run(scheduler, valley(300), 600)
-    cliff = scheduler.tests[-1]["cliff_step"]
+    cliff = scheduler.tests[-1].cliff_step
     assert scheduler.ended_by == "cliff"
     assert 0.55 * 300 < scheduler.minimum_step < 0.66 * 300 < 0.8 * 300 < cliff < scheduler.switch_step < 300
     assert scheduler.peak_lr == pytest.approx(scheduler.curve.warmup(scheduler.minimum_step - 1) / 2)
@@ -114,7 +114,7 @@ def test_what_comes_between_minimum_and_cliff_does_not_move_the_minimum():
     assert scheduler.minimum_step == pytest.approx(0.55 * 300, abs=10)
     assert scheduler.peak_lr == pytest.approx(scheduler.curve.warmup(scheduler.minimum_step - 1) / 2)
     # The last test alone would have put it elsewhere.
-    assert scheduler.tests[-1]["minimum_step"] > scheduler.minimum_step + 10
+    assert scheduler.tests[-1].minimum_step > scheduler.minimum_step + 10
 
 
 def test_a_minimum_that_the_loss_comes_back_to_was_none():
@@ -250,7 +250,7 @@ def test_epoch_tests_need_an_epoch():
         scheduler.set_steps_per_epoch(None)
     scheduler.set_steps_per_epoch(9)
     run(scheduler, np.linspace(2, 1, 50), 40)
-    assert [record["step"] for record in scheduler.tests] == [9, 18, 27, 36]
+    assert [record.step for record in scheduler.tests] == [9, 18, 27, 36]
 
 
 def test_steps_without_any_loss_warn_once():

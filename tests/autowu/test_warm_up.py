@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from autowu_hf.autowu.settings import AutoWUSettings
-from autowu_hf.autowu.warm_up import Ending, WarmUp
+from autowu_hf.autowu.verdict import Ending
+from autowu_hf.autowu.warm_up import WarmUp
 from autowu_hf.runtime import collective
+from autowu_hf.runtime.loss_history import LossHistory
 
 
 def warm_up(**options) -> WarmUp:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    return WarmUp(AutoWUSettings(**{"peak_rule": "minimum", **options}), optimizer, None)
+    return WarmUp(AutoWUSettings(**{"peak_rule": "minimum", **options}), LossHistory(optimizer), None)
 
 
 def valley(n: int) -> list[float]:
@@ -36,7 +38,7 @@ def test_it_is_over_when_the_minimum_has_passed_and_at_the_cap_at_the_latest():
     step, ending = first_answer(part, losses, 300)
     assert ending.reason == "minimum"
     assert 140 < ending.minimum_step < 160 < step < 220
-    assert [record["step"] for record in part.minimum_test.records] == list(range(5, step + 1, 5))
+    assert [record.step for record in part.minimum_test.records] == list(range(5, step + 1, 5))
     assert first_answer(warm_up(test_every=5, guard=False), losses, 100) == (100, Ending("cap", 100, 100))
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from autowu_hf.autowu.minimum_test import minimum_probability
 from autowu_hf.loss_curve.gpytorch_gp import GPyTorchGP
+from autowu_hf.loss_curve.minimum_and_cliff import minimum_probability
 
 
 def test_recipe_reproduces_the_authors_fits(curves):

@@ -73,7 +73,7 @@ assert inner.phase == "decay"
 assert inner.switch_step < inner.warmup_cap
 assert inner.get_last_lr() == [0.0]
 assert len(inner.losses) * world == inner.switch_step
-assert steps_with_calls == [record["step"] // world for record in inner.tests]
+assert steps_with_calls == [record.step // world for record in inner.tests]
 seen = gather_object([(lrs, inner.losses, inner.switch_step, inner.peak_lr)])
 assert len(seen) == world
 assert all(other == seen[0] for other in seen)
