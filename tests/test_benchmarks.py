@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from margins import assert_above
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 CELL = ("digits MLP", 128, 10)
@@ -98,7 +99,7 @@ def test_every_task_is_learned_and_its_parts_are_apart(compare, task):
     assert len(both) <= (0.1 * len(tune[0]) if task == "GPT" else 0)  # text has its blanks and rules of dashes
     batch = spec.batches[1]
     result = compare.run((task, batch, 100 if task in ("digits MLP", "waves") else 10, "cosine", 3e-3, 0))
-    assert result["test"] > spec.chance
+    assert_above(result["test"], spec.chance + (0.5 if task == "GPT" else 0.1), result["test"] - spec.chance)
     assert result["steps"] == round(
         spec.epochs * (len(train[0]) // batch) * (1.0 if task in ("digits MLP", "waves") else 0.1)
     )
@@ -186,7 +187,7 @@ def test_batch_sizes(compare, tmp_path, capsys):
     assert float(rows[0]["peak_lr"]) == pytest.approx(1e-3 * (896 / 256) ** 0.5, rel=0.01)
     assert rows[1]["ended_by"]
     assert 1e-5 <= float(rows[1]["peak_lr"]) <= 1
-    assert all(row["test"] > 0.3 for row in rows)  # of ten classes
+    assert_above(min(row["test"] for row in rows), 0.3, 0.9)  # of ten classes
     rows += [{**row, "seed": 11} for row in rows]
     path = tmp_path / "runs.csv"
     path.write_text(

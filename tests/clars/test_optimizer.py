@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from autowu_hf import CLARS
 
-sys.path.append(str(Path(__file__).parent / "scripts"))
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 import clars_two_processes
 
 
