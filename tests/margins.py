@@ -2,7 +2,7 @@
 
 Rounding differs from processor to processor and training amplifies it, so what a test asserts about a trained model has
 to hold by a wide margin. Where the environment variable ``MARGINS`` names a file, every assertion here appends a line
-of JSON to it: the test's id and the margin, the distance from the value to the bound as a share of a reference.
+of JSON to it: the test's id, the value, the bound, and the margin, their distance as a share of a reference.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def assert_below(value: float, bound: float, reference: float) -> None:
         bound: what it may not reach.
         reference: positive, in the unit of both: what training gained, or another distance that the value can move by.
     """
-    _record((bound - value) / reference)
+    _record(value, bound, (bound - value) / reference)
     assert value < bound, f"{value} is not below {bound}"
 
 
 def assert_above(value: float, bound: float, reference: float) -> None:
     """``value > bound``; the arguments are those of ``assert_below``."""
-    _record((value - bound) / reference)
+    _record(value, bound, (value - bound) / reference)
     assert value > bound, f"{value} is not above {bound}"
 
 
@@ -47,9 +47,9 @@ def assert_close(values: Iterable[float], expected: Iterable[float], tolerance: 
     assert_below(worst, tolerance, tolerance)
 
 
-def _record(margin: float) -> None:
+def _record(value: float, bound: float, margin: float) -> None:
     path = os.environ.get("MARGINS")
     if path:
         test, _, _ = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"test": test, "margin": margin}) + "\n")
+            file.write(json.dumps({"test": test, "value": value, "bound": bound, "margin": margin}) + "\n")
