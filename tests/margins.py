@@ -3,12 +3,14 @@
 Rounding differs from processor to processor and training amplifies it, so what a test asserts about a trained model has
 to hold by a wide margin. Where the environment variable ``MARGINS`` names a file, every assertion here appends a line
 of JSON to it: the test's id, the value, the bound, and the margin, their distance as a share of a reference.
+``python tests/margins.py FILE`` lists the smallest margin of each test.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 
 
@@ -53,3 +55,12 @@ def _record(value: float, bound: float, margin: float) -> None:
         test, _, _ = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"test": test, "value": value, "bound": bound, "margin": margin}) + "\n")
+
+
+if __name__ == "__main__":
+    smallest: dict[str, float] = {}
+    for line in open(sys.argv[1], encoding="utf-8"):
+        seen = json.loads(line)
+        smallest[seen["test"]] = min(seen["margin"], smallest.get(seen["test"], float("inf")))
+    for name, least in sorted(smallest.items(), key=lambda item: item[1]):
+        print(f"{least:6.2f}  {name}")
