@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def assert_below(value: float, bound: float, reference: float) -> None:
@@ -59,7 +60,7 @@ def _record(value: float, bound: float, margin: float) -> None:
 
 if __name__ == "__main__":
     smallest: dict[str, float] = {}
-    for line in open(sys.argv[1], encoding="utf-8"):
+    for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines():
         seen = json.loads(line)
         smallest[seen["test"]] = min(seen["margin"], smallest.get(seen["test"], float("inf")))
     for name, least in sorted(smallest.items(), key=lambda item: item[1]):
