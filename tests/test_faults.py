@@ -10,8 +10,7 @@ import torch
 from margins import assert_below
 from torch import nn
 
-from autowu_hf import get_autowu_schedule
-from autowu_hf.loss_curve.divergence import DivergedError
+from autowu_hf import DivergedError, get_autowu_schedule
 
 CASES = 200
 FAULTS = ("a NaN", "spikes", "NaN from a step on", "constant", "tiny", "starts at its minimum", "short")
