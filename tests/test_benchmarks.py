@@ -97,12 +97,11 @@ def test_every_task_is_learned_and_its_parts_are_apart(compare, task):
     known = {tuple(x.flatten().tolist()) for x in train[0]}
     both = [x for x in tune[0] if tuple(x.flatten().tolist()) in known]
     assert len(both) <= (0.1 * len(tune[0]) if task == "GPT" else 0)  # text has its blanks and rules of dashes
-    batch = spec.batches[1]
-    result = compare.run((task, batch, 100 if task in ("digits MLP", "waves") else 10, "cosine", 3e-3, 0))
+    batch = spec.batches[0]
+    share = {"GPT": 10, "signals CNN": 50, "digits ResNet": 50}.get(task, 100)  # of the budget, in percent
+    result = compare.run((task, batch, share, "cosine", 3e-3, 0))
     assert_above(result["test"], spec.chance + (0.5 if task == "GPT" else 0.1), result["test"] - spec.chance)
-    assert result["steps"] == round(
-        spec.epochs * (len(train[0]) // batch) * (1.0 if task in ("digits MLP", "waves") else 0.1)
-    )
+    assert result["steps"] == round(spec.epochs * (len(train[0]) // batch) * share / 100)
 
 
 def test_the_top_of_an_encoder_sees_what_the_whole_does(compare):
