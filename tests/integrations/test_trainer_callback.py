@@ -22,7 +22,7 @@ def history(trainer, since: int = 0) -> list[tuple[float, float]]:
 
 def test_a_run_finds_its_lr_logs_it_and_writes_its_report(tmp_path: Path):
     pytest.importorskip("matplotlib")
-    trainer = trainer_for(tmp_path, num_train_epochs=50, lr_scheduler_kwargs={"max_lr": 100.0})
+    trainer = trainer_for(tmp_path, num_train_epochs=50, lr_scheduler_kwargs={"max_lr": 1e4})
     trainer.train()
     scheduler = trainer.lr_scheduler
     assert scheduler.phase == "decay"
