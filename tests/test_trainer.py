@@ -184,7 +184,7 @@ def test_adamp_and_lamb_learn_the_digits_and_resume_exactly(tmp_path, name, opti
     whole.train()
     assert {group["weight_decay"] for group in whole.optimizer.param_groups} == {0.1, 0.0}  # 0 for biases and norms
     losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
-    assert_learned(sum(losses[-10:]) / 10, CHANCE, 0.1)
+    assert_learned(sum(losses[-10:]) / 10, CHANCE, 0.3)
     part = digits_trainer(tmp_path / "part", "autowu", 200, model=DigitsViT(0.1), **recipe)
     part.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-90"))
     assert part.lr_scheduler.peak_lr == whole.lr_scheduler.peak_lr

@@ -40,7 +40,7 @@ def test_trainer_learns_the_digits(whole):
     assert trainer.state.global_step == scheduler.last_epoch == scheduler.stages[-1].end == STEPS
     assert len(scheduler.results) == len(scheduler.stages)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert_learned(sum(losses[-10:]) / 10, CHANCE, 0.1)
+    assert_learned(sum(losses[-10:]) / 10, CHANCE, 0.15)
 
 
 @pytest.mark.parametrize("step", [50, 100])

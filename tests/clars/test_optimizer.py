@@ -312,7 +312,7 @@ def test_trainer_learns_the_digits_and_resumes_exactly(exact, tmp_path):
     whole.train()
     assert {group["weight_decay"] for group in whole.optimizer.param_groups} == {1e-4, 0.0}  # 0 for biases and norms
     losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
-    assert_learned(sum(losses[-5:]) / 5, CHANCE, 0.1)
+    assert_learned(sum(losses[-5:]) / 5, CHANCE, 0.3)
     part = digits_trainer(tmp_path / "part", exact)
     part.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-40"))
     assert part.state.global_step == 60
