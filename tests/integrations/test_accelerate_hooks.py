@@ -14,7 +14,7 @@ from tiny import TinyClassifier, get_schedule
 
 from autowu_hf.integrations import accelerate_hooks
 
-FAST = {"max_lr": 10.0, "rewind": False}  # an LR that hurts well before the warm-up's cap
+FAST = {"max_lr": 1e3, "rewind": False}  # an LR that hurts well before the warm-up's cap
 
 MODES = {
     "plain": {},

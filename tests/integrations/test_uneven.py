@@ -6,7 +6,7 @@ from margins import assert_below
 from rank_programs import trainer_run, uneven_loop
 from ranks import run_ranks
 
-FAST = {"max_lr": 10.0, "test_every": 4, "peak_rule": "minimum"}
+FAST = {"max_lr": 1e4, "test_every": 4, "peak_rule": "minimum"}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
