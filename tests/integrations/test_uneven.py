@@ -64,7 +64,7 @@ def test_trainer_without_even_batches_tests_at_the_same_steps_on_every_rank(tmp_
         trainer_run,
         str(tmp_path),
         samples=21 * 8,
-        options={"test_every": "epoch", "peak_rule": "minimum"},
+        options={"test_every": "epoch", "peak_rule": "minimum", "max_lr": 1e4},
         accelerator_config={"even_batches": False},
         steps=400,
     )
