@@ -17,9 +17,9 @@ from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_
 from ranks import run_ranks
 from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier
 
-# A test every 3 steps and a checkpoint at 29, between two of them and before the switch, or at 87, in the decay.
-OPTIONS = {"test_every": 3, "rewind": False}
-SAVED_AT = (29, 87)
+# A test every 3 steps and a checkpoint at 25, between two of them and before the switch, or at 87, in the decay.
+OPTIONS = {"test_every": 3, "rewind": False, "max_lr": 1e4}
+SAVED_AT = (25, 87)
 
 HAS_FSDP2 = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 6)
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None

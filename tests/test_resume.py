@@ -12,8 +12,8 @@ from ranks import run_ranks
 from tiny import IS_TRANSFORMERS_5
 
 # A test every 3 steps and a checkpoint every 7: most checkpoints fall between two tests.
-OPTIONS = {"max_lr": 10.0, "test_every": 6, "peak_rule": "minimum"}
-TRAINER_OPTIONS = {"test_every": 3, "peak_rule": "minimum"}
+OPTIONS = {"max_lr": 1e4, "test_every": 6, "peak_rule": "minimum"}
+TRAINER_OPTIONS = {"max_lr": 1e4, "test_every": 3, "peak_rule": "minimum"}
 SAVE_EVERY = 7
 # A few of them show that it works with the oldest releases too.
 SEEDS = [pytest.param(seed, marks=[pytest.mark.once] if seed >= 6 else []) for seed in range(20)]
@@ -75,7 +75,7 @@ def test_trainer_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted
 
 def test_a_checkpoint_under_trainer_costs_one_gather_in_the_warm_up(uninterrupted):
     for seen in uninterrupted["trainer"]:
-        assert_above(seen["num_tests"], 10, seen["num_tests"])
+        assert_above(seen["num_tests"], 5, seen["num_tests"])
         assert seen["calls"].count("broadcast") == seen["num_tests"]
         # Saves between two tests, and the report at the switch, share the losses so far; and once, at the start, all
         # learn how many snapshots fit everywhere.
@@ -106,7 +106,7 @@ def test_trainer_resumed_on_another_number_of_ranks_trains_on(tmp_path, uninterr
         assert seen["all_lrs_equal"]
         assert len(seen["lrs"]) == 120 - 21
         # The global batches are the same ones too, but older accelerate orders them anew for another number of ranks.
-        same = 40 if IS_TRANSFORMERS_5 else 20
+        same = 30 if IS_TRANSFORMERS_5 else 20
         assert_close(seen["losses"][:same], before["losses"][:same], 1e-4)
         assert seen["last_lr"] == 0.0
 
