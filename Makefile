@@ -9,9 +9,12 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, the long ones that are marked "once", and those
 # of the paper's experiments.
-NUMERICS := autolrs_forecast autolrs_scheduler autolrs_search autolrs_stages benchmarks cadence divergence \
-	faults gpytorch_gp line_search loss_curve_gp minimum_test paper_experiments peak_rules plotting random_state \
-	report rewind salsa_settings sasa scheduler settings shapes snapshot update_tap warm_up
+NUMERICS := autowu loss_curve rewind \
+	autolrs/test_forecast.py autolrs/test_positions.py autolrs/test_proposal.py autolrs/test_restart.py \
+	autolrs/test_scheduler.py autolrs/test_search.py autolrs/test_stages.py \
+	runtime/test_checks.py runtime/test_random_state.py runtime/test_wrapping.py \
+	salsa/test_sasa.py salsa/test_scheduler.py salsa/test_settings.py salsa/test_update_tap.py \
+	test_benchmarks.py test_faults.py test_layout.py test_paper_experiments.py test_shapes.py
 
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -24,7 +27,7 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 test-oldest: $(OLDEST)/.test
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) -m 'not once' $(NUMERICS:%=--ignore tests/test_%.py)
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) -m 'not once' $(NUMERICS:%=--ignore tests/%)
 
 quality: $(VENV)/.test $(VENV)/.dev
 	$(RUN) -m ruff check .

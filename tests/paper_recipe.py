@@ -63,10 +63,10 @@ def replay(
     for step in range(1, cap):
         if step % interval and not test.inconclusive:
             continue
-        num_seen = test.records[-1]["num_losses"] if test.records else 0
+        num_seen = test.records[-1].num_losses if test.records else 0
         test.run(losses[:step], step - num_seen, step)
         if test.has_passed(cap):
-            return step, test.records[-1]["minimum_step"], test
+            return step, test.records[-1].minimum_step, test
         if stop is not None and step >= stop:
             break
     return cap, float(cap), test

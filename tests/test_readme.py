@@ -137,8 +137,7 @@ def test_the_support_table_names_tests_that_exist():
     named = re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", table)
     assert len(named) >= 12
     for file, function in named:
-        (path,) = (ROOT / "tests").rglob(file)
-        assert f"def {function}" in read(path)
+        assert any(f"def {function}" in read(path) for path in (ROOT / "tests").rglob(file)), (file, function)
     for row in table.splitlines()[2:]:
         assert "untested" in row or "test_" in row
 

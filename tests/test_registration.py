@@ -138,7 +138,7 @@ def test_get_scheduler_builds_it_with_its_options():
 
 
 def test_an_unknown_option_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="'warmup_ratio'; pick one of min_lr, .*, preset, steps_per_epoch"):
+    with pytest.raises(ValueError, match="'warmup_ratio'; pick one of steps_per_epoch, preset, min_lr, max_lr, .*"):
         get_scheduler("autowu", optimizer(), 0, 100, scheduler_specific_kwargs={"warmup_ratio": 0.1})
 
 

@@ -14,7 +14,7 @@ import pytest
 from transformers import SchedulerType
 
 from autowu_hf import run
-from autowu_hf.registration import SCHEDULES
+from autowu_hf.runtime.methods import METHODS
 
 SCRIPTS = Path(__file__).parent / "scripts"
 RUN = ("-m", "autowu_hf.run")
@@ -133,15 +133,15 @@ def test_only_choices_of_schedules_are_extended():
         ("--schedule", ["linear", "cosine"]),
         ("--member", (SchedulerType.LINEAR, SchedulerType.COSINE)),
         ("--kernel", ["linear", "rbf"]),
-        ("--known", ["linear", "cosine", *SCHEDULES]),
+        ("--known", ["linear", "cosine", *METHODS]),
         ("--number", range(3)),
     ):
         parser.add_argument(name, choices=choices)
     choices = {action.dest: action.choices for action in parser._actions}
     assert choices["schedule"] == ["linear", "cosine", "autowu", "rex", "autolrs", "salsa"]
-    assert choices["member"] == [SchedulerType.LINEAR, SchedulerType.COSINE, *SCHEDULES]
+    assert choices["member"] == [SchedulerType.LINEAR, SchedulerType.COSINE, *METHODS]
     assert choices["kernel"] == ["linear", "rbf"]
-    assert choices["known"] == ["linear", "cosine", *SCHEDULES]
+    assert choices["known"] == ["linear", "cosine", *METHODS]
     assert choices["number"] == range(3)
     assert parser.parse_args(["--schedule", "autowu"]).schedule == "autowu"
 

@@ -32,7 +32,7 @@ class BatchReplay:
     def mark(self) -> None:
         """From now on it can go back to here."""
         streams = batch_stream.recent()
-        self._stream = streams[0] if len(streams) == 1 and not streams[0].is_marked else None
+        self._stream = streams[0] if len(streams) == 1 and not streams[0].positions.is_marked else None
         if self._stream is None:
             logger.info(
                 "the batches of this search are not read again for each candidate: %s",
@@ -41,8 +41,8 @@ class BatchReplay:
                 else "they are not from a data loader that accelerate prepared, or it has no sampler",
             )
             return
-        self._stream.mark()
-        self._epoch = self._stream.epoch
+        self._stream.positions.mark()
+        self._epoch = self._stream.positions.epoch
 
     def go_back(self) -> None:
         """The next batch is again the one after the mark."""
@@ -52,7 +52,7 @@ class BatchReplay:
     def unmark(self) -> None:
         """Goes back no more."""
         if self._stream is not None:
-            self._stream.unmark()
+            self._stream.positions.unmark()
 
     def end_step(self) -> None:
         """To be called after each of the schedule's steps; where an epoch ends inside a search, one collective."""
@@ -60,16 +60,17 @@ class BatchReplay:
         self._saved = None  # training went on with other batches
         if self._stream is None:
             return
-        epoch = self._stream.epoch + self._stream.is_at_end
+        positions = self._stream.positions
+        epoch = positions.epoch + positions.is_at_end
         if epoch != self._epoch:
             self._epoch = epoch
-            carried = self._stream.carried()
+            carried = positions.carried()
             self._carried = _gather(carried) if carried else []
 
     def resume(self, stream: BatchStream) -> None:
         """Goes on where the loaded state was, if that is of this stream and of this place in an epoch, which begins."""
         state = self._saved
-        if state is None or state["identity"] != stream.identity or state["done"] != stream.done:
+        if state is None or state["identity"] != stream.identity or state["done"] != stream.positions.done:
             return
         self._saved = None
         needed = max(-state["first"], 0)
@@ -77,8 +78,8 @@ class BatchReplay:
         if needed and len(carried) != collective.num_processes():
             return
         own = json.loads(carried[collective.process_index()].numpy().tobytes()) if needed else []
-        stream.load_state_dict(state, own)
-        self._stream, self._carried, self._epoch = stream, carried, stream.epoch
+        stream.positions.load_state_dict(state, own)
+        self._stream, self._carried, self._epoch = stream, carried, stream.positions.epoch
 
     def state_dict(self) -> dict[str, Any] | None:
         """Of every process at once, the same on each; None where there is nothing to go back to."""

@@ -34,10 +34,11 @@ def get_autolrs_schedule(
     candidate, and the training that follows, the same batches.
 
     Args:
-        optimizer: of any torch kind. Its LR does not matter without a warm-up, only the ratios of its groups' LRs.
+        optimizer: of any torch kind. Its LR does not matter without a ramp, only the ratios of its groups' LRs.
         num_training_steps: T, the scheduler steps of the whole run, search included. With ten candidates 101 at least.
-        num_warmup_steps: steps of a linear warm-up to the optimizer's own LR before the first stage. Without one the
-            first step is made at ``min_lr``.
+        num_warmup_steps: scheduler steps of a linear ramp to the optimizer's own LR before the first stage. Without a
+            ramp the first step is made at ``min_lr``. A run that is resumed without its state, and with too few steps
+            left for ramp and stage, shortens the ramp; without room for a stage it trains at the optimizer's own LR.
         min_lr: the lowest LR to try, in optimizer units.
         max_lr: the highest.
         first_stage: tau of the first stage in optimizer steps. None: a thirtieth of the steps, from 100 to the

@@ -90,6 +90,11 @@ class Stage:
         return [self.candidate_steps * (i + 1) // n for i in range(n)]
 
 
+def shortest_stage(settings: AutoLRSSettings) -> int:
+    """The fewest optimizer steps of a stage, search and training together."""
+    return 2 * _FEWEST_LOSSES * settings.num_candidates
+
+
 def plan_stages(steps: int, settings: AutoLRSSettings, start: int = 0, after: Stage | None = None) -> list[Stage]:
     """The stages of a run: tau doubles until it is ``longest_stage``, and the last one ends with the run.
 
@@ -106,27 +111,40 @@ def plan_stages(steps: int, settings: AutoLRSSettings, start: int = 0, after: St
         ValueError: there are too few for a single stage.
     """
     n = settings.num_candidates
-    fewest = _FEWEST_LOSSES * n
+    shortest = shortest_stage(settings)
     room = steps - start
-    if room < 2 * fewest:
+    if room < shortest:
         raise ValueError(
-            f"AutoLRS has {room} steps for its stages, but needs {2 * fewest} at least: {n} candidates of "
+            f"AutoLRS has {room} steps for its stages, but needs {shortest} at least: {n} candidates of "
             f"{_FEWEST_LOSSES} steps, and as many steps of training; pass more steps, or fewer num_candidates"
         )
     tau = settings.first_stage
     if after is not None:
         tau = min(2 * after.train_steps, settings.longest_stage)
     elif tau is None:
-        tau = min(max(room // _USUAL_SHARE, 2 * fewest), _USUAL_FIRST_STAGE, settings.longest_stage)
+        tau = min(max(room // _USUAL_SHARE, shortest), _USUAL_FIRST_STAGE, settings.longest_stage)
     stages: list[Stage] = []
     while room:
         tau = min(tau, room // 2)
         candidate_steps = tau // n
         left = room - n * candidate_steps - tau
-        if left < 2 * fewest:  # too few for another stage
+        if left < shortest:  # too few for another stage
             tau, left = tau + left, 0
         is_full = after is not None and after.train_steps >= settings.longest_stage
         after = Stage(steps - room, candidate_steps, n * candidate_steps, tau, is_full)
         stages.append(after)
         room, tau = left, min(2 * tau, settings.longest_stage)
     return stages
+
+
+def follow_up(stage: Stage, steps: int, settings: AutoLRSSettings) -> list[Stage]:
+    """A stage, and those that follow it; the stage alone where there is no room for another.
+
+    Args:
+        stage: stays as it is.
+        steps: of the whole run, search included.
+        settings: the options.
+    """
+    if steps - stage.end < shortest_stage(settings):
+        return [stage]
+    return [stage, *plan_stages(steps, settings, stage.end, after=stage)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,20 +12,25 @@ from ..loss_curve.divergence import ceiling
 from ..loss_curve.gp import GRID, Array, FastGP, GPParameters
 from ..loss_curve.spikes import usable
 from ..shapes import LRCurve
-from .report import headline, read_report
+from .report import headline, read_report, write_report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .scheduler import AutoWUScheduler
 
 # Okabe and Ito's colours keep apart for colour-blind readers, and these differ in lightness too.
 _BLUE, _RED, _GREY = "#0072B2", "#D55E00", "#8c8c8c"
 
 
+class Reporting(Protocol):
+    """An ``AutoWUScheduler``."""
+
+    def report(self) -> dict[str, Any]: ...
+
+
 def plot_autowu(
-    scheduler_or_json: AutoWUScheduler | dict[str, Any] | str | os.PathLike[str],
+    scheduler_or_json: Reporting | dict[str, Any] | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
     """Draws what AutoWU saw and decided.
@@ -81,6 +87,21 @@ def plot_autowu(
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def write_files(report: dict[str, Any], folder: str, file: bool, picture: bool) -> None:
+    """Writes ``autowu.json``, and ``autowu.png`` where matplotlib is installed.
+
+    Args:
+        report: what ``AutoWUScheduler.report`` returned, perhaps with more.
+        folder: where.
+        file: whether to write the former.
+        picture: whether to draw the latter.
+    """
+    if file:
+        write_report(report, os.path.join(folder, "autowu.json"))
+    if picture and importlib.util.find_spec("matplotlib") is not None:
+        plot_autowu(report, os.path.join(folder, "autowu.png"))
 
 
 def _draw_lr(axes: Axes, report: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -68,23 +67,6 @@ def _decay(report: dict[str, Any]) -> str:
 def _lr(lr: float) -> str:
     """1.0e-3, say."""
     return f"{lr:.1e}".replace("e-0", "e-")
-
-
-def write_files(report: dict[str, Any], folder: str, file: bool, picture: bool) -> None:
-    """Writes ``autowu.json``, and ``autowu.png`` where matplotlib is installed.
-
-    Args:
-        report: what ``AutoWUScheduler.report`` returned, perhaps with more.
-        folder: where.
-        file: whether to write the former.
-        picture: whether to draw the latter.
-    """
-    if file:
-        write_report(report, os.path.join(folder, "autowu.json"))
-    if picture and importlib.util.find_spec("matplotlib") is not None:
-        from .plotting import plot_autowu
-
-        plot_autowu(report, os.path.join(folder, "autowu.png"))
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:

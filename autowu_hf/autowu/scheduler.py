@@ -16,8 +16,10 @@ from ..runtime.checks import check_steps
 from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import weights_out_of_reach
 from ..runtime.scheduler import AdaptiveScheduler
+from ..shapes import LRCurve
 from .peak_rule import PeakRule
-from .report import describe, log_values, write_files
+from .plotting import write_files
+from .report import describe, log_values
 from .settings import AutoWUSettings
 from .verdict import Ending, MinimumTestRecord
 from .warm_up import WarmUp
@@ -57,6 +59,7 @@ class AutoWUScheduler(AdaptiveScheduler):
     state_key = "minimum_test"
     can_wait = True
     has_report = True
+    curve: LRCurve
 
     def __init__(
         self,
@@ -79,9 +82,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         self._check_at: int | None = None
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = LossHistory(optimizer, model=model)
-        self.rewind = Rewind(
-            optimizer, self._history.models, s.rewind, s.rewind_dir, s.rewind_memory, looks_on=s.rule == "cliff"
-        )
+        self.rewind = Rewind(optimizer, self._history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
         self._rule = PeakRule(s.rule, self.rewind)
         self._warm_up = WarmUp(s, self._history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
@@ -89,24 +90,21 @@ class AutoWUScheduler(AdaptiveScheduler):
         self._plan()
         self._start(optimizer)
 
-    def _plan(self) -> None:
+    def _plan(self, growth_steps: int | None = None) -> None:
         """Sets cap and LR curve, and plans the next test; a warm-up under way grows as it began."""
-        self._set_lengths(self.curve.growth_steps if getattr(self, "last_epoch", 0) > 0 else None)
-
-    def _set_lengths(self, growth_steps: int | None) -> None:
         s, ticks = self.settings, self.ticks_per_step
         self._cadence.ticks_per_step = ticks
         # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
         cap = self.num_warmup_steps or s.longest_warmup(self.num_training_steps / ticks) * ticks
         cap = min(cap, self.num_training_steps - 1)
-        growth_steps = cap if growth_steps is None else growth_steps
+        growth_steps = growth_steps or (self.curve.growth_steps if self.last_epoch else cap)
         self.warmup_cap = min(cap, growth_steps)
         self.curve = s.curve(self.num_training_steps, growth_steps)
-        self._cadence.plan(max(getattr(self, "last_epoch", 0), 0), self.warmup_cap)
+        self._cadence.plan(self.last_epoch, self.warmup_cap)
         self._way_back.follow(self.curve, self.warmup_cap)
 
     def _plan_rest(self) -> str:
-        self._set_lengths(None)
+        self._plan()
         return "starts a new warm-up"
 
     @property
@@ -126,9 +124,7 @@ class AutoWUScheduler(AdaptiveScheduler):
 
     @property
     def losses(self) -> list[float]:
-        """The losses of the warm-up, one per optimizer step: those gathered so far, the mean over processes, in the
-        loss's own unit; with one process, all.
-        """
+        """The losses of the warm-up gathered so far, one per optimizer step, in its unit: means over processes."""
         if collective.num_processes() == 1:
             self.flush()
         return [float(loss) for loss in self._warm_up.history.gathered]
@@ -145,8 +141,11 @@ class AutoWUScheduler(AdaptiveScheduler):
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
             if step == 1:
-                self._say_if_short()
-            self._end_or_keep(step, self._warm_up.advance(step, self.warmup_cap, loss))
+                self._warm_up.say_shortage(self.warmup_cap)
+            ending = self._warm_up.advance(step, self.warmup_cap, loss)
+            if ending is None and step < self._way_back.due_at:  # True at most steps: nothing to do
+                return
+            self._end_or_keep(step, ending)
         elif self._check_at == step:
             self._require_finite_parameters(step)
 
@@ -164,11 +163,8 @@ class AutoWUScheduler(AdaptiveScheduler):
         """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""
         check_steps(self.num_training_steps, 0, steps)
         self._cadence.tell_epoch(steps, self.last_epoch, self.warmup_cap)
-        self._say_if_short()
-
-    def _say_if_short(self) -> None:
-        if self.last_epoch == 0:  # before training
-            self._cadence.say_shortage(self.warmup_cap, self._warm_up.minimum_test.fewest_losses)
+        if self.last_epoch == 0:
+            self._warm_up.say_shortage(self.warmup_cap)
 
     def hold_tests(self, held: bool) -> None:
         """Holds minimum tests back, because other processes may be ahead or behind; see ``catch_up``."""
@@ -183,7 +179,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         self._step_count += step - self.last_epoch
         self.last_epoch = step
         if self._way_back.is_owed:
-            self._go_back()
+            self.rewound_to = self._way_back.make_up()
         elif self.switch_step is None and switch_step is not None:  # at the cap, where no test decides
             self._switch(switch_step, Ending("cap", switch_step, switch_step))
         elif self.switch_step is None:
@@ -193,7 +189,7 @@ class AutoWUScheduler(AdaptiveScheduler):
     def _end_or_keep(self, step: int, ending: Ending | None) -> None:
         if ending is not None:
             self._switch(step, ending)
-        elif step >= self._way_back.due_at:
+        else:
             self._way_back.keep(step)
 
     def _switch(self, step: int, ending: Ending) -> None:
@@ -203,7 +199,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         self.ended_by = ending.reason
         self.minimum_step = ending.minimum_step
         self.peak_lr = self._rule.peak_lr(ending, step, self.curve, self.ticks_per_step, self.settings.guard)
-        self._go_back()
+        self.rewound_to = self._way_back.go_back(self.peak_lr, ending.minimum_step)
         if ending.reason == "divergence":
             if self.rewound_to is None:
                 self._require_finite_parameters(step)
@@ -211,11 +207,6 @@ class AutoWUScheduler(AdaptiveScheduler):
             self._check_at = step + _CHECK_AFTER * self.ticks_per_step
         if collective.is_main_process():
             logger.info(describe(self.report()))
-
-    def _go_back(self) -> None:
-        assert self.peak_lr is not None
-        assert self.minimum_step is not None
-        self.rewound_to = self._way_back.go_back(self.peak_lr, self.minimum_step)
 
     def _require_finite_parameters(self, step: int) -> None:
         last_lr, max_lr = self.curve.warmup(self.switch_step or step), self.settings.max_lr
@@ -239,7 +230,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         self._check_at = state["check_at"]
         self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None)
-        self._set_lengths(growth_steps=state["growth_steps"])
+        self._plan(growth_steps=state["growth_steps"])
 
     def log_values(self) -> dict[str, float]:
         """See ``report.log_values``."""

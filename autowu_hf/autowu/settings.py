@@ -138,6 +138,11 @@ class AutoWUSettings:
         """The peak rule: ``peak_rule``, or what stands for None."""
         return self.peak_rule or ("minimum" if self.rewind is False else "cliff")
 
+    @property
+    def looks_on(self) -> bool:
+        """Whether the warm-up goes on beyond the minimum, to the cliff."""
+        return self.rule == "cliff"
+
     @classmethod
     def from_options(cls, preset: str | None, options: dict[str, Any]) -> AutoWUSettings:
         """The settings of a preset with some options replaced.

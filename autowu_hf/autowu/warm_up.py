@@ -42,6 +42,10 @@ class WarmUp:
         self.minimum_test = MinimumTest(settings, rule)
         self.history.open()
 
+    def say_shortage(self, cap: int) -> None:
+        """Says once, before training, that the longest warm-up, ``cap`` scheduler steps, may be too short for tests."""
+        self.cadence.say_shortage(cap, self.minimum_test.fewest_losses)
+
     def advance(self, step: int, cap: int, loss: Any) -> Ending | None:
         """Takes in the loss of one more scheduler step, and tests when it is time.
 

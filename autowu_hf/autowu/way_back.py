@@ -28,7 +28,7 @@ class WayBack:
     Attributes:
         due_at: the scheduler step before which no snapshot is due.
         is_owed: whether the switch was made while other processes were at earlier steps, so that going back waits
-            until all meet.
+            until all meet and ``make_up`` is called.
     """
 
     def __init__(self, rule: PeakRule, rewind: Rewind, warm_up: WarmUp) -> None:
@@ -38,7 +38,7 @@ class WayBack:
         self._minimum_test = warm_up.minimum_test
         self._patience = warm_up.settings.patience
         self.due_at = 0
-        self.is_owed = False
+        self._owed: tuple[float, int] | None = None
 
     def follow(self, curve: LRCurve, cap: int) -> None:
         """Sets the LRs of the warm-up and its longest length in scheduler steps, as they are from now on."""
@@ -79,9 +79,19 @@ class WayBack:
         lrs = [share * self._curve.warmup(max(place, 0)) for place in places]
         return [*lrs, CAP_SHARE * self._curve.warmup(self._cap)]
 
+    @property
+    def is_owed(self) -> bool:
+        return self._owed is not None
+
+    def make_up(self) -> int | None:
+        """Goes back as ``go_back`` would have done when it was owed; returns the same."""
+        assert self._owed is not None
+        return self.go_back(*self._owed)
+
     def go_back(self, peak_lr: float, minimum_step: int) -> int | None:
-        """Restores the last weights that never saw an LR above the peak, and no later ones than those of the minimum;
-        while tests are held, because other processes train on, it only notes that this is owed.
+        """Restores the last weights that never saw an LR above the peak, and no later ones than those of the minimum.
+
+        While tests are held, because other processes train on, it only notes that this is owed.
 
         Args:
             peak_lr: the LR that the decay starts from.
@@ -90,19 +100,19 @@ class WayBack:
         Returns:
             Their scheduler step; None where nothing was restored.
         """
-        self.is_owed = self._cadence.held
-        if self.is_owed:
+        self._owed = (peak_lr, minimum_step) if self._cadence.held else None
+        if self._owed is not None:
             return None
         lr_of = self._curve.warmup
         highest = min(peak_lr, lr_of(minimum_step))
-        has_any = bool(self._rewind.kept)  # not after a warm-up of one step
+        has_any = bool(self._rewind.snapshots)  # not after a warm-up of one step
         step = self._rewind.restore(lr_of, highest)
         if has_any and collective.is_main_process():
             if step is None:
-                logger.warning("AutoWU has no state with finite weights to go back to")
+                logger.warning("AutoWU has no snapshot with finite weights to go back to")
             elif lr_of(step) > LR_FACTOR * highest:
                 logger.warning(
-                    "AutoWU goes back to the earliest state that it has, of step %d at learning rate %.1e, which is "
+                    "AutoWU goes back to the earliest snapshot that it has, of step %d at learning rate %.1e, which is "
                     "above the %.1e that it is to go on from",
                     step,
                     lr_of(step),
@@ -133,7 +143,7 @@ def require_finite_parameters(
     if has_finite_parameters(optimizer):
         return
     if rewound_to is None and rewind_is_on:
-        remedy = "no state that was kept is finite. Look for NaN in the first batches and for overflow in the model"
+        remedy = "no snapshot is finite. Look for NaN in the first batches and for overflow in the model"
     elif rewound_to is None:
         remedy = (
             "there was no earlier state to go back to. rewind=True keeps some, and a lower max_lr than "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from . import per_sample
+from .hooks import Hook
+from .rates import is_distributed, layer_rates
 
 
 class CLARS(Optimizer):
@@ -24,8 +26,8 @@ class CLARS(Optimizer):
 
     LARS (You et al. 2017, arXiv 1708.03888) has the norm of the batch's gradient, ||mean_i grad_k f_i(w)||, where this
     has the mean of the samples' norms, which does not shrink where the samples' gradients cancel out. The rest is
-    LARS's: weight decay, momentum, and that a layer is a parameter tensor. **The formula is recollected: the paper's
-    text was not at hand.** The mean comes from one of two sources:
+    LARS's: weight decay, momentum, and that a layer is a parameter tensor. **The formula was written from memory
+    and has not been checked against the paper.** The mean comes from one of two sources:
 
     * The backwards of an optimizer step, on each process, each as if it were one sample. It costs next to nothing. One
       backward on one process is LARS; the more there are (gradient accumulation, processes), the nearer to CLARS.
@@ -93,7 +95,7 @@ class CLARS(Optimizer):
         self._num_used = 0  # of them, those that a backward has followed
         self._measuring = False
         if self._model is not None:
-            self._model.register_forward_pre_hook(_Hook(self, "_hear_forward"), with_kwargs=True)
+            self._model.register_forward_pre_hook(Hook(self, "_hear_forward"), with_kwargs=True)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group's backwards are heard from now on."""
@@ -109,7 +111,7 @@ class CLARS(Optimizer):
     def _listen(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
             if p.requires_grad:
-                p.register_hook(_Hook(self, "_hear_backward", weakref.ref(p)))
+                p.register_hook(Hook(self, "_hear_backward", weakref.ref(p)))
 
     def _hear_backward(self, parameter: weakref.ref[Tensor], gradient: Tensor) -> None:
         p = parameter()
@@ -176,21 +178,7 @@ class CLARS(Optimizer):
         if not layers:
             return {}
         records = self._heard(list(layers)) if self._model is None else self._measured(self._model, list(layers))
-        everything = torch.cat([record.to(records[0].device) for record in records])
-        if _is_distributed():
-            torch.distributed.all_reduce(everything)  # the scale below makes means of the sums
-        records = list(torch.split(everything, [len(record) for record in records]))
-        before = torch.linalg.vector_norm(torch.cat([record[1:] for record in records]))
-        now = torch.linalg.vector_norm(
-            torch.cat([per_sample.probes(cast(Tensor, p.grad)).to(everything) for p in layers])
-        )
-        scale = torch.where(before > 0, now / before, 1.0)
-        rates = {}
-        for (p, group), record in zip(layers.items(), records, strict=True):
-            weight, norm = torch.linalg.vector_norm(p).to(everything), record[0] * scale
-            rate = group["eta"] * weight / (norm + group["weight_decay"] * weight + group["eps"])
-            rates[p] = torch.where((weight > 0) & (norm > 0), rate, 1.0)
-        return rates
+        return layer_rates(layers, records)
 
     def _heard(self, layers: Sequence[Tensor]) -> list[Tensor]:
         """The sum of this process's backwards' records, (1 + probes,) per layer.
@@ -198,7 +186,7 @@ class CLARS(Optimizer):
         It is their mean, in the unit of the step's gradient: loops divide each loss by the number of backwards.
         """
         unheard = [p for p in layers if p not in self._records]
-        if len(unheard) == len(layers) or (unheard and not _is_distributed()):
+        if len(unheard) == len(layers) or (unheard and not is_distributed()):
             raise RuntimeError(
                 f"CLARS heard no backward of {len(unheard)} of {len(layers)} layers with gradients, the first of shape "
                 f"{tuple(unheard[0].shape)}; unfreeze layers before you make the optimizer, leave gradients to "
@@ -240,26 +228,6 @@ class CLARS(Optimizer):
             self._start()
             for group in self.param_groups:
                 self._listen(group)
-
-
-class _Hook:
-    """Calls a method of an optimizer for as long as the optimizer lives; copies and pickles of it do nothing."""
-
-    def __init__(self, optimizer: CLARS | None = None, method: str = "", *first: Any) -> None:
-        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
-        self._method, self._first = method, first
-
-    def __call__(self, *args: Any) -> None:
-        optimizer = None if self._optimizer is None else self._optimizer()
-        if optimizer is not None:
-            getattr(optimizer, self._method)(*self._first, *args)
-
-    def __reduce__(self) -> Any:
-        return _Hook, ()
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _refuse_sparse(gradient: Tensor) -> None:

@@ -1,6 +1,9 @@
-"""Rewind: snapshots of training, taken along the warm-up and restored at its end."""
+"""Rewind: snapshots of training, taken along the warm-up, one of which the switch restores."""
 
-from .rewind import LR_FACTOR, Rewind
+from ..runtime.param_groups import weights_out_of_reach as cannot_rewind
+from .memory import free_memory
+from .rewind import Rewind
 from .snapshot import Snapshot
+from .thinning import LR_FACTOR
 
-__all__ = ["LR_FACTOR", "Rewind", "Snapshot"]
+__all__ = ["LR_FACTOR", "Rewind", "Snapshot", "cannot_rewind", "free_memory"]

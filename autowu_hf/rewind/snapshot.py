@@ -1,4 +1,4 @@
-"""A copy of what training has changed: parameters, optimizer state and buffers of this process, and its way back."""
+"""A snapshot in host memory of what training changes: parameters, optimizer state and buffers of this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Snapshot:
         parameters: those of the optimizer, in its order.
         buffers: those of the models, by name.
         states: the optimizer's state of every parameter.
-        groups: the options of every parameter group, its learning rate left out.
+        groups: the options of every parameter group without its learning rate; the group may be empty.
         is_shared: whether somebody else holds its tensors too, a checkpoint that is being written for one.
     """
 
@@ -48,6 +48,14 @@ class Snapshot:
     def finite_buffers(self) -> set[str]:
         """The names of the buffers without an infinity or NaN; a mask may well have some from the beginning."""
         return {name for name, buffer in self.buffers.items() if is_finite(buffer)}
+
+    def load(self) -> Snapshot:
+        """The snapshot itself; one in a file has to be read."""
+        return self
+
+    def discard(self) -> Snapshot | None:
+        """Gives the snapshot up: returns it if its memory may be used again, None if somebody else holds it."""
+        return None if self.is_shared else self
 
     def state_dict(self) -> dict[str, Any]:
         """What ``torch.load(weights_only=True)`` loads; its tensors are the snapshot's own."""
@@ -73,6 +81,12 @@ def take(optimizer: Optimizer, models: Sequence[nn.Module], step: int, reuse: Sn
         old = [reuse.parameters, reuse.buffers, reuse.states, None]
     parameters, buffers, states, groups = (_copied(value, o) for value, o in zip(live, old, strict=True))
     return Snapshot(step, parameters, buffers, states, groups)
+
+
+def wait_for_copies() -> None:
+    """Waits until the copies from an accelerator that ``take`` started are complete."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
 
 
 def size(optimizer: Optimizer, models: Sequence[nn.Module]) -> int:

@@ -1,4 +1,4 @@
-"""The losses of the warm-up: taken in one per optimizer step, gathered over processes only when they are needed."""
+"""Losses of optimizer steps: taken in one by one, gathered over processes only when they are needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INSIDE = (__name__.partition(".")[0], "accelerate")
 
 
 class MissingLossWarning(UserWarning):
-    """The warm-up was stepped without a loss to look at."""
+    """A schedule that needs losses was stepped without one."""
 
 
 _MISSING = (
@@ -34,7 +34,7 @@ _MISSING = (
 
 
 class LossHistory:
-    """The loss of every optimizer step of the warm-up; until ``flush`` the newest stay on their process and device.
+    """The loss of every optimizer step while it is open; until ``flush`` the newest stay on their process and device.
 
     Args:
         optimizer: the one whose steps count; None for any.
@@ -56,7 +56,7 @@ class LossHistory:
         self._tap = LossTap(optimizer)
 
     def open(self) -> None:
-        """The warm-up is on: listens to every backward."""
+        """Listens to every backward from now on."""
         self._tap.listen()
 
     def observe(self, loss: Any) -> None:
@@ -105,7 +105,7 @@ class LossHistory:
         self.gathered, self._pending = np.empty(0), []
 
     def close(self) -> None:
-        """The warm-up is over: listens no more. With several processes the pending losses wait for a ``flush``."""
+        """Listens no more. With several processes the pending losses wait for a ``flush``."""
         if collective.num_processes() == 1:
             self.flush()
         self._tap.stop()

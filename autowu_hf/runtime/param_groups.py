@@ -51,8 +51,13 @@ def innermost(optimizer: Any) -> Any:
 
 
 def device_of(optimizer: Optimizer) -> torch.device:
-    """Where the model computes: the device of an optimizer's first parameter."""
-    device: torch.device = optimizer.param_groups[0]["params"][0].device
+    """Where the model computes: the device of an optimizer's first parameter; the CPU where it has none.
+
+    Args:
+        optimizer: whose groups may be empty: Trainer makes an empty one where no weight decays, under LoRA say.
+    """
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    device: torch.device = next((parameter.device for parameter in parameters), torch.device("cpu"))
     return device
 
 

@@ -59,6 +59,7 @@ class AdaptiveScheduler(LRScheduler):
         self.num_training_steps = num_training_steps
         self.num_warmup_steps = num_warmup_steps
         self.ticks_per_step = 1
+        self.last_epoch = 0  # until torch's constructor sets it
         self._history: LossHistory | None = None  # of a subclass that takes losses in
 
     def _start(self, optimizer: Optimizer) -> None:

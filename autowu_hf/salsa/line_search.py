@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
+from ..runtime.finite import DivergedError, has_finite_parameters
 from ..runtime.loss_tap import scalar
 from ..runtime.param_groups import device_of
 from ..runtime.random_state import get_random_state, set_random_state
@@ -43,6 +46,19 @@ def armijo(lr: float, loss: float, slope: float, loss_at: Callable[[float], floa
     return eta
 
 
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a line search.
+
+    Args:
+        loss: f(x), what the weight decay adds included.
+        eta: the LR that was found; None where the gradients have vanished or overflowed.
+    """
+
+    loss: float
+    eta: float | None
+
+
 class Line:
     """The function that a line search sees: the loss of a mini-batch at x - eta g, the mean over processes.
 
@@ -54,6 +70,9 @@ class Line:
         closure: returns the loss at the present weights.
         random_state: (n,), uint8: the random numbers that every closure call starts from; see ``random_state``.
         gradient_scale: what the gradients have been multiplied by.
+
+    Attributes:
+        num_probes: how often the closure was called.
     """
 
     def __init__(
@@ -64,6 +83,8 @@ class Line:
         random_state: Tensor,
         gradient_scale: float,
     ) -> None:
+        self.num_probes = 0
+        self._optimizer = optimizer
         self._closure = closure
         self._random_state = random_state
         self._device = device_of(optimizer)
@@ -85,6 +106,37 @@ class Line:
             gradient = gradient / self._scale
         return gradient.add(p.detach(), alpha=decay) if decay else gradient
 
+    def search(self, model: nn.Module, lr: float, loss: Any, step: int) -> Found:
+        """Looks for an LR by ``armijo``; weights, buffers and random numbers are afterwards what they were.
+
+        Args:
+            model: what the closure calls.
+            lr: alpha.
+            loss: of the mini-batch at the present weights, without what the weight decay adds; None has the closure
+                find it out.
+            step: the optimizer steps done, for the error.
+
+        Raises:
+            ValueError: a loss is not a scalar.
+            DivergedError: the weights are infinite or NaN.
+        """
+        with no_trace(model, self._device):
+            try:
+                return self._search(lr, loss, step)
+            finally:
+                self.go_back()
+
+    def _search(self, lr: float, loss: Any, step: int) -> Found:
+        start = self.loss() if loss is None else mean_loss(loss) + self.penalty()
+        if not math.isfinite(start) and not has_finite_parameters(self._optimizer):
+            raise DivergedError(
+                f"training has diverged: parameters are infinite or NaN after step {step}, at learning rate {lr:.1e}. "
+                "Where the loss is flat, SALSA's line search goes on to higher ones; clip the gradients, or end the "
+                "search earlier with num_warmup_steps"
+            )
+        slope = self.slope()
+        return Found(start, armijo(lr, start, slope, self.loss_at) if 0.0 < slope < math.inf else None)
+
     def slope(self) -> float:
         """||g||^2, each group's part times its ratio."""
         return _sum_of_squares((g, ratio) for _, g, ratio, _ in self._parts)
@@ -95,6 +147,7 @@ class Line:
 
     def loss(self) -> float:
         """The loss at the present weights; a collective, with several processes."""
+        self.num_probes += 1
         set_random_state(self._random_state, self._device)
         torch.clear_autocast_cache()  # else a surrounding autocast goes on with half-precision copies of other weights
         with torch.no_grad():
@@ -114,6 +167,23 @@ class Line:
         for (p, *_), start in zip(self._parts, self._start, strict=True):
             p.copy_(start)
         torch.clear_autocast_cache()
+
+
+def require_search(done: bool) -> None:
+    """Raises an error where an optimizer step was made without a line search.
+
+    Args:
+        done: whether there was one.
+
+    Raises:
+        RuntimeError: there was none.
+    """
+    if not done:
+        raise RuntimeError(
+            "SALSA's line search needs the loss of a mini-batch at several weights, but search() was not called for "
+            "this step; use autowu_hf.SalsaTrainer in the place of Trainer, call scheduler.search(model, closure) "
+            "between the backward and optimizer.step(), or pass line_search=False"
+        )
 
 
 def mean_loss(loss: Any) -> float:

@@ -3,56 +3,46 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer
 
-from ..rewind.snapshot import is_sharded
 from ..runtime import collective
-from ..runtime.checks import check_state, check_steps
-from ..runtime.finite import DivergedError, has_finite_parameters
-from ..runtime.param_groups import device_of, innermost, lr_ratios, set_lrs, weights_out_of_reach
+from ..runtime.param_groups import device_of, innermost
 from ..runtime.random_state import get_random_state
-from .line_search import Closure, Line, armijo, mean_loss, no_trace
+from ..runtime.scheduler import AdaptiveScheduler
+from .line_search import Closure, Line, require_search
+from .optimizers import lr_per_alpha, refuse, refuse_shards
 from .sasa import LeakyBucket, slope_p_value, stationarity
 from .settings import SalsaSettings
 from .update_tap import UpdateTap
 
 logger = logging.getLogger(__name__)
 
-_STATE_VERSION = 1
 
-
-class SalsaScheduler(LRScheduler):
+class SalsaScheduler(AdaptiveScheduler):
     """A line search on every mini-batch while the loss falls, then a drop of the LR whenever training is stationary.
 
     While ``phase`` is "line_search", ``search`` must be called between the backward and ``optimizer.step()``;
-    ``SalsaTrainer`` does. Then ``step()`` is all that is needed.
+    ``SalsaTrainer`` does. Afterwards ``phase`` is "sasa", and ``step()`` is all that is needed.
 
     *Line search* (SSLS). Each step starts at eta = 2 alpha and halves it, twice at most, while
-    f(x - eta g) > f(x) - 0.05 eta ||g||^2 on the same mini-batch; then alpha <- (1 - s) alpha + s eta. It ends when a
-    one-sided t-test of the slope of the latest losses no longer shows that they fall.
+    f(x - eta g) > f(x) - 0.05 eta ||g||^2 on the same mini-batch; then alpha <- (1 - s) alpha + s eta. The line search
+    ends when a one-sided t-test of the slope of the latest losses no longer shows that they fall.
 
-    *Drops* (SASA+). When a test accepts that the latest Delta (see ``UpdateTap``) have mean 0, the LR is divided by 10
-    and samples are collected anew. As in the authors' code this runs during the line search too, and where its test
-    accepts first, the line search ends with a drop.
+    *Drops* (SASA+). When a test accepts that the latest Delta (see ``UpdateTap``) have mean 0, the LR is divided by the
+    drop factor and samples are collected anew. As in the authors' code this test runs during the line search too; where
+    it accepts first, the line search ends with a drop.
 
-    alpha is the LR of the paper's momentum, where the update is a mean of gradients. torch's SGD sums them up, so it
-    gets alpha (1 - momentum) / (1 - dampening).
+    The optimizer gets ``lr_per_alpha`` times alpha. The loss that ``step`` takes is not needed, for ``search`` has it.
 
     Args:
-        optimizer: its groups get the LR, times the ratio of the group's own LR to the optimizer's default ``lr``.
-        num_training_steps: T, the steps of the whole run.
-        num_warmup_steps: the longest line search, in steps; 0 for no limit.
-        settings: every other option.
+        settings: the options; the other arguments are explained at ``get_salsa_schedule``.
 
     Attributes:
         lr: alpha.
-        switch_step: optimizer steps done when the line search ended; None before.
+        switch_step: optimizer steps done when the line search ended; None before, 0 where there is no line search.
         ended_by: "slope", "stationary" or "cap"; None before, and where there is no line search.
         drops: of every drop a dict with "step", the optimizer steps done, and "lr", alpha from then on.
         num_probes: the losses that the line search has had computed, a forward pass each.
@@ -63,6 +53,10 @@ class SalsaScheduler(LRScheduler):
         ValueError: an argument is outside its limits, or the optimizer is one that this cannot work with.
     """
 
+    name = "SALSA"
+    state_version = 1
+    state_key = "new_deltas"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -71,46 +65,42 @@ class SalsaScheduler(LRScheduler):
         *,
         settings: SalsaSettings | None = None,
     ) -> None:
-        self.settings = SalsaSettings() if settings is None else settings
-        check_steps(num_training_steps, num_warmup_steps, None)
-        self._ratios = lr_ratios(optimizer)
+        super().__init__(optimizer, num_training_steps, num_warmup_steps)
+        self.settings = s = SalsaSettings() if settings is None else settings
         self._inner: Optimizer = innermost(optimizer)
-        self.num_training_steps = num_training_steps
-        self.num_warmup_steps = num_warmup_steps
-        initial_lr = self.settings.initial_lr or float(self._inner.defaults["lr"])
-        self.lr = initial_lr / self._per_alpha(self._inner.defaults)
-        self.switch_step: int | None = None if self.settings.line_search else 0
+        self._initial_lr = s.initial_lr or float(self._inner.defaults["lr"])
+        self.lr = self._initial_lr / lr_per_alpha(self._inner, self._inner.defaults)
+        self.switch_step: int | None = None if s.line_search else 0
         self.ended_by: str | None = None
         self.drops: list[dict[str, Any]] = []
         self.num_probes = 0
         self._steps = 0
-        self._losses = LeakyBucket(self.settings.keep)
-        self._deltas = LeakyBucket(self.settings.keep)
+        self._losses = LeakyBucket(s.keep)
+        self._deltas = LeakyBucket(s.keep)
         self._searched = False
-        self.prepared(1, [optimizer])
+        self._check_optimizer(optimizer)
+        self._plan()
         self._tap = UpdateTap(self._inner, self._ratios)
-        super().__init__(optimizer)
+        self._start(optimizer)
 
-    def prepared(self, ticks_per_step: int, optimizers: Sequence[Any]) -> None:
-        """Tells that accelerate wraps this scheduler.
+    def _check_optimizer(self, optimizer: Any) -> None:
+        refuse(optimizer, self.settings.line_search)
 
-        Args:
-            ticks_per_step: how often in a row it will be stepped for one optimizer step.
-            optimizers: the prepared ones.
-
-        Raises:
-            ValueError: this cannot work with one of them.
-        """
-        for optimizer in optimizers:
-            _refuse(optimizer, self.settings.line_search)
-        steps = self.num_training_steps // ticks_per_step
+    def _plan(self) -> None:
+        steps = self.num_training_steps // self.ticks_per_step
         self.min_samples = self.settings.resolve_min_samples(steps)
         self.test_every = self.settings.resolve_interval(steps)
-        self._longest_search = self.num_warmup_steps // ticks_per_step
+        self._longest_search = self.num_warmup_steps // self.ticks_per_step
+
+    def _plan_rest(self) -> str:
+        self._plan()
+        if self.settings.line_search:
+            return "starts a new line search"
+        whose = "the optimizer's own LR" if self.settings.initial_lr is None else "initial_lr"
+        return f"goes on with SASA+ alone at {whose}, {self._initial_lr:.1e},"
 
     @property
     def phase(self) -> str:
-        """The state: "line_search" until the switch, then "sasa"."""
         return "line_search" if self.switch_step is None else "sasa"
 
     def random_state(self) -> Tensor:
@@ -149,81 +139,39 @@ class SalsaScheduler(LRScheduler):
         """
         if self.phase != "line_search":
             return
-        if is_sharded(self._inner, [model]):
-            raise ValueError(
-                "the weights are sharded over the processes, and SALSA's line search needs them whole; use DDP, or "
-                "line_search=False and an LR of your own"
-            )
+        refuse_shards(self._inner, model)
         random_state = self.random_state() if random_state is None else random_state
         line = Line(self._inner, self._ratios, closure, random_state, gradient_scale)
-        with no_trace(model, device_of(self._inner)):
-            try:
-                self._search(line, loss)
-            finally:
-                line.go_back()
+        try:
+            found = line.search(model, self.lr, loss, self._steps)
+        finally:
+            self.num_probes += line.num_probes
+        self._losses.add(found.loss)
+        if found.eta is not None:
+            s = self.settings.smoothing
+            self.lr = (1.0 - s) * self.lr + s * found.eta
+            self._set_lrs()
         self._searched = True
 
-    def _search(self, line: Line, loss: Any) -> None:
-        def loss_at(eta: float) -> float:
-            self.num_probes += 1
-            return line.loss_at(eta)
-
-        if loss is None:
-            self.num_probes += 1
-            start = line.loss()
-        else:
-            start = mean_loss(loss) + line.penalty()
-        if not math.isfinite(start) and not has_finite_parameters(self._inner):
-            raise DivergedError(
-                f"training has diverged: parameters are infinite or NaN after step {self._steps}, at learning rate "
-                f"{self.lr:.1e}. Where the loss is flat, SALSA's line search goes on to higher ones; clip the "
-                "gradients, or end the search earlier with num_warmup_steps"
-            )
-        slope = line.slope()
-        self._losses.add(start)
-        if 0.0 < slope < math.inf:  # else the gradients have vanished or overflowed
-            s = self.settings.smoothing
-            self.lr = (1.0 - s) * self.lr + s * armijo(self.lr, start, slope, loss_at)
-            self._set_lrs()
-
-    def _set_lrs(self) -> None:
-        lrs = self.get_lr()
-        self._last_lr = [*lrs]
-        set_lrs(self.optimizer, lrs)
+    def _schedule(self, step: int) -> float:
+        return self.lr
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The LR of every parameter group for the next step."""
         self._tap.lr = self.lr
-        groups = self._inner.param_groups
-        return [self.lr * r * self._per_alpha(group) for r, group in zip(self._ratios, groups, strict=True)]
+        groups = zip(self._ratios, self._inner.param_groups, strict=True)
+        return [self.lr * ratio * lr_per_alpha(self._inner, group) for ratio, group in groups]
 
-    def _per_alpha(self, group: dict[str, Any]) -> float:
-        """torch's LR for an alpha of 1."""
-        if not isinstance(self._inner, SGD) or not group["momentum"]:
-            return 1.0
-        return float((1.0 - group["momentum"]) / (1.0 - group["dampening"]))
-
-    def step(self, loss: Any = None) -> None:
-        """Moves on by one step: tests when it is time, and sets the LRs.
-
-        Args:
-            loss: not needed; ``search`` has it.
+    def _advance(self, step: int, loss: Any) -> None:
+        """Counts a step of the optimizer and tests when it is time.
 
         Raises:
             RuntimeError: the line search is on, and ``search`` was not called for this optimizer step.
         """
-        if self._tap.has_stepped():  # not where accelerate steps a scheduler once more for the same optimizer step
-            self._advance()
-        super().step()
-
-    def _advance(self) -> None:
-        """After a step of the optimizer."""
-        if self.phase == "line_search" and not self._searched:
-            raise RuntimeError(
-                "SALSA's line search needs the loss of a mini-batch at several weights, but search() was not called "
-                "for this step; use autowu_hf.SalsaTrainer in the place of Trainer, call scheduler.search(model, "
-                "closure) between the backward and optimizer.step(), or pass line_search=False"
-            )
+        if not self._tap.has_stepped():
+            return  # accelerate steps a scheduler several times for one optimizer step
+        if self.phase == "line_search":
+            require_search(self._searched)
         self._searched = False
         self._steps += 1
         if self._steps % self.test_every == 0:
@@ -233,15 +181,12 @@ class SalsaScheduler(LRScheduler):
 
     def _test(self) -> None:
         """Both tests; with several processes, one collective."""
-        for delta in collective.gather_mean(self._tap.pending()).tolist():
-            self._deltas.add(delta)
-        self._tap.forget()
+        self.flush()
         level, enough = self.settings.significance, self.min_samples
-        is_searching = self.phase == "line_search" and len(self._losses) >= enough
-        if is_searching and slope_p_value(self._losses.values()) >= level:
+        is_searching = self.phase == "line_search"
+        if is_searching and len(self._losses) >= enough and slope_p_value(self._losses.values()) >= level:
             self._end_search("slope")
-        is_first = not self.drops
-        if len(self._deltas) >= enough and stationarity(self._deltas.values(), level, is_first).holds:
+        if len(self._deltas) >= enough and stationarity(self._deltas.values(), level, not self.drops).holds:
             self._drop()
 
     def _end_search(self, reason: str) -> None:
@@ -259,66 +204,47 @@ class SalsaScheduler(LRScheduler):
         if self.phase == "line_search":
             self._end_search("stationary")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``.
+    @property
+    def takes_losses(self) -> bool:
+        """True: the Delta of the steps to come, which are numbers of one process like its losses, are always needed."""
+        return True
 
-        No collective: all processes have the same weights, hence the same Delta. (Not under FSDP, where the main
-        process's Delta since the last test stand in for the others' after a resume.)
-        """
+    def flush(self) -> None:
+        """Gathers the Delta that only this process has seen; with several processes, one collective."""
+        pending = self._tap.pending()
+        if len(pending):  # as many on every process
+            for delta in collective.gather_mean(pending).tolist():
+                self._deltas.add(delta)
+            self._tap.forget()
+
+    def pending_losses(self) -> Tensor:
+        """(k,), float64: the Delta of this process that were not gathered yet. Under FSDP each process has its own."""
+        return self._tap.pending().clone()
+
+    def set_pending_losses(self, losses: Tensor) -> None:
+        """Replaces the Delta of this process that were not gathered yet; ``losses`` is (k,)."""
+        self._tap.set_pending(losses)
+
+    def _state(self) -> dict[str, Any]:
         return {
-            "version": _STATE_VERSION,
-            "last_epoch": self.last_epoch,
-            "step_count": self._step_count,
             "steps": self._steps,
-            "lr": self.lr,
-            "switch_step": self.switch_step,
-            "ended_by": self.ended_by,
+            **{name: getattr(self, name) for name in _DECISIONS},
             "drops": [dict(drop) for drop in self.drops],
-            "num_probes": self.num_probes,
             "losses": self._losses.state_dict(),
             "deltas": self._deltas.state_dict(),
-            "new_deltas": self._tap.pending().clone(),
+            "new_deltas": self.pending_losses(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state.
-
-        Args:
-            state_dict: what ``state_dict`` returned.
-
-        Raises:
-            ValueError: it is the state of another scheduler, or of a newer version.
-        """
-        check_state(state_dict, "SalsaScheduler", _STATE_VERSION, "new_deltas")
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = state_dict["step_count"]
-        self._steps = state_dict["steps"]
-        self.lr = state_dict["lr"]
-        self.switch_step = state_dict["switch_step"]
-        self.ended_by = state_dict["ended_by"]
-        self.drops = [dict(drop) for drop in state_dict["drops"]]
-        self.num_probes = state_dict["num_probes"]
-        self._losses.load_state_dict(state_dict["losses"])
-        self._deltas.load_state_dict(state_dict["deltas"])
-        self._tap.set_pending(state_dict["new_deltas"])
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+        for name in _DECISIONS:
+            setattr(self, name, state[name])
+        self.drops = [dict(drop) for drop in state["drops"]]
+        self._losses.load_state_dict(state["losses"])
+        self._deltas.load_state_dict(state["deltas"])
+        self.set_pending_losses(state["new_deltas"])
         self._searched = False
-        self._set_lrs()
 
 
-def _refuse(optimizer: Any, line_search: bool) -> None:
-    """Raises where the search, or the look at the weights, cannot work.
-
-    Raises:
-        ValueError: DeepSpeed's optimizers, LOMO's and such; with a line search, all but SGD.
-    """
-    obstacle = weights_out_of_reach(optimizer)
-    if obstacle is not None:
-        raise ValueError(f"SALSA cannot look at the weights, and move them, here: {obstacle.reason}; {obstacle.remedy}")
-    inner = innermost(optimizer)
-    if line_search and not isinstance(inner, SGD):
-        raise ValueError(
-            f"SALSA's line search finds an LR for steps along the gradient, which those of {type(inner).__name__} are "
-            "not; use torch.optim.SGD, or line_search=False and an LR of your own"
-        )
-    if any(group.get("maximize") for group in inner.param_groups):
-        raise ValueError("SALSA minimises, but the optimizer has maximize=True; negate the loss instead")
+_DECISIONS = ("lr", "switch_step", "ended_by", "num_probes")
+"""The attributes that a state holds under their own names."""

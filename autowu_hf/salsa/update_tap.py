@@ -32,7 +32,7 @@ class UpdateTap:
         self.lr = 1.0
         self._optimizer = optimizer
         self._ratios = ratios
-        self._squares: list[Tensor] | None = None  # ||x||^2 of every group, after the last step
+        self._squares: list[Tensor | None] | None = None  # ||x||^2 of every group, None of an empty one
         self._early = torch.empty(0, dtype=torch.float64)
         self._new: list[Tensor] = []
         self._stepped = False
@@ -52,10 +52,13 @@ class UpdateTap:
         weakref.finalize(self, optimizer.register_step_post_hook(after).remove)
 
     @torch.no_grad()
-    def _squared_norms(self) -> list[Tensor]:
-        squares = []
+    def _squared_norms(self) -> list[Tensor | None]:
+        squares: list[Tensor | None] = []
         for group in self._optimizer.param_groups:
             weights = [_local(p) for p in group["params"]]
+            if not weights:  # not a zero: on which device would it be?
+                squares.append(None)
+                continue
             norms = [norm.to(weights[0].device) for norm in torch._foreach_norm(weights, 2, dtype=torch.float64)]
             squares.append(torch.stack(norms).square().sum())
         return squares
@@ -67,7 +70,7 @@ class UpdateTap:
             return
         delta: Tensor | None = None
         for old, new, ratio in zip(before, self._squares, self._ratios, strict=True):
-            if ratio > 0.0:
+            if old is not None and new is not None and ratio > 0.0:
                 part = (old - new) / (2.0 * self.lr * ratio)
                 delta = part if delta is None else delta + part.to(delta.device)
         if delta is not None:

@@ -35,9 +35,9 @@ def test_paper_recipe_of_the_tests_takes_the_same_steps_as_gpytorch(curves):
         assert fast_switch == slow_switch
         assert fast_minimum == pytest.approx(slow_minimum, abs=0.5)
         for a, b in zip(fast.records, slow.records, strict=True):
-            assert a["noise"] == pytest.approx(b["noise"], rel=1e-5)
+            assert a.noise == pytest.approx(b.noise, rel=1e-5)
             # Its gradient is next to nothing, so that rounding, which differs from processor to processor, shows.
-            assert a["outputscale"] == pytest.approx(b["outputscale"], rel=1e-2)
+            assert a.outputscale == pytest.approx(b.outputscale, rel=1e-2)
 
 
 def test_paper_preset_switches_with_the_authors_code(curves):
@@ -202,7 +202,7 @@ def test_state_goes_on_bit_for_bit(curves, settings):
     file.seek(0)
     resumed = MinimumTest(settings)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert resumed.records == test.records or np.isnan(test.records[0]["noise"])
+    assert resumed.records == test.records or np.isnan(test.records[0].noise)
     assert resumed.run(losses[:24], 2, 24) == test.run(losses[:24], 2, 24)
 
 

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
-from autowu_hf.autowu.peak_rule import peak_lr
+import numpy as np
+import pytest
+import torch
+
+from autowu_hf import AutoWUScheduler, get_autowu_schedule
+from autowu_hf.autowu.peak_rule import PeakRule, peak_lr
 
 
 @pytest.mark.parametrize(
@@ -19,3 +24,39 @@ from autowu_hf.autowu.peak_rule import peak_lr
 )
 def test_the_peak_is_the_lowest_of_what_the_rule_allows(rule, at_cap, minimum_lr, cliff_lr, expected):
     assert peak_lr(rule, at_cap, minimum_lr, cliff_lr, last_lr=0.5, lowest_lr=1e-5) == pytest.approx(expected)
+
+
+def a_run_without_memory(steps: int, state: dict | None = None) -> AutoWUScheduler:
+    """A run whose snapshots do not fit into memory, from the start or from a state, over losses that are given."""
+    s = np.arange(400) / 200
+    losses = 2.0 - 1.5 * np.exp(-(((s - 0.7) / 0.25) ** 2)) + 0.02 * np.random.default_rng(0).standard_normal(400)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = {"test_every": 5, "rewind_memory": 1e-15, "max_warmup_fraction": 0.5}
+    scheduler = get_autowu_schedule(optimizer, 400, **options)
+    if state is not None:
+        scheduler.load_state_dict(state)
+    while scheduler.last_epoch < steps:
+        optimizer.step()
+        scheduler.step(losses[scheduler.last_epoch])
+    return scheduler
+
+
+def test_a_run_that_had_too_little_memory_resumes_with_the_rule_that_was_in_force():
+    whole = a_run_without_memory(400)
+    assert (whole.peak_rule, whole.ended_by) == ("minimum", "minimum")
+    assert whole.switch_step < whole.warmup_cap
+    for saved_at in range(whole.switch_step - 6, whole.switch_step):  # one step before each of two tests, too
+        resumed = a_run_without_memory(400, a_run_without_memory(saved_at).state_dict())
+        assert resumed.peak_rule == "minimum"
+        assert resumed.switch_step == whole.switch_step
+        assert resumed.peak_lr == whole.peak_lr
+        assert resumed.tests == whole.tests
+
+
+def test_everybody_asks_the_one_rule():
+    rewind = SimpleNamespace(is_on=True)
+    rule = PeakRule("cliff", rewind)
+    assert (rule.name, rule.is_cliff, rule.lag(3), rule.span(100)) == ("cliff", True, 3, 8.0)
+    rewind.is_on = False
+    assert (rule.name, rule.is_cliff, rule.lag(3), rule.span(100)) == ("minimum", False, 0, 0.0)
+    assert PeakRule("minimum").name == "minimum"

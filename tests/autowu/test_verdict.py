@@ -1,23 +1,42 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from autowu_hf.autowu.settings import AutoWUSettings
-from autowu_hf.autowu.verdict import has_passed, is_inconclusive, is_positive, minimum_passed
+from autowu_hf.autowu.verdict import MinimumTestRecord, has_passed, is_inconclusive, is_positive, minimum_passed
 
 TWO = AutoWUSettings(patience=2)
 
 
 def record(positive=False, step=0, p_min=0.7, spike_at_end=False, diverged=False):
-    return {
-        "positive": positive,
-        "step": step,
-        "p_min": [p_min] * 5,
-        "spike_at_end": spike_at_end,
-        "diverged": diverged,
-    }
+    return MinimumTestRecord(
+        step=step,
+        num_losses=step,
+        p_min=[p_min] * 5,
+        minimum_step=0.0,
+        p_cliff=[0.0] * 5,
+        cliff_step=0.0,
+        gain=1.0,
+        positive=positive,
+        diverged=diverged,
+        above=False,
+        spike_at_end=spike_at_end,
+        outputscale=1.0,
+        noise=1.0,
+        mean=0.0,
+    )
+
+
+def test_a_record_is_sent_as_numbers():
+    sent = dataclasses.replace(record(positive=True, step=7), p_min=[0.1, 0.2], p_cliff=[0.3, math.nan])
+    numbers = sent.to_numbers()
+    assert len(numbers) == MinimumTestRecord.count_numbers(num_tests=2)
+    assert all(type(number) is float for number in numbers)
+    came = MinimumTestRecord.from_numbers(numbers)
+    assert repr(came) == repr(sent)  # types and NaN, too
 
 
 def test_more_than_half_of_the_subsets_must_be_confident():

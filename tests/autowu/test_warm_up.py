@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from autowu_hf.autowu.settings import AutoWUSettings
-from autowu_hf.autowu.verdict import Ending
+from autowu_hf.autowu.verdict import Ending, MinimumTestRecord
 from autowu_hf.autowu.warm_up import WarmUp
 from autowu_hf.runtime import collective
 from autowu_hf.runtime.loss_history import LossHistory
@@ -95,12 +96,15 @@ def test_a_state_taken_between_two_tests_decides_the_same():
 
 def test_the_main_process_alone_runs_the_test(monkeypatch):
     """Another process gathers, and takes over the record that is broadcast."""
-    record = {"step": 4, "num_losses": 4, "positive": False, "spike_at_end": False, "minimum_step": math.nan}
-    record |= {"diverged": False}
+    numbers = [0.5] * MinimumTestRecord.count_numbers(num_tests=5)
+    record = dataclasses.replace(MinimumTestRecord.from_numbers(numbers), step=4, num_losses=4, positive=False)
+    record = dataclasses.replace(record, diverged=False, spike_at_end=False)
     monkeypatch.setattr(collective, "num_processes", lambda: 2)
     monkeypatch.setattr(collective, "process_index", lambda: 1)
     monkeypatch.setattr(collective, "gather_mean", lambda losses: losses.to(torch.float64))
-    monkeypatch.setattr(collective, "broadcast_record", lambda mine, num_tests: record if mine is None else None)
+    monkeypatch.setattr(
+        collective, "broadcast_numbers", lambda mine, count: record.to_numbers() if mine is None else []
+    )
     part = warm_up(test_every=4)
     monkeypatch.setattr(part.minimum_test, "run", None)
     part.cadence.plan(0, 100)

@@ -18,6 +18,7 @@ from tiny import TinyClassifier
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+import autowu_hf.clars
 from autowu_hf import CLARS
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
@@ -195,6 +196,29 @@ def test_groups_biases_and_zeros():
     torch.testing.assert_close(last.weight - w, expected)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_group_changes_nothing(exact, empty):
+    model, twin = TinyClassifier().double(), TinyClassifier().double()
+    groups = [{"params": twin.parameters()}]
+    groups.insert(empty, {"params": []})
+    for trained, params in ((model, model.parameters()), (twin, groups)):
+        optimizer = CLARS(params, lr=0.1, eta=0.05, per_sample_model=trained if exact else None)
+        for seed in range(2):
+            trained(**examples(4, seed=seed))["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_optimizer_without_parameters_does_nothing():
+    optimizer = CLARS([{"params": []}], lr=0.1)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert optimizer.state_dict()["state"] == {}
+
+
 def test_eps_is_in_the_denominator():
     model = nn.Linear(3, 1, bias=False).double()
     w, x = model.weight.detach().clone(), torch.randn(1, 3, dtype=torch.float64)
@@ -255,6 +279,14 @@ def test_hooks_do_not_keep_the_optimizer_alive():
         gc.collect()
         assert alive() is None
         model(**examples(4))["loss"].backward()
+
+
+def test_hooks_in_old_pickles_load_and_do_nothing():
+    old = b"cautowu_hf.clars\n_Hook\n)R."  # what the first release wrote: the class's name and a call of it
+    hook = pickle.loads(old)
+    assert type(hook) is autowu_hf.clars._Hook
+    assert hook(torch.ones(1)) is None
+    assert type(pickle.loads(pickle.dumps(hook))) is autowu_hf.clars._Hook
 
 
 @pytest.mark.parametrize("exact", [False, True])

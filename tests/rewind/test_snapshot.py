@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from autowu_hf.rewind import snapshot
+from autowu_hf.runtime.finite import has_finite_parameters
 
 
 def trained(optimizer_class=torch.optim.AdamW, steps=3, **options):
@@ -46,13 +47,13 @@ def assert_same(a, b):
 )
 def test_everything_is_back_bit_for_bit_and_training_goes_on_as_it_did(optimizer_class, options):
     model, optimizer = trained(optimizer_class, **options)
-    kept = snapshot.take(optimizer, [model], 3)
+    taken = snapshot.take(optimizer, [model], 3)
     before = everything(model, optimizer)
     torch.manual_seed(1)
     go_on(model, optimizer, 4)
     expected = everything(model, optimizer)
     addresses = [t.data_ptr() for t in model.state_dict().values()]
-    snapshot.restore(kept, optimizer, [model])
+    snapshot.restore(taken, optimizer, [model])
     assert_same(everything(model, optimizer), before)
     assert [t.data_ptr() for t in model.state_dict().values()] == addresses
     torch.manual_seed(1)
@@ -62,9 +63,9 @@ def test_everything_is_back_bit_for_bit_and_training_goes_on_as_it_did(optimizer
 
 def test_state_that_came_later_goes_again():
     model, optimizer = trained(steps=0)
-    kept = snapshot.take(optimizer, [model], 0)
+    taken = snapshot.take(optimizer, [model], 0)
     go_on(model, optimizer, 2)
-    snapshot.restore(kept, optimizer, [model])
+    snapshot.restore(taken, optimizer, [model])
     assert not optimizer.state
     go_on(model, optimizer, 1)
     assert all(state["step"] == 1 for state in optimizer.state.values())
@@ -75,11 +76,11 @@ def test_nested_state_and_group_options_are_back_and_the_lr_stays():
     first = next(model.parameters())
     optimizer.state[first]["history"] = [torch.ones(2), {"count": 1, "sum": torch.zeros(3)}]
     optimizer.param_groups[0]["k"] = 7
-    kept = snapshot.take(optimizer, [model], 3)
+    taken = snapshot.take(optimizer, [model], 3)
     optimizer.state[first]["history"][0].add_(1)
     optimizer.state[first]["history"][1].update(count=2, later=0)
     optimizer.param_groups[0].update(k=9, lr=0.5)
-    snapshot.restore(kept, optimizer, [model])
+    snapshot.restore(taken, optimizer, [model])
     history = optimizer.state[first]["history"]
     assert history[0].tolist() == [1, 1]
     assert set(history[1]) == {"count", "sum"}
@@ -102,11 +103,11 @@ def test_memory_of_a_snapshot_that_is_not_needed_is_used_again():
 
 def test_it_can_be_saved_and_knows_its_size():
     model, optimizer = trained()
-    kept = snapshot.take(optimizer, [model], 3)
+    taken = snapshot.take(optimizer, [model], 3)
     numbers = sum(p.numel() for p in model.parameters())
-    assert kept.num_bytes() == 4 * (3 * numbers + 2 * 8) + 8 + 4 * len(optimizer.state)
+    assert taken.num_bytes() == 4 * (3 * numbers + 2 * 8) + 8 + 4 * len(optimizer.state)
     file = io.BytesIO()
-    torch.save(kept.state_dict(), file)
+    torch.save(taken.state_dict(), file)
     file.seek(0)
     loaded = snapshot.Snapshot(**torch.load(file, weights_only=True))
     assert snapshot.fits(loaded, optimizer)
@@ -120,8 +121,40 @@ def test_it_can_be_saved_and_knows_its_size():
 def test_what_is_not_finite_is_noticed():
     model, optimizer = trained()
     assert snapshot.take(optimizer, [model], 3).is_finite()
-    assert snapshot.has_finite_parameters(optimizer)
+    assert has_finite_parameters(optimizer)
     with torch.no_grad():
         model[2].bias[0] = float("inf")
     assert not snapshot.take(optimizer, [model], 3).is_finite()
-    assert not snapshot.has_finite_parameters(optimizer)
+    assert not has_finite_parameters(optimizer)
+
+
+def test_an_empty_parameter_group_is_taken_and_restored():
+    """Trainer makes one where no parameter that is trained has weight decay, under LoRA or BitFit for instance."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    for groups in ([{"params": []}, {"params": model.parameters()}], [{"params": model.parameters()}, {"params": []}]):
+        optimizer = torch.optim.AdamW(groups, lr=0.1)
+        go_on(model, optimizer, 2)
+        before = everything(model, optimizer)
+        taken = snapshot.take(optimizer, [model], 2)
+        assert taken.num_bytes() == snapshot.size(optimizer, [model])
+        assert taken.is_finite()
+        assert snapshot.fits(taken, optimizer)
+        assert not snapshot.is_sharded(optimizer, [model])
+        go_on(model, optimizer, 2)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.5
+        assert snapshot.restore(taken, optimizer, [model]) == []
+        assert_same(everything(model, optimizer), before)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.01]
+        again = snapshot.take(optimizer, [model], 2, reuse=taken)
+        assert [t.data_ptr() for t in again.parameters] == [t.data_ptr() for t in taken.parameters]
+
+
+def test_a_snapshot_that_is_given_up_lends_its_memory_unless_a_checkpoint_holds_it():
+    model, optimizer = trained()
+    taken = snapshot.take(optimizer, [model], 3)
+    assert taken.load() is taken
+    assert taken.discard() is taken
+    state = taken.state_dict()
+    assert state["step"] == 3
+    assert taken.discard() is None

@@ -10,7 +10,7 @@ import torch
 
 from autowu_hf.runtime import collective
 
-SCRIPT = Path(__file__).parent / "scripts" / "many_processes.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "many_processes.py"
 
 
 def launch(processes: int) -> str:
@@ -37,7 +37,6 @@ def test_one_process_sends_nothing(monkeypatch):
     assert collective.num_processes() == 1
     assert collective.is_main_process()
     assert collective.gather_mean(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
-    record = {"step": 1}
-    assert collective.broadcast_record(record, 5) is record
+    assert collective.broadcast_numbers([1.0, 0.5], 2) == [1.0, 0.5]
     assert collective.broadcast_number(0.25) == 0.25
     assert [state.tolist() for state in collective.gather_bytes(torch.tensor([3]))] == [[3]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 
@@ -10,7 +11,7 @@ from ranks import run_ranks
 from salsa_models import QUICK, Point, logged, salsa_trainer
 from tiny import trainer_for
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from autowu_hf import DivergedError
 from autowu_hf.salsa.factory import get_salsa_schedule
@@ -134,3 +135,65 @@ def test_several_devices_in_one_process_are_refused(tmp_path):
     trainer.lr_scheduler = get_salsa_schedule(torch.optim.SGD(trainer.model.parameters(), lr=0.1), 100)
     with pytest.raises(ValueError, match="on several devices in one process, .* use DDP, by torchrun"):
         trainer.training_step(trainer.model, {})
+
+
+class Stop(TrainerCallback):
+    """Ends training at a step, with a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+def resumed_without_a_state(folder, caplog, **options):
+    """The schedule of a run of 1200 steps that goes on after 100 with the weights alone, and what it warns of."""
+    options = {"max_steps": 1200, "save_only_model": True, **options}
+    salsa_trainer(folder, callbacks=[Stop(100)], **options).train()
+    part = salsa_trainer(folder, callbacks=[Stop(110)], **options)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="autowu_hf"):
+        part.train(resume_from_checkpoint=str(folder / "checkpoint-100"))
+    warned = [record.getMessage().partition(", so ")[2] for record in caplog.records]
+    return part.lr_scheduler, [warning for warning in warned if warning]
+
+
+def test_a_run_resumed_without_a_state_starts_a_new_line_search(tmp_path, caplog):
+    scheduler, warnings = resumed_without_a_state(tmp_path, caplog, lr_scheduler_kwargs={})
+    assert warnings == ["SALSA starts a new line search over the 1100 steps that are left"]
+    assert (scheduler.num_training_steps, scheduler.last_epoch) == (1100, 10)
+    assert (scheduler.min_samples, scheduler.test_every) == (19, 1)  # of 1200 steps they are 21 and 2
+    assert scheduler.phase == "line_search"
+    assert scheduler.lr > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "warning"),
+    [
+        ({}, "SALSA goes on with SASA+ alone at the optimizer's own LR, 1.0e-02, over the 1100 steps that are left"),
+        ({"initial_lr": 0.02}, "SALSA goes on with SASA+ alone at initial_lr, 2.0e-02, over the 1100 steps that are"),
+    ],
+)
+def test_sasa_resumed_without_a_state_goes_on_at_the_lr_given(tmp_path, caplog, kwargs, warning):
+    kwargs = {"line_search": False, **kwargs}
+    scheduler, warnings = resumed_without_a_state(tmp_path, caplog, lr_scheduler_kwargs=kwargs)
+    assert len(warnings) == 1
+    assert warnings[0].startswith(warning)
+    assert (scheduler.min_samples, scheduler.test_every) == (19, 1)
+    assert scheduler.lr == kwargs.get("initial_lr", 0.01)
+
+
+@pytest.mark.parametrize("trained", ["bias", "weight"])
+def test_trainer_trains_biases_or_weights_alone(tmp_path, trained):
+    """As under BitFit and LoRA, one of Trainer's two parameter groups is empty."""
+    trainer = salsa_trainer(tmp_path, weight_decay=0.1)
+    for name, p in trainer.model.named_parameters():
+        p.requires_grad_(name.endswith(trained))
+    trainer.train()
+    assert sorted(len(group["params"]) for group in trainer.optimizer.param_groups) == [0, 2]
+    scheduler = trainer.lr_scheduler
+    assert scheduler.num_probes >= 20
+    assert scheduler.lr > 0.01
+    assert len(scheduler._deltas) == 10

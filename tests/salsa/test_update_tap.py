@@ -39,3 +39,25 @@ def test_delta_is_the_papers(kind):
     assert tap.pending().tolist() == pytest.approx(expected, rel=1e-9)
     tap.forget()
     assert len(tap.pending()) == 0
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_group_adds_nothing(empty):
+    def tapped(has_empty: bool) -> list[float]:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        groups, ratios = [{"params": [weight]}], [1.0]
+        if has_empty:
+            groups.insert(empty, {"params": []})
+            ratios.insert(empty, 0.5)
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        tap = UpdateTap(optimizer, ratios)
+        tap.lr = 0.1
+        for _ in range(3):
+            optimizer.zero_grad()
+            (weight * torch.randn(3, dtype=torch.float64)).sum().backward()
+            optimizer.step()
+        return tap.pending().tolist()
+
+    assert tapped(True) == tapped(False)
+    assert len(tapped(True)) == 3
