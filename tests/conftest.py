@@ -15,7 +15,7 @@ import torch
 
 import autowu_hf
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 DATA = Path(__file__).parent / "data"
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
+
+CHANCE = math.log(10)
+"""The loss of a model that knows nothing of the ten digits."""
 
 
 def digits(n: int = 512) -> list[dict[str, torch.Tensor]]:

@@ -51,7 +51,7 @@ def run_ranks(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
             "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": os.environ.get("TEST_THREADS", "1"),
             "HF_HUB_OFFLINE": "1",
             **(environment or {}),
         }
@@ -94,7 +94,7 @@ def _run(function: Callable[..., Any], args: Any, kwargs: Any, environment: dict
     output = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
     try:
         result = function(*args, **kwargs)
         if torch.distributed.is_initialized():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from margins import assert_above
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 CELL = ("digits MLP", 128, 10)
@@ -103,12 +104,11 @@ def test_every_task_is_learned_and_its_parts_are_apart(compare, load, task):
     known = {tuple(x.flatten().tolist()) for x in train[0]}
     both = [x for x in tune[0] if tuple(x.flatten().tolist()) in known]
     assert len(both) <= (0.1 * len(tune[0]) if task == "GPT" else 0)  # text has its blanks and rules of dashes
-    batch = spec.batches[1]
-    result = compare.run((task, batch, 100 if task in ("digits MLP", "waves") else 10, "cosine", 3e-3, 0))
-    assert result["test"] > spec.chance
-    assert result["steps"] == round(
-        spec.epochs * (len(train[0]) // batch) * (1.0 if task in ("digits MLP", "waves") else 0.1)
-    )
+    batch = spec.batches[0]
+    share = {"GPT": 10, "signals CNN": 50, "digits ResNet": 50}.get(task, 100)  # of the budget, in percent
+    result = compare.run((task, batch, share, "cosine", 3e-3, 0))
+    assert_above(result["test"], spec.chance + (0.5 if task == "GPT" else 0.1), result["test"] - spec.chance)
+    assert result["steps"] == round(spec.epochs * (len(train[0]) // batch) * share / 100)
 
 
 def test_the_top_of_an_encoder_sees_what_the_whole_does(load):
@@ -192,7 +192,7 @@ def test_batch_sizes(load, tmp_path, capsys):
     assert float(results[0]["peak_lr"]) == pytest.approx(1e-3 * (896 / 256) ** 0.5, rel=0.01)
     assert results[1]["ended_by"]
     assert 1e-5 <= float(results[1]["peak_lr"]) <= 1
-    assert all(result["test"] > 0.2 for result in results)  # of ten classes
+    assert_above(min(result["test"] for result in results), 0.3, 0.9)  # of ten classes
     table = batch_sizes.RUNS.at(tmp_path / "runs.csv")
     rows = [table.row((*job[:3], seed), result) for job, result in zip(jobs, results, strict=True) for seed in (10, 11)]
     lines = [",".join(f'"{value}"' for value in row.values()) for row in rows]

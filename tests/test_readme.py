@@ -92,7 +92,8 @@ def test_a_snippet_runs_as_it_stands(name, snippet, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith(("learning rate found: 0.", "decay "))
+    assert last.startswith(("learning rate found: ", "decay "))
+    assert 1e-5 <= float(last.split()[-1]) <= 1.0  # min_lr and max_lr
     assert list(tmp_path.rglob("autowu.png"))
 
 

@@ -6,13 +6,14 @@ import random
 
 import pytest
 import torch
+from margins import assert_above, assert_below, assert_close
 from rank_programs import accelerate_loop, trainer_run
 from ranks import run_ranks
 from tiny import IS_TRANSFORMERS_5
 
 # A test every 3 steps and a checkpoint every 7: most checkpoints fall between two tests.
-OPTIONS = {"max_lr": 10.0, "test_every": 6, "peak_rule": "minimum"}
-TRAINER_OPTIONS = {"test_every": 3, "peak_rule": "minimum"}
+OPTIONS = {"max_lr": 1e4, "test_every": 6, "peak_rule": "minimum"}
+TRAINER_OPTIONS = {"max_lr": 1e4, "test_every": 3, "peak_rule": "minimum"}
 SAVE_EVERY = 7
 # A few of them show that it works with the oldest releases too.
 SEEDS = [pytest.param(seed, marks=[pytest.mark.once] if seed >= 6 else []) for seed in range(20)]
@@ -40,7 +41,7 @@ def kill_step(seed: int, switch_step: int) -> int:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_accelerate_loop_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted, seed):
     whole = uninterrupted["accelerate"]
-    assert whole[0]["switch_step"] < whole[0]["cap"]
+    assert_below(whole[0]["switch_step"], whole[0]["cap"], whole[0]["cap"])
     step = kill_step(seed, whole[0]["switch_step"])
     point = random.Random(seed + 100).choice(["backward", "optimizer", "step"])
     settings = {"folder": str(tmp_path), "options": OPTIONS, "save_every": SAVE_EVERY}
@@ -58,7 +59,7 @@ def test_an_accelerate_loop_killed_at_a_random_step_resumes_exactly(tmp_path, un
 @pytest.mark.parametrize("seed", SEEDS[:10])
 def test_trainer_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted, seed):
     whole = uninterrupted["trainer"]
-    assert whole[0]["switch_step"] < whole[0]["cap"]
+    assert_below(whole[0]["switch_step"], whole[0]["cap"], whole[0]["cap"])
     step = kill_step(seed, whole[0]["switch_step"])
     settings = {"save_strategy": "steps", "save_steps": SAVE_EVERY, "options": TRAINER_OPTIONS}
     run_ranks(trainer_run, str(tmp_path), kill_at=step, killed=True, **settings)
@@ -74,7 +75,7 @@ def test_trainer_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted
 
 def test_a_checkpoint_under_trainer_costs_one_gather_in_the_warm_up(uninterrupted):
     for seen in uninterrupted["trainer"]:
-        assert seen["num_tests"] > 10
+        assert_above(seen["num_tests"], 5, seen["num_tests"])
         assert seen["calls"].count("broadcast") == seen["num_tests"]
         # Saves between two tests, and the report at the switch, share the losses so far; and once, at the start, all
         # learn how many snapshots fit everywhere.
@@ -91,7 +92,7 @@ def test_resumed_on_another_number_of_ranks_it_trains_on_with_a_note(tmp_path, p
     ranks = run_ranks(accelerate_loop, processes=processes, resume=True, log_notes=True, **settings)
     for seen in ranks:
         assert seen["all_lrs_equal"]
-        assert len(seen["losses"]) + seen["pending"] > 21
+        assert_above(len(seen["losses"]) + seen["pending"], 21, seen["switch_step"])
         assert seen["switch_step"] is not None
     assert any(f"goes on with {processes} process(es) from a state of 2" in note for note in ranks[0]["notes"])
 
@@ -105,8 +106,8 @@ def test_trainer_resumed_on_another_number_of_ranks_trains_on(tmp_path, uninterr
         assert seen["all_lrs_equal"]
         assert len(seen["lrs"]) == 120 - 21
         # The global batches are the same ones too, but older accelerate orders them anew for another number of ranks.
-        same = 40 if IS_TRANSFORMERS_5 else 20
-        assert seen["losses"][:same] == pytest.approx(before["losses"][:same], abs=1e-4)
+        same = 30 if IS_TRANSFORMERS_5 else 20
+        assert_close(seen["losses"][:same], before["losses"][:same], 1e-4)
         assert seen["last_lr"] == 0.0
 
 

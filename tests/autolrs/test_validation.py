@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from digits_vit import digits, digits_trainer
+from margins import assert_close
 
 from autowu_hf import AutoLRSValidationCallback
 
@@ -17,6 +17,6 @@ def test_trainers_validation_loss_is_used(tmp_path):
     with torch.no_grad():
         expected = float(model(**inputs).loss)
     model.train()
-    assert trainer.lr_scheduler.validation_loss() == pytest.approx(expected, rel=1e-5)
+    assert_close([trainer.lr_scheduler.validation_loss()], [expected], 1e-4)
     assert model.training
     assert len(trainer.lr_scheduler.results) == 2

@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
+from margins import assert_above, assert_below, assert_close
 from rank_programs import accelerate_loop, two_models
 from ranks import run_ranks
 from tiny import TinyClassifier, get_schedule
 
 from autowu_hf.integrations import accelerate_hooks
 
-FAST = {"max_lr": 10.0, "rewind": False}  # an LR that hurts well before the warm-up's cap
+FAST = {"max_lr": 1e3, "rewind": False}  # an LR that hurts well before the warm-up's cap
 
 MODES = {
     "plain": {},
@@ -47,14 +48,14 @@ MODES = {
 def test_one_observation_per_optimizer_step_and_two_collectives_per_test(mode, processes):
     for seen in run_ranks(accelerate_loop, processes=processes, options=FAST, **MODES[mode]):
         assert seen["skipped"] == len(MODES[mode].get("overflow_at", ()))
-        assert seen["num_tests"] > 10
+        assert_above(seen["num_tests"], 10, seen["num_tests"])
         assert seen["test_steps"] == sorted(set(seen["test_steps"]))
         assert seen["losses"] == pytest.approx(seen["expected"][: len(seen["losses"])], abs=1e-5)
         assert seen["calls"] == ["gather", "broadcast"] * seen["num_tests"] * (processes > 1)
         assert seen["calls_outside_tests"] == 0
         assert seen["all_lrs_equal"]
         assert seen["last_lr"] == 0.0
-        assert seen["switch_step"] < seen["cap"]
+        assert_below(seen["switch_step"], seen["cap"], seen["cap"])
         if MODES[mode].get("scheduler_steps") == "epoch":
             assert len(seen["losses"]) == seen["switch_step"] * 10 - seen["skipped"]
         else:
@@ -66,10 +67,12 @@ def test_one_observation_per_optimizer_step_and_two_collectives_per_test(mode, p
 def test_one_two_and_four_processes_do_the_same():
     one, two, four = (run_ranks(accelerate_loop, processes=n, options=FAST) for n in (1, 2, 4))
     for seen in [*two, *four]:
-        assert seen["switch_step"] == one[0]["switch_step"] < one[0]["cap"]
+        assert seen["switch_step"] == one[0]["switch_step"]
+        assert_below(seen["switch_step"], seen["cap"], seen["cap"])
         assert seen["peak_lr"] == pytest.approx(one[0]["peak_lr"], rel=1e-12)
         assert seen["lrs"] == pytest.approx(one[0]["lrs"], rel=1e-12)
-        assert seen["losses"] == pytest.approx(one[0]["losses"], abs=1e-5)
+        # Later the LR is above that of the minimum, where training amplifies every difference in rounding.
+        assert_close(seen["losses"][:30], one[0]["losses"][:30], 1e-5)
         assert seen["all_lrs_equal"]
 
 
@@ -89,7 +92,8 @@ def test_a_nan_on_one_rank_is_left_out_and_hangs_nobody(explicit):
         assert [i for i, loss in enumerate(seen["losses"]) if loss != loss] == [10]
         assert seen["all_lrs_equal"]
         assert len(seen["losses"]) == seen["switch_step"]
-        assert 15 < seen["switch_step"] < seen["cap"]
+        assert_above(seen["switch_step"], 15, seen["switch_step"])
+        assert_below(seen["switch_step"], seen["cap"], seen["cap"])
 
 
 def test_two_schedulers_of_one_accelerator_need_their_losses_spelled_out():
