@@ -15,15 +15,7 @@ _USUAL_SHARE = 30  # of a run in which the stages double three times, the first 
 
 @dataclass(frozen=True)
 class AutoLRSSettings:
-    """The options of ``get_autolrs_schedule``, checked.
-
-    Args:
-        min_lr: the lowest LR to try.
-        max_lr: the highest.
-        first_stage: tau of the first stage, steps of training; None fits it to the run.
-        longest_stage: tau is doubled from stage to stage until it is this.
-        num_candidates: the LRs that a search tries.
-        kappa: how much uncertainty counts in what it tries.
+    """The options of ``get_autolrs_schedule``, checked; they are explained there.
 
     Raises:
         ValueError: an option is outside its limits.

@@ -38,31 +38,32 @@ def get_autowu_schedule(
 ) -> AutoWUScheduler:
     """An AutoWU schedule (Kim et al. 2021, arXiv 2107.05855): no peak LR and no warm-up length to choose.
 
-    The LR grows from ``min_lr`` while a Gaussian process over the training losses watches them (2.1). Once they have
-    confidently fallen and risen again, the weights go back to before the damage, and the LR decays to 0 at
-    ``num_training_steps`` (2.2), from well below where the losses gave way. With ``preset="paper"`` it is the minimum
-    of the losses that ends the warm-up, the LR goes back to what it was there, and the weights stay.
+    The LR grows from ``min_lr`` while a Gaussian process watches the training losses (2.1). Once they have confidently
+    fallen and risen again, the switch restores the weights from before the damage, and the LR decays to 0 at
+    ``num_training_steps`` (2.2), from well below the LR at which the losses gave way. With ``preset="paper"`` the
+    minimum of the losses ends the warm-up, the LR goes back to what it was there, and the weights stay.
 
     Args:
         optimizer: of any torch kind. Its LR does not matter, only the ratios of its groups' LRs to it.
         num_training_steps: T, the scheduler steps of the whole run, at least 2.
-        num_warmup_steps: the longest warm-up, in steps; 0 means ``max_warmup_fraction`` of all steps, but ten at least
-            (or half of them).
+        num_warmup_steps: the longest warm-up, in scheduler steps; 0 means ``max_warmup_fraction`` of all steps, or the
+            ten that a test needs, or half of the steps if there are fewer than twenty.
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
         preset: None for this package's defaults; "paper" for the authors' recipe: ``max_warmup_fraction=0.5``,
             ``growth="exponential"``, ``decay_type="cosine"``, ``test_every="epoch"``, ``gp_engine="gpytorch"``,
             ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``. Options given beside it
             win.
-        min_lr: eta_min, 1e-5 (2.1.1).
-        max_lr: eta_max, 1.0; SGD may need more (2.1.1).
-        max_warmup_fraction: rho_w, 0.25; the paper has 0.5 (2.1.1).
+        min_lr: eta_min, the LR that the warm-up starts from, in optimizer units, 1e-5 (2.1.1).
+        max_lr: eta_max, the LR that the warm-up would reach at its cap, 1.0; SGD may need more (2.1.1).
+        max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1), 0.25; the paper has 0.5
+            (2.1.1).
         growth: "quick_start": exponential at two rates, a tenth of the warm-up for the first three tenths of its way;
             "exponential" (eq. 1); or "linear" (appendix C.2, eq. 6).
         decay_type: "rex" (arXiv 2107.04197); the paper has "cosine" and "constant_then_cosine" (2.2); or "linear".
         decay_fraction: the last share of all steps over which "constant_then_cosine" falls, 0.2 (2.2).
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
             warm-up holds at least 30 of them, else 1/60 of it.
-        confidence: c, 0.95 (2.1.2).
+        confidence: c, the probability in (0, 1) that a subset must exceed to vote for the end, 0.95 (2.1.2).
         patience: p, the positive tests in a row that end the warm-up, 3 (2.1.2).
         num_tests: n_test, the random subsets of losses that vote, 5 (2.1.2).
         gp_engine: "fast", a converged fit in milliseconds, or "gpytorch", 100 steps of Adam (2.1.2).
@@ -70,12 +71,13 @@ def get_autowu_schedule(
         peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
             "cliff": it ends where half of what the loss had gained, and more than its noise, is lost again for good
             (over 8 % of the longest warm-up), and the peak is a fifth of the LR there, or half of the LR at the
-            minimum, if that is lower. None: "cliff" with rewind, else "minimum".
-        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR,
-            or the minimum, was passed, from copies in host memory; "disk": from files. None: True where that
+            minimum, if that is lower. Each loss is attributed to the previous step's LR, the last update that could
+            have affected it. None: "cliff" with rewind, else "minimum".
+        rewind: True: the switch restores the weights, the optimizer's state and the buffers from before the peak LR,
+            or the minimum, was passed, from snapshots in host memory; "disk": from files. None: True where that
             works, else a logged warning. False: only the LR goes back.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
-        rewind_memory: the share of the free host memory that these copies may take, 0.5.
+        rewind_memory: the share of the free host memory, in (0, 1), that the snapshots may take, 0.5.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
             nothing there either, the peak is at most 3 % of the LR at the cap.
         seed: of the random subsets, 0.

@@ -1,4 +1,4 @@
-"""Every option of the schedule: its default, its symbol in the paper, and its checks."""
+"""Every option of the schedule: its default and its checks; ``get_autowu_schedule`` explains them."""
 
 from __future__ import annotations
 
@@ -33,38 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AutoWUSettings:
-    """The options of AutoWU, checked.
-
-    Args:
-        min_lr: eta_min, the LR that the warm-up starts from, in optimizer units (2.1.1).
-        max_lr: eta_max, the LR that the warm-up would reach at its cap, in optimizer units (2.1.1).
-        max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1) (2.1.1).
-        growth: "exponential" (2.1.1, eq. 1), "quick_start" (faster through the lowest LRs, slower through the others)
-            or "linear" (appendix C.2, eq. 6).
-        decay_type: "cosine", "constant_then_cosine" (2.2), "linear" or "rex" (arXiv 2107.04197).
-        decay_fraction: for "constant_then_cosine", the last share of all steps, in (0, 1), over which the LR falls
-            (2.2).
-        test_every: steps between two minimum tests: a number, "epoch" (2.1.2), or "auto": the epoch when the
-            warm-up's cap holds at least 30 of them, else 1/60 of the cap.
-        confidence: c, the probability in (0, 1) that P_min must exceed (2.1.2).
-        patience: p, the positive tests in a row that end the warm-up (2.1.2).
-        num_tests: n_test, the random subsets of the losses that vote in a test (2.1.2).
-        gp_engine: "fast" (converged fit, milliseconds) or "gpytorch" (the paper's 100 steps of Adam).
-        standardize: test losses with spikes removed, mean 0 and standard deviation 1, so that the decision does not
-            depend on the unit of the loss; False tests them as they are, like the authors.
-        peak_rule: "minimum": the warm-up ends when the loss has passed its minimum, and the LR there is the peak
-            (2.1.2, eq. 5). "cliff": it ends when half of what the loss had gained, and more than its noise, is lost
-            again for good, and the peak is a fifth of the LR at which that was so, but at most half of the LR at the
-            minimum, that is at the last place that is as good, the noise considered; each is the LR of the step before,
-            the last one that the loss has suffered from. None: "cliff" with rewind, else "minimum".
-        rewind: True: the switch takes the weights, the optimizer's state and the buffers back to before the peak LR, or
-            the minimum, was passed. "disk": the same, kept in files. None: True where that works. False: it takes
-            back the LR only.
-        rewind_dir: the folder for "disk"; None for the system's temporary one.
-        rewind_memory: the share of the free host memory, in (0, 1), that the kept weights may take.
-        guard: ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
-            nothing there either, the peak is at most 3 % of the LR at the cap.
-        seed: of the random subsets of losses.
+    """The options of ``get_autowu_schedule``, checked; they are explained there.
 
     Raises:
         ValueError: an option is outside its limits, or a name is unknown.

@@ -56,7 +56,7 @@ def cliff_probability(posterior: Posterior, noise: float) -> float:
 def cliff_place(mean: Array, noise: float) -> float:
     """Where a curve rose above the cliff's level for the last time.
 
-    (The last time, for where nothing had been gained yet the level is crossed by chance again and again.)
+    Not the first time: before anything is gained, the curve crosses the level by chance again and again.
 
     Args:
         mean: (500,), the posterior mean on ``GRID``.
@@ -71,11 +71,11 @@ def cliff_place(mean: Array, noise: float) -> float:
 
 
 def minimum_place(mean: Array, noise: float) -> float:
-    """Where a curve was as good as at its minimum for the last time: of the minima that the losses hardly tell from the
-    one of eq. (5), the one at the highest LR.
+    """The last place at which a curve was as good as at its minimum. Among the minima that the losses hardly tell from
+    the one of eq. (5), it is the one at the highest LR.
 
-    As good is what is above by less than the noise, where no more than the noise was gained, and by less the more was:
-    by noise^2 / gain. Without noise, that is the place of eq. (5).
+    A point is as good as the minimum if it lies within noise^2 / gain of it, or within the noise if the gain is smaller
+    than that. Without noise, this is the place of eq. (5).
 
     Args:
         mean: (n,), the posterior mean on the first n places of ``GRID``.
