@@ -98,7 +98,7 @@ def digits_loop(
     model = DigitsViT(initializer_range)
     optimizer: Any
     if optimizer_name == "CLARS":
-        optimizer = CLARS(model.parameters(), lr=0.05, eta=2.0)
+        optimizer = CLARS(model.parameters(), lr=0.05, eta=0.5)
     elif optimizer_name == "SGD":
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
     else:

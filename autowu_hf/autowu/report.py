@@ -1,4 +1,4 @@
-"""``autowu.json``: the decision and its evidence as a file."""
+"""The decision in words and as a file: the line in the log, the picture's title, ``autowu.json``."""
 
 from __future__ import annotations
 

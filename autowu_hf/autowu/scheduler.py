@@ -31,7 +31,7 @@ _CHECK_AFTER = 5
 
 
 class AutoWUScheduler(AdaptiveScheduler):
-    """Grows the LR from a tiny value until the loss has passed its minimum, then decays from the LR at the minimum.
+    """Grows the LR from a tiny value until the losses give way, then decays from the LR that the peak rule finds.
 
     Use ``get_autowu_schedule`` to build one from options. With several processes all run the same schedule: at a
     minimum test their losses are gathered, the main process tests, and its record is broadcast.

@@ -1,1 +1,1 @@
-"""Where accelerate and Trainer meet a schedule; they know ``runtime.scheduler.AdaptiveScheduler`` alone."""
+"""Where accelerate and Trainer meet a schedule; they know no scheduler class but ``runtime.scheduler.AdaptiveScheduler``."""

@@ -1,4 +1,4 @@
-"""What AutoWU, AutoLRS and SALSA share as torch schedulers; all that accelerate and Trainer know of them."""
+"""What AutoWU, AutoLRS and SALSA share as torch schedulers; the integrations know no other class of scheduler."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class AdaptiveScheduler(LRScheduler):
     A *scheduler step* is one call of ``step()``. That is one optimizer step, except under accelerate with N processes,
     which steps a prepared scheduler N times in a row per optimizer step (``ticks_per_step``).
 
-    A subclass sets its attributes in its constructor, after this one's, and then calls ``_start``. It implements
-    ``phase``, ``_advance``, ``_schedule``, ``_plan``, ``_state`` and ``_load_state``, and overrides what else it needs.
+    A subclass sets ``name``, ``state_version`` and ``state_key``, sets its attributes in its constructor, after this
+    one's, and then calls ``_start``. It implements ``phase``, ``_advance``, ``_schedule``, ``_plan``, ``_plan_rest``,
+    ``_state`` and ``_load_state``, and overrides what else it needs. Where it needs losses, ``_history`` is its
+    ``LossHistory``, which it opens and closes, and to which ``_advance`` hands the loss.
 
     Args:
         optimizer: its parameter groups get the schedule's LR, times the ratio of the group's own LR to the optimizer's

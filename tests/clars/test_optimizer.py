@@ -334,7 +334,7 @@ def digits_trainer(folder, exact: bool, **options) -> Trainer:
         weight_decay=1e-4,
         **{"save_strategy": "no", **options},
     )
-    own |= {"lr": 0.05, "eta": 2.0}
+    own |= {"lr": 0.05, "eta": 2.0 if exact else 0.5}
     return Trainer(model, args, train_dataset=digits(), optimizer_cls_and_kwargs=(CLARS, own))
 
 
@@ -344,7 +344,7 @@ def test_trainer_learns_the_digits_and_resumes_exactly(exact, tmp_path):
     whole.train()
     assert {group["weight_decay"] for group in whole.optimizer.param_groups} == {1e-4, 0.0}  # 0 for biases and norms
     losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
-    assert_learned(sum(losses[-5:]) / 5, CHANCE, 0.2)
+    assert_learned(sum(losses[-5:]) / 5, CHANCE, 0.1)
     part = digits_trainer(tmp_path / "part", exact)
     part.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-40"))
     assert part.state.global_step == 60
@@ -441,11 +441,11 @@ def test_sparse_gradients_are_refused(exact):
 @pytest.mark.once
 def test_two_processes_train_the_digits_and_resume_exactly(tmp_path):
     options = {"save_at": 30, "optimizer_name": "CLARS", "initializer_range": 0.1}
-    whole = run_ranks(digits_loop, "linear", str(tmp_path / "state"), 90, **options)
+    whole = run_ranks(digits_loop, "linear", str(tmp_path / "state"), 120, **options)
     assert whole[0]["weights"] == whole[1]["weights"]
     assert whole[0]["lrs"] == whole[1]["lrs"]
     assert_learned(sum(whole[0]["losses"][-10:]) / 10, CHANCE, 0.1)
-    part = run_ranks(digits_loop, "linear", str(tmp_path / "state"), 90, resume=True, **options)
+    part = run_ranks(digits_loop, "linear", str(tmp_path / "state"), 120, resume=True, **options)
     for mine, other in zip(part, whole, strict=True):
         assert mine["lrs"] == other["lrs"][30:]
         assert mine["losses"] == other["losses"][30:]
