@@ -1,1 +1,1 @@
-"""Where accelerate and Trainer meet a schedule; they know no scheduler class but ``runtime.scheduler.AdaptiveScheduler``."""
+"""Where accelerate and Trainer meet a schedule; of schedulers they know only ``AdaptiveScheduler`` in ``runtime``."""
