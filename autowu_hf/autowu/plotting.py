@@ -41,7 +41,7 @@ def plot_autowu(
     where the test was positive. Lines mark t*, the switch, and the step whose weights the switch went back to.
 
     Args:
-        scheduler_or_json: a scheduler, the path of an ``autowu.json``, or what is in it.
+        scheduler_or_json: a scheduler, bare or prepared; the path of an ``autowu.json``; or what is in it.
         path: where to save the picture, 800 x 720 pixels as PNG; None saves nothing.
 
     Returns:
@@ -49,6 +49,7 @@ def plot_autowu(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: it is none of these.
         ValueError: the file is not a report of AutoWU.
     """
     try:
@@ -58,10 +59,16 @@ def plot_autowu(
 
     if isinstance(scheduler_or_json, dict):
         report = scheduler_or_json
-    elif isinstance(scheduler_or_json, (str, os.PathLike)):
+    elif isinstance(scheduler_or_json, (str, bytes, os.PathLike)):
         report = read_report(scheduler_or_json)
     else:
-        report = scheduler_or_json.report()
+        scheduler = getattr(scheduler_or_json, "scheduler", scheduler_or_json)  # accelerate wraps prepared schedulers
+        if not hasattr(scheduler, "report"):
+            raise TypeError(
+                f"plot_autowu draws an AutoWU schedule or what is in its autowu.json, got {type(scheduler).__name__}; "
+                'pass the scheduler of lr_scheduler_type="autowu", or the path of an autowu.json'
+            )
+        report = scheduler.report()
 
     figure = Figure(figsize=(8.0, 7.2), dpi=100, layout="constrained")
     lr_axes, loss_axes, test_axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 4, 2))

@@ -124,7 +124,7 @@ class AutoWUScheduler(AdaptiveScheduler):
 
     @property
     def losses(self) -> list[float]:
-        """The losses of the warm-up gathered so far, one per optimizer step, in its unit: means over processes."""
+        """The losses of the warm-up gathered so far, one per optimizer step, in the loss's unit."""
         if collective.num_processes() == 1:
             self.flush()
         return [float(loss) for loss in self._warm_up.history.gathered]

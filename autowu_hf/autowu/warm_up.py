@@ -52,13 +52,13 @@ class WarmUp:
         Args:
             step: t, the scheduler steps done.
             cap: the longest warm-up, in scheduler steps.
-            loss: as in ``AutoWUScheduler.step``.
+            loss: as in ``AdaptiveScheduler.step``.
 
         Returns:
             How the warm-up ended, when it is over; else None.
 
         Raises:
-            ValueError: see ``AutoWUScheduler.step``.
+            ValueError: see ``AdaptiveScheduler.step``; or ``test_every="epoch"`` and the epoch's length is unknown.
         """
         if self.cadence.tick():
             self.history.observe(loss)

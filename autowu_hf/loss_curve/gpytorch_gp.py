@@ -19,7 +19,6 @@ from .gp import GRID, LENGTHSCALE, Array, GPParameters, Posterior
 _NUM_ADAM_STEPS = 100
 _ADAM_LR = 0.01
 _INITIAL_NOISE = 1e-3
-_RAW_NAMES = ("likelihood.noise_covar.raw_noise", "covar_module.raw_outputscale")
 
 
 class LossCurveModel(gpytorch.models.ExactGP):  # type: ignore[misc]

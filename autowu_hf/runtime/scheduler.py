@@ -106,7 +106,9 @@ class AdaptiveScheduler(LRScheduler):
                 themselves. None takes the one that ``accelerator.backward`` saw.
 
         Raises:
-            ValueError: the loss is not a scalar; or without a loss, while another schedule hears the same accelerator.
+            ValueError: the loss is not a scalar; or there is none, and another schedule hears the same accelerator; or
+                the schedule lacks the length of an epoch.
+            DivergedError: the parameters are infinite or NaN, and there is nothing to go back to.
         """
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
             self._advance(self.last_epoch + 1, loss)
@@ -188,7 +190,7 @@ class AdaptiveScheduler(LRScheduler):
         """
 
     def restart(self, num_training_steps: int) -> str:
-        """Starts anew with another length: for a run resumed without this schedule's state.
+        """Starts anew with another length, before its first step: for a run resumed without this schedule's state.
 
         Args:
             num_training_steps: the scheduler steps that are left, at least 2.

@@ -26,14 +26,6 @@ class Wrap:
         self.is_active = True
         self.replacement = functools.wraps(original)(make(self))
 
-    def is_within(self, function: Any) -> bool:
-        """Whether a function is the replacement, or a wrapper around it that ``functools.wraps`` has marked."""
-        while function is not None:
-            if function is self.replacement:
-                return True
-            function = getattr(function, "__wrapped__", None)
-        return False
-
 
 _wraps: dict[tuple[int, str], Wrap] = {}
 """By owner and name. Not a mark on the function: ``functools.wraps`` copies marks onto the wrappers of others."""
@@ -49,11 +41,9 @@ def wrap(owner: Any, name: str, make: Callable[[Wrap], Function]) -> None:
             wrap is active, does more.
     """
     present = _wraps.get((id(owner), name))
-    if present is not None:
-        if present.is_within(getattr(owner, name)):
-            present.is_active = True
-            return
-        present.is_active = False  # somebody has put another function there; should they still call it, it does nothing
+    if present is not None and getattr(owner, name) is not present.original:
+        present.is_active = True  # somebody may have wrapped the replacement since, with or without a mark
+        return
     made = _wraps[id(owner), name] = Wrap(getattr(owner, name), make)
     setattr(owner, name, made.replacement)
 

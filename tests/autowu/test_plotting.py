@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +97,9 @@ def test_without_matplotlib_the_error_names_the_remedy(finished, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="plot_autowu needs matplotlib; install it with: pip install matplotlib"):
         plot_autowu(finished)
+
+
+def test_what_has_no_report_is_refused_and_a_prepared_schedule_is_drawn(finished):
+    assert plot_autowu(SimpleNamespace(scheduler=finished)).axes
+    with pytest.raises(TypeError, match=r"draws an AutoWU schedule .* got NoneType; pass the scheduler"):
+        plot_autowu(None)

@@ -70,7 +70,7 @@ def test_where_somebody_put_the_original_back_it_wraps_anew(greeter):
 
 
 def test_a_wrapper_that_hides_ours_does_not_make_it_act_twice(greeter):
-    calls = []
+    calls, original = [], greeter.greet
 
     def counting(this):
         def greet(self, name):
@@ -86,3 +86,8 @@ def test_a_wrapper_that_hides_ours_does_not_make_it_act_twice(greeter):
     wrap(greeter, "greet", counting)
     assert greeter().greet("you") == "hello you"
     assert calls == ["you"]
+    greeter.greet = ours  # theirs was for a while, as a mock is
+    assert greeter().greet("again") == "hello again"
+    assert calls == ["you", "again"]
+    unwrap(greeter, "greet")
+    assert greeter.greet is original
