@@ -150,7 +150,7 @@ class AutoWUScheduler(AdaptiveScheduler):
             self._require_finite_parameters(step)
 
     def _schedule(self, step: int) -> float:
-        if self.switch_step is None or self.peak_lr is None:
+        if self.peak_lr is None or self.switch_step is None:
             return self.curve.warmup(step)
         return self.curve.decay(step, self.switch_step, self.peak_lr)
 

@@ -110,14 +110,15 @@ class AdaptiveScheduler(LRScheduler):
                 the schedule lacks the length of an epoch.
             DivergedError: the parameters are infinite or NaN, and there is nothing to go back to.
         """
+        step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
-            self._advance(self.last_epoch + 1, loss)
-        if self._step_count < 2:
-            super().step()  # torch's own, which warns of a step before the optimizer's first
-            return
-        self._step_count += 1
-        self.last_epoch += 1
-        self._set_lrs()
+            self._advance(step, loss)
+            if self._step_count > 1:
+                self._step_count += 1
+                self.last_epoch = step
+                self._set_lrs()
+                return
+        super().step()  # torch's own, which warns of a step before the optimizer's first
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The LR of every parameter group for the next step."""
