@@ -148,9 +148,6 @@ class LRCurve:
     decay_type: str
     decay_fraction: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_grow", GROWTHS[self.growth])  # looked up once, not at every step
-
     def warmup(self, step: float) -> float:
         """eta_t of the warm-up.
 
@@ -160,8 +157,7 @@ class LRCurve:
         Returns:
             The LR, in optimizer units.
         """
-        lr: float = self._grow(step / self.growth_steps, self.min_lr, self.max_lr)  # type: ignore[attr-defined]
-        return lr
+        return GROWTHS[self.growth](step / self.growth_steps, self.min_lr, self.max_lr)
 
     def decay(self, step: int, switch_step: int, peak_lr: float) -> float:
         """The LR of the decay, which goes from the peak at the switch to 0 after step T.
