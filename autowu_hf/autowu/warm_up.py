@@ -60,9 +60,10 @@ class WarmUp:
         Raises:
             ValueError: see ``AdaptiveScheduler.step``; or ``test_every="epoch"`` and the epoch's length is unknown.
         """
-        if self.cadence.tick():
+        cadence = self.cadence
+        if cadence.ticks_per_step == 1 or cadence.tick():
             self.history.observe(loss)
-        if step < self.cadence.next_test and step < cap:  # True at most steps: nothing to test yet
+        if step < cadence.next_test and step < cap:  # True at most steps: nothing to test yet
             return None
         return self.test_if_due(step, cap)
 

@@ -1,4 +1,4 @@
-"""What accelerate tells a schedule: seven methods of its classes, wrapped once, which do nothing where none is in use.
+"""What accelerate tells a schedule: eight methods of its classes, wrapped once, which do nothing where none is in use.
 
 ``install`` and ``remove`` are called by registration.
 """
@@ -20,6 +20,7 @@ from ..autolrs import batch_stream
 from ..runtime import collective
 from ..runtime.loss_tap import tell_backward, tell_optimizer_step
 from ..runtime.scheduler import AdaptiveScheduler
+from ..runtime.update_meter import tell_clipping
 from ..runtime.wrapping import Function, Wrap, unwrap, wrap
 from . import rank_files, uneven
 
@@ -33,6 +34,18 @@ def _backward(this: Wrap) -> Function:
         return original(self, loss, *args, **kwargs)
 
     return backward
+
+
+def _clip_grad_norm(this: Wrap) -> Function:
+    original = this.original
+
+    def clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
+        norm = original(self, parameters, max_norm, *args, **kwargs)
+        if this.is_active:
+            tell_clipping(norm, max_norm)
+        return norm
+
+    return clip_grad_norm_
 
 
 def _optimizer_step(this: Wrap) -> Function:
@@ -111,6 +124,7 @@ def _iter(this: Wrap) -> Function:
 
 _WRAPS: tuple[tuple[type, str, Callable[[Wrap], Function]], ...] = (
     (Accelerator, "backward", _backward),
+    (Accelerator, "clip_grad_norm_", _clip_grad_norm),
     (Accelerator, "save_state", _save_state),
     (Accelerator, "load_state", _load_state),
     (Accelerator, "join_uneven_inputs", _join_uneven_inputs),

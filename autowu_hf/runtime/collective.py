@@ -97,6 +97,20 @@ def gather_max(numbers: Sequence[int]) -> list[int]:
     return [max(column) for column in zip(*gather_numbers(numbers), strict=True)]
 
 
+def gather_sum(numbers: Tensor) -> Tensor:
+    """The sum over processes of each number; one collective, none with one process.
+
+    Args:
+        numbers: (k,), k the same on every process.
+
+    Returns:
+        (k,), float64, on the CPU.
+    """
+    if num_processes() == 1:
+        return numbers.cpu().to(torch.float64)
+    return _gather(numbers).to(torch.float64).sum(dim=0)
+
+
 def gather_bytes(state: Tensor) -> list[Tensor]:
     """What every process passes: (n,), uint8, n the same everywhere; one collective, none with one process."""
     if num_processes() == 1:

@@ -1,0 +1,227 @@
+"""What one optimizer step does to the weights, and what its gradient says about it; looked at from outside.
+
+torch calls an optimizer's step hooks right before and after its step, whatever kind it is, so the update is measured
+and not computed: momentum, preconditioning, weight decay and the groups' own learning rates are in it.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import collective
+from .finite import local_share
+from .param_groups import innermost
+
+_LOSS_SCALE = 256.0
+"""A gradient that has become so many times smaller between the backward and the step was not only clipped: a gradient
+scaler of torch has undone its scale of the loss.
+"""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step, per unit of learning rate: u is the change of the weights divided by the LR.
+
+    Args:
+        slope: -<g, u>, by how much the loss of the step's own batch would fall; g is the gradient before clipping.
+        update_norm: ||u||, over the weights that are not all zero (see ``weight_norm``).
+        weight_norm: ||w||, over the same; tensors that are zero throughout say nothing about the size of weights, such
+            as LoRA's B or a fresh bias, and are left out of both norms.
+        alignment: -<g, u> / (||g|| ||u||) over all weights: 1 where the update is the gradient itself, as in SGD's
+            first step.
+        resolution: ||lr u|| / ||w|| over all weights; far below the precision of the weights, rounding decides.
+        clipping: by what the norm of the gradient was divided before the step, at least 1.
+    """
+
+    slope: float
+    update_norm: float
+    weight_norm: float
+    alignment: float
+    resolution: float
+    clipping: float
+
+
+class UpdateMeter:
+    """Measures the optimizer steps made while it is armed. What it copies, it copies to host memory, for that step only.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+        ratios: of every parameter group, its LR per unit of the common LR.
+
+    Attributes:
+        updates: of the measured steps, oldest first; None where a step could not be measured.
+    """
+
+    def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
+        self.updates: list[Update | None] = []
+        self._optimizer: Optimizer = innermost(optimizer)
+        self._ratios = [*ratios]
+        self._hooks: list[Any] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._accumulated: dict[int, Tensor] = {}
+        self._told: float | None = None
+        self._is_sharded = False
+
+    def arm(self, is_sharded: bool = False) -> None:
+        """Measures every step from now on.
+
+        Args:
+            is_sharded: whether every process holds another share of the parameters, as under FSDP1; FSDP2's parameters
+                say so themselves.
+        """
+        self._is_sharded = is_sharded
+        if self._hooks:
+            return
+        this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
+
+        def before(optimizer: Optimizer, *args: Any) -> None:
+            meter = this()
+            if meter is not None:
+                meter._look_before()
+
+        def after(optimizer: Optimizer, *args: Any) -> None:
+            meter = this()
+            if meter is not None:
+                meter._look_after()
+
+        def accumulated(parameter: Tensor) -> None:
+            meter = this()
+            if meter is not None and parameter.grad is not None:
+                meter._accumulated[id(parameter)] = local_share(parameter.grad).float().square().sum()
+
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(before),
+            self._optimizer.register_step_post_hook(after),
+        ]
+        if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
+            leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf]
+            self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]
+        _armed.add(self)
+
+    def disarm(self) -> None:
+        """Measures no more, and lets go of all copies."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._before, self._accumulated, self._told = [], [], {}, None
+        _armed.discard(self)
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether the next step is measured."""
+        return bool(self._hooks)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether weights are in half precision, where small updates are rounded away. Their measured steps are taken
+        back, so that they can be large ones.
+        """
+        return any(p.dtype in (torch.float16, torch.bfloat16) for p in self._parameters())
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _with_gradients(self) -> list[Tensor]:
+        return [p for p in self._parameters() if p.grad is not None and not p.grad.is_sparse]
+
+    def _lr(self) -> float:
+        """The common LR, that of a group of ratio 1."""
+        pairs = zip(self._optimizer.param_groups, self._ratios, strict=False)
+        return next((float(group["lr"]) / ratio for group, ratio in pairs if ratio > 0.0), 0.0)
+
+    @torch.no_grad()
+    def _look_before(self) -> None:
+        self._before = [(_on_host(local_share(p)), _on_host(local_share(p.grad))) for p in self._with_gradients()]
+
+    @torch.no_grad()
+    def _look_after(self) -> None:
+        before, self._before = self._before, []
+        lr, sums = self._lr(), torch.zeros(5, dtype=torch.float64)
+        for parameter, (weights, gradient) in zip(self._with_gradients(), before, strict=True):
+            now = local_share(parameter)
+            w, g = weights.to(now.device), gradient.to(now.device)
+            d = _wide(now) - _wide(w)
+            w2, g2, d2 = (_sum(t, t) for t in (w, g, d))
+            sums += torch.stack([-_sum(g, d), w2, g2, d2, d2 * (w2 > 0.0)]).cpu() / self._copies(parameter)
+            if now.dtype in _HALF:
+                now.copy_(w)
+        clipping = self._clipping(math.sqrt(float(sums[2])))
+        if self._is_sharded or any(map(_is_dtensor, self._parameters())):
+            sums = collective.gather_sum(sums)
+        down, w2, g2, d2, seen_d2 = sums.tolist()
+        self._accumulated, self._told = {}, None
+        if not before or lr <= 0.0 or clipping is None or not math.isfinite(sum(sums.tolist())):
+            self.updates.append(None)
+            return
+        self.updates.append(
+            Update(
+                slope=clipping * down / lr,
+                update_norm=math.sqrt(seen_d2) / lr,
+                weight_norm=math.sqrt(w2),
+                alignment=down / math.sqrt(g2 * d2) if g2 * d2 > 0.0 else 0.0,
+                resolution=math.sqrt(d2 / w2) if w2 > 0.0 else math.inf if d2 > 0.0 else 0.0,
+                clipping=clipping,
+            )
+        )
+
+    def _clipping(self, norm: float) -> float | None:
+        """By what the gradient was divided between its backward and the step; None where that cannot be told."""
+        if self._told is not None:
+            return self._told
+        if not self._accumulated or norm <= 0.0:
+            return 1.0
+        ratio = math.sqrt(sum(float(square) for square in self._accumulated.values())) / norm
+        exponent = math.log2(ratio) if ratio > 0.0 and math.isfinite(ratio) else 0.0
+        if abs(exponent - round(exponent)) < 1e-4:
+            return 1.0  # nothing, or the scale of a gradient scaler, which is a power of two
+        if ratio < _LOSS_SCALE:
+            return max(ratio, 1.0)
+        return None
+
+    def _copies(self, parameter: Any) -> int:
+        """How many processes hold the same share of a parameter, where shares are summed over the processes."""
+        if _is_dtensor(parameter):
+            places = enumerate(parameter.placements)
+            return math.prod(parameter.device_mesh.size(i) for i, place in places if place.is_replicate())
+        if self._is_sharded or not any(map(_is_dtensor, self._parameters())):
+            return 1
+        return collective.num_processes()  # one that FSDP2 leaves whole
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
+
+
+def tell_clipping(norm: Any, max_norm: float) -> None:
+    """Gradients were clipped through accelerate.
+
+    Args:
+        norm: theirs before; None where accelerate does not know it.
+        max_norm: theirs afterwards, at most.
+    """
+    for meter in list(_armed):
+        if norm is not None:
+            meter._told = max((float(norm) + 1e-6) / float(max_norm), 1.0)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    return (_wide(a) * _wide(b)).sum(dtype=torch.float64)
+
+
+def _is_dtensor(parameter: Any) -> bool:
+    return hasattr(parameter, "to_local")

@@ -1,0 +1,194 @@
+"""What an optimizer step does, measured from outside."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf.runtime import update_meter
+from autowu_hf.runtime.update_meter import UpdateMeter
+
+
+def model_and_batch(dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+    return model, torch.randn(16, 6, dtype=dtype), torch.randint(0, 3, (16,))
+
+
+def step(model, optimizer, x, y, micro_batches=1, clip=None, factor=1.0):
+    optimizer.zero_grad()
+    total = 0.0
+    for part_x, part_y in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
+        loss = factor * nn.functional.cross_entropy(model(part_x), part_y) / micro_batches
+        loss.backward()
+        total += float(loss.detach())
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return total
+
+
+def measured(make, lr=1e-4, dtype=torch.float32, **options):
+    model, x, y = model_and_batch(dtype)
+    optimizer = make(model.parameters(), lr=lr)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    step(model, optimizer, x, y, **options)
+    meter.disarm()
+    (update,) = meter.updates
+    return update
+
+
+def gradients():
+    model, x, y = model_and_batch()
+    nn.functional.cross_entropy(model(x), y).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), torch.cat(
+        [p.detach().flatten() for p in model.parameters()]
+    )
+
+
+def test_sgd_moves_along_the_gradient():
+    g, w = gradients()
+    update = measured(torch.optim.SGD, lr=1e-2)
+    assert update.slope == pytest.approx(float(g @ g), rel=1e-3)
+    assert update.update_norm == pytest.approx(float(g.norm()), rel=1e-3)
+    assert update.weight_norm == pytest.approx(float(w.norm()), rel=1e-5)
+    assert update.alignment == pytest.approx(1.0, rel=1e-3)
+    assert update.clipping == 1.0
+
+
+def test_adam_moves_by_the_signs():
+    g, w = gradients()
+    update = measured(torch.optim.Adam)
+    assert update.slope == pytest.approx(float(g.abs().sum()), rel=1e-3)
+    assert update.update_norm == pytest.approx(math.sqrt(len(g)), rel=1e-3)
+    assert update.alignment < 0.95
+    assert update.resolution == pytest.approx(1e-4 * math.sqrt(len(g)) / float(w.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"clip": 0.01}, {"micro_batches": 4}, {"micro_batches": 4, "clip": 0.01}])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_clipping_and_accumulation_change_nothing_but_the_step(make, options):
+    plain, other = measured(make), measured(make, **options)
+    if make is torch.optim.SGD and "clip" in options:  # its update is clipped, too: the LR counts more steps
+        assert other.slope * other.clipping == pytest.approx(plain.slope, rel=0.02)
+    else:
+        assert other.slope == pytest.approx(plain.slope, rel=0.02)
+    assert (other.clipping > 10.0) == ("clip" in options)
+
+
+def test_a_loss_a_thousand_times_larger_has_a_slope_as_much_larger():
+    plain, other = measured(torch.optim.AdamW), measured(torch.optim.AdamW, factor=1000.0)
+    assert other.slope == pytest.approx(1000.0 * plain.slope, rel=1e-3)
+    assert other.update_norm == pytest.approx(plain.update_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_gradient_scaler_is_no_clipping_and_hides_it(clip):
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+    if clip is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    scaler.step(optimizer)
+    (update,) = meter.updates
+    if clip is None:
+        assert update.slope == pytest.approx(measured(torch.optim.AdamW).slope, rel=1e-3)
+    else:
+        assert update is None
+
+
+def test_a_step_that_the_scaler_skips_is_not_measured():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    scaler.scale(math.inf * nn.functional.cross_entropy(model(x), y)).backward()
+    scaler.step(optimizer)
+    assert meter.updates == []
+
+
+def test_what_accelerate_says_of_its_clipping_is_taken_as_it_is():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    nn.functional.cross_entropy(model(x), y).backward()
+    update_meter.tell_clipping(torch.tensor(8.0), 2.0)
+    optimizer.step()
+    assert meter.updates[0].clipping == pytest.approx(4.0, rel=1e-6)
+    update_meter.tell_clipping(torch.tensor(0.5), 2.0)
+    optimizer.step()
+    assert meter.updates[1].clipping == 1.0
+
+
+def test_tensors_that_are_zero_say_nothing_about_the_size_of_weights():
+    model, x, y = model_and_batch()
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    for _ in range(2):
+        step(model, optimizer, x, y)
+    first, second = meter.updates
+    rest = sum(p.numel() for p in model[2].parameters())
+    # Behind a zero layer the gradient is zero at first, and so is Adam's update.
+    assert first.update_norm == 0.0
+    assert first.weight_norm == pytest.approx(second.weight_norm, rel=1e-3)
+    assert second.resolution > 0.0
+    assert rest == 27
+
+
+def test_half_precision_is_measured_at_a_rate_that_shows_and_put_back():
+    model, x, y = model_and_batch(torch.bfloat16)
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    meter = UpdateMeter(optimizer, [1.0])
+    assert meter.is_half
+    meter.arm()
+    step(model, optimizer, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
+    assert meter.updates[0].slope == pytest.approx(measured(torch.optim.Adam).slope, rel=0.05)
+
+
+def test_the_lr_is_the_common_factor_of_the_groups():
+    model, x, y = model_and_batch()
+    groups = [{"params": model[0].parameters(), "lr": 1e-5}, {"params": model[2].parameters(), "lr": 1e-4}]
+    optimizer = torch.optim.Adam(groups, lr=1e-4)
+    meter = UpdateMeter(optimizer, [0.1, 1.0])
+    meter.arm()
+    step(model, optimizer, x, y)
+    small, large = (sum(p.numel() for p in model[i].parameters()) for i in (0, 2))
+    assert meter.updates[0].update_norm == pytest.approx(math.sqrt(0.01 * small + large), rel=1e-3)
+
+
+def test_nothing_is_left_behind_and_an_optimizer_keeps_no_meter_alive():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    meter.arm()  # again: no second set of hooks
+    step(model, optimizer, x, y)
+    assert len(meter.updates) == 1
+    meter.disarm()
+    step(model, optimizer, x, y)
+    assert len(meter.updates) == 1
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    meter.arm()
+    gone = weakref.ref(meter)
+    del meter
+    gc.collect()
+    assert gone() is None
+    step(model, optimizer, x, y)  # the hooks that are left do nothing
