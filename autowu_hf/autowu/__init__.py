@@ -2,7 +2,7 @@
 
 from ..runtime.methods import register_method
 from .factory import get_autowu_schedule
-from .plotting import plot_autowu
+from .reporting.plotting import plot_autowu
 from .scheduler import AutoWUScheduler
 
 register_method("autowu", get_autowu_schedule, is_adaptive=True)

@@ -35,11 +35,21 @@ class PeakRule:
         wanted: the rule by the options, "minimum" or "cliff".
         rewind: the cliff rule needs it to be on: the losses may then rise before the switch takes the weights back.
             None: it is.
+
+    Attributes:
+        base_lr: the scale's peak LR, where the warm-up is laid around one.
     """
 
     def __init__(self, wanted: str, rewind: Rewind | None = None) -> None:
         self.wanted = wanted
         self._rewind = rewind
+        self.base_lr: float | None = None
+
+    def weigh(self, lr: float) -> float:
+        """What the losses say, weighed against the scale where there is one: the mean of the two in log, or the
+        scale's peak LR if that is higher.
+        """
+        return lr if self.base_lr is None else max(self.base_lr, math.sqrt(self.base_lr * lr))
 
     @property
     def name(self) -> str:
@@ -78,14 +88,15 @@ class PeakRule:
             guard: the option of that name.
         """
         lag = self.lag(ticks_per_step)
-        return peak_lr(
+        found = peak_lr(
             self.name,
-            at_cap=ending.reason == "cap" and guard,
+            at_cap=ending.reason == "cap" and guard and self.base_lr is None,
             minimum_lr=curve.warmup(max(ending.minimum_step - lag, 0)),
             cliff_lr=curve.warmup(max(ending.cliff_step - lag, 0)),
             last_lr=curve.warmup(step),
             lowest_lr=curve.warmup(0),
         )
+        return self.weigh(found)
 
 
 def peak_lr(rule: str, at_cap: bool, minimum_lr: float, cliff_lr: float, last_lr: float, lowest_lr: float) -> float:

@@ -1,4 +1,4 @@
-"""The scale: an LR from the loss, the gradients and the weights of the first optimizer steps, before any is spent. (Ours.)
+"""The scale: an LR from the loss, the gradients and the weights of the first optimizer steps. (Ours.)
 
 With u the change of the weights by one optimizer step per unit of LR, and g the gradient before clipping:
 
@@ -13,23 +13,21 @@ Both follow the loss's and the weights' units, so the scale does, too: a loss mu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..runtime.update_meter import Update, UpdateMeter
 
 POLYAK_SHARE = 0.3
-"""The highest peak LR as a share of P. This and the next were chosen on the 54 cells of the comparison, on seeds 20 to 22
-and their parts to tune on.
-"""
+"""The highest peak LR as a share of P."""
 
 TRUST_SHARE = 0.2
 """The highest peak LR as a share of R."""
 
 FIRST_LR = 1e-5
-"""Of the first measured step. It only has to be small; where its update is lost in the weights' precision, the next step
-is measured at a larger one.
+"""Of the first measured step. It only has to be small; where its update is lost in the weights' precision, the next
+step is measured at a larger one.
 """
 
 FIRST_LR_HALF = 1e-3
@@ -82,9 +80,14 @@ class Scale:
         return cls(loss / slope, trust, updates[0].alignment, loss, len(updates))
 
     @property
+    def lr(self) -> float:
+        """The scale as one number: P, or 2/3 R where that is less."""
+        return min(self.polyak, TRUST_SHARE / POLYAK_SHARE * self.trust)
+
+    @property
     def peak_lr(self) -> float:
         """min(0.3 P, 0.2 R), the LR for a run with a short warm-up."""
-        return min(POLYAK_SHARE * self.polyak, TRUST_SHARE * self.trust)
+        return POLYAK_SHARE * self.lr
 
     @property
     def held_by(self) -> str:
@@ -114,18 +117,20 @@ class ScaleSearch:
         self._is_half = self._meter.is_half
         self.lr = FIRST_LR_HALF if self._is_half else FIRST_LR
         self._steps = 0
+        self._is_sharded: Callable[[], bool] = lambda: False
 
     @property
     def is_over(self) -> bool:
         """Whether no more steps are measured."""
         return self.scale is not None or self.obstacle is not None
 
-    def start(self, is_sharded: bool = False) -> None:
+    def start(self, is_sharded: Callable[[], bool] = lambda: False) -> None:
         """Measures from the next optimizer step on.
 
         Args:
-            is_sharded: whether every process holds another share of the parameters (FSDP).
+            is_sharded: called at a step: whether every process holds another share of the parameters (FSDP).
         """
+        self._is_sharded = is_sharded
         if not self.is_over:
             self._meter.arm(is_sharded)
 
@@ -138,10 +143,6 @@ class ScaleSearch:
         self.obstacle = obstacle
         self._meter.disarm()
 
-    def measured(self) -> bool:
-        """Whether an optimizer step was measured, or found to be immeasurable, whose loss was not taken in yet."""
-        return bool(self._meter.updates)
-
     def take(self, loss: float) -> None:
         """Takes in the loss of the optimizer step just done.
 
@@ -149,9 +150,12 @@ class ScaleSearch:
             loss: of all processes.
         """
         self._steps += 1
+        if not self._meter.updates and not self._meter.has_gradients():
+            self.give_up("the optimizer has no gradients at its step")
+            return
         for update in self._meter.updates:
             if update is None:
-                self.give_up("the optimizer's gradients cannot be seen at its step, or not what they were before clipping")
+                self.give_up("its gradients cannot be seen at the optimizer's step as they were before clipping")
                 return
             fine = _FINE_HALF if self._is_half else _FINE
             if update.resolution >= fine:
@@ -189,4 +193,4 @@ class ScaleSearch:
         if self.is_over:
             self._meter.disarm()
         else:
-            self.start()
+            self.start(self._is_sharded)

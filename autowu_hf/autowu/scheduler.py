@@ -17,9 +17,10 @@ from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import weights_out_of_reach
 from ..runtime.scheduler import AdaptiveScheduler
 from ..shapes import LRCurve
+from .course import Course
 from .peak_rule import PeakRule
-from .plotting import write_files
-from .report import describe, log_values
+from .reporting.plotting import write_files
+from .reporting.report import describe, log_values
 from .settings import AutoWUSettings
 from .verdict import Ending, MinimumTestRecord
 from .warm_up import WarmUp
@@ -43,10 +44,11 @@ class AutoWUScheduler(AdaptiveScheduler):
         phase: "warmup" or "decay".
         switch_step: scheduler steps done when the warm-up ended; None before.
         minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one that is as good, the
-            noise considered; None before the switch.
+            noise considered; None before the switch, and where none was looked for.
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
-        ended_by: "minimum", "cliff", "cap" or "divergence"; None before the switch.
+        ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff", "cap" or
+            "divergence"; None before the switch.
         rewound_to: the step whose weights the switch went back to; None before it, and where none were.
         tests: the ``MinimumTestRecord`` of every test so far.
 
@@ -59,7 +61,6 @@ class AutoWUScheduler(AdaptiveScheduler):
     state_key = "minimum_test"
     can_wait = True
     has_report = True
-    curve: LRCurve
 
     def __init__(
         self,
@@ -81,27 +82,26 @@ class AutoWUScheduler(AdaptiveScheduler):
         self.rewound_to: int | None = None
         self._check_at: int | None = None
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
-        self._history = LossHistory(optimizer, model=model)
-        self.rewind = Rewind(optimizer, self._history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
+        self._history = history = LossHistory(optimizer, model=model)
+        self.rewind = Rewind(optimizer, history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
         self._rule = PeakRule(s.rule, self.rewind)
-        self._warm_up = WarmUp(s, self._history, steps_per_epoch, self._rule)
+        self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
         self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
+        self._course = Course(s, optimizer, self._ratios, history)
         self._plan()
         self._start(optimizer)
 
-    def _plan(self, growth_steps: int | None = None) -> None:
+    def _plan(self, growth_steps: int | None = None, done: int | None = None) -> None:
         """Sets cap and LR curve, and plans the next test; a warm-up under way grows as it began."""
-        s, ticks = self.settings, self.ticks_per_step
+        done = self.last_epoch if done is None else done
+        course, ticks = self._course, self.ticks_per_step
         self._cadence.ticks_per_step = ticks
-        # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
-        cap = self.num_warmup_steps or s.longest_warmup(self.num_training_steps / ticks) * ticks
-        cap = min(cap, self.num_training_steps - 1)
-        growth_steps = growth_steps or (self.curve.growth_steps if self.last_epoch else cap)
-        self.warmup_cap = min(cap, growth_steps)
-        self.curve = s.curve(self.num_training_steps, growth_steps)
-        self._cadence.plan(self.last_epoch, self.warmup_cap)
-        self._way_back.follow(self.curve, self.warmup_cap)
+        growth_steps = growth_steps or (course.curve.growth_steps if done else None)
+        course.plan(self.num_training_steps, self.num_warmup_steps, ticks, growth_steps)
+        self._rule.base_lr = course.base_lr
+        self._cadence.plan(done - course.sweep_start, course.cap)
+        self._way_back.follow(course.curve, course.cap)
 
     def _plan_rest(self) -> str:
         self._plan()
@@ -111,6 +111,16 @@ class AutoWUScheduler(AdaptiveScheduler):
     def phase(self) -> str:
         """The state: "warmup" until the switch, then "decay"."""
         return "warmup" if self.switch_step is None else "decay"
+
+    @property
+    def curve(self) -> LRCurve:
+        """The LRs of the warm-up's sweep and of the decay."""
+        return self._course.curve
+
+    @property
+    def warmup_cap(self) -> int:
+        """The scheduler steps of the longest warm-up, as far as it is known."""
+        return self._course.sweep_start + self._course.cap
 
     @property
     def takes_losses(self) -> bool:
@@ -127,7 +137,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         """The losses of the warm-up gathered so far, one per optimizer step, in the loss's unit."""
         if collective.num_processes() == 1:
             self.flush()
-        return [float(loss) for loss in self._warm_up.history.gathered]
+        return [*self._course.losses_before, *map(float, self._warm_up.history.gathered)]
 
     @property
     def tests(self) -> list[MinimumTestRecord]:
@@ -140,30 +150,63 @@ class AutoWUScheduler(AdaptiveScheduler):
 
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
+            course = self._course
+            if course.is_approach:
+                self._warm_up.observe(loss)
+                self._come_closer(step)
+                return
             if step == 1:
-                self._warm_up.say_shortage(self.warmup_cap)
-            ending = self._warm_up.advance(step, self.warmup_cap, loss)
+                self._warm_up.say_shortage(course.cap)
+            step -= course.sweep_start
+            ending = self._warm_up.advance(step, course.cap, loss)
             if ending is None and step < self._way_back.due_at:  # True at most steps: nothing to do
                 return
             self._end_or_keep(step, ending)
         elif self._check_at == step:
             self._require_finite_parameters(step)
 
+    def _come_closer(self, step: int) -> None:
+        """One more step of the approach; where it is over, what follows."""
+        approach, done = self._course.approach, step // self.ticks_per_step
+        assert approach is not None
+        if self._cadence.held or not self._cadence.is_between_steps or not approach.wants_losses(done):
+            return
+        history = self._warm_up.history
+        history.flush()
+        had_scale = approach.scale is not None
+        approach.advance(done, history.gathered)
+        if approach.sweep is not None:
+            self._course.begin_sweep(step)
+        if approach.is_over or not had_scale:
+            self._plan(done=step)
+        if not approach.is_over:
+            return
+        if approach.scale is None:
+            approach.say_obstacle(self.settings.lr_range)
+            self._warm_up.say_shortage(self._course.cap)
+            self._end_or_keep(step, self._warm_up.test_if_due(step, self._course.cap))
+        elif approach.sweep is not None:
+            self._way_back.keep(0)
+        else:
+            self._decay_from(step, "scale", approach.scale.peak_lr)
+
     def _schedule(self, step: int) -> float:
         if self.peak_lr is None or self.switch_step is None:
-            return self.curve.warmup(step)
+            return self._course.lr(step)
         return self.curve.decay(step, self.switch_step, self.peak_lr)
 
     def _check_optimizer(self, optimizer: Any) -> None:
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             self.rewind.refuse(obstacle)
+            if self._course.approach is not None:
+                self._course.approach.search.give_up(obstacle.reason)
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
         """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""
         check_steps(self.num_training_steps, 0, steps)
         self._cadence.tell_epoch(steps, self.last_epoch, self.warmup_cap)
-        if self.last_epoch == 0:
+        if self.last_epoch == 0 and not self._course.is_approach:
             self._warm_up.say_shortage(self.warmup_cap)
 
     def hold_tests(self, held: bool) -> None:
@@ -193,24 +236,29 @@ class AutoWUScheduler(AdaptiveScheduler):
             self._way_back.keep(step)
 
     def _switch(self, step: int, ending: Ending) -> None:
-        """Ends the warm-up: the next step runs at the peak LR, from the weights that never saw a higher one."""
-        self._warm_up.history.close()
-        self.switch_step = step
-        self.ended_by = ending.reason
-        self.minimum_step = ending.minimum_step
-        self.peak_lr = self._rule.peak_lr(ending, step, self.curve, self.ticks_per_step, self.settings.guard)
-        self.rewound_to = self._way_back.go_back(self.peak_lr, ending.minimum_step)
+        """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
+        start = self._course.sweep_start
+        peak_lr = self._rule.peak_lr(ending, step, self.curve, self.ticks_per_step, self.settings.guard)
+        rewound_to = self._way_back.go_back(peak_lr, ending.minimum_step)
+        self.rewound_to = None if rewound_to is None else start + rewound_to
+        self.minimum_step = start + ending.minimum_step
+        step += start
+        self._decay_from(step, ending.reason, peak_lr)
         if ending.reason == "divergence":
             if self.rewound_to is None:
                 self._require_finite_parameters(step)
             # What broke the run may break it again, whatever the LR.
             self._check_at = step + _CHECK_AFTER * self.ticks_per_step
+
+    def _decay_from(self, step: int, reason: str, peak_lr: float) -> None:
+        self._warm_up.history.close()
+        self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
         if collective.is_main_process():
             logger.info(describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:
-        last_lr, max_lr = self.curve.warmup(self.switch_step or step), self.settings.max_lr
-        require_finite_parameters(self.optimizer, step, last_lr, max_lr, self.rewound_to, self.rewind.is_on)
+        last_lr = self.curve.warmup((self.switch_step or step) - self._course.sweep_start)
+        require_finite_parameters(self.optimizer, step, last_lr, self.curve.max_lr, self.rewound_to, self.rewind.is_on)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -218,6 +266,7 @@ class AutoWUScheduler(AdaptiveScheduler):
             **self._warm_up.state_dict(),
             **{name: getattr(self, name) for name in _DECISION},
             "check_at": self._check_at,
+            "course": self._course.state_dict(),
             "rewind": self.rewind.state_dict(),
         }
 
@@ -228,13 +277,16 @@ class AutoWUScheduler(AdaptiveScheduler):
         for name in _DECISION:
             setattr(self, name, state[name])
         self._check_at = state["check_at"]
+        self._course.load_state_dict(state.get("course"))
         self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None)
         self._plan(growth_steps=state["growth_steps"])
 
     def log_values(self) -> dict[str, float]:
         """See ``report.log_values``."""
-        return log_values(self.phase, self.tests, self.peak_lr)
+        approach = self._course.approach
+        scale = None if approach is None else approach.scale
+        return log_values(self.phase, self.tests, self.peak_lr, None if scale is None else scale.lr)
 
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
@@ -243,6 +295,7 @@ class AutoWUScheduler(AdaptiveScheduler):
             "num_training_steps": self.num_training_steps,
             "growth_steps": self.curve.growth_steps,
             "warmup_cap": self.warmup_cap,
+            **self._course.report(),
             "step": self.last_epoch,
             "phase": self.phase,
             **{name: getattr(self, name) for name in _DECISION},

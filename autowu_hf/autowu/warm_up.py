@@ -46,6 +46,11 @@ class WarmUp:
         """Says once, before training, that the longest warm-up, ``cap`` scheduler steps, may be too short for tests."""
         self.cadence.say_shortage(cap, self.minimum_test.fewest_losses)
 
+    def observe(self, loss: Any) -> None:
+        """Takes in the loss of one more scheduler step, as ``advance`` does."""
+        if self.cadence.tick():
+            self.history.observe(loss)
+
     def advance(self, step: int, cap: int, loss: Any) -> Ending | None:
         """Takes in the loss of one more scheduler step, and tests when it is time.
 

@@ -67,7 +67,8 @@ class WayBack:
         interval = self._interval()
         # What a test finds lies before the tests in a row that it takes.
         tests = max((self._patience + 1) * interval, CLIFF_SPAN * self._cap + interval)
-        return CLIFF_SHARE * self._curve.warmup(max(step - tests - self._rule.lag(self._cadence.ticks_per_step), 0))
+        lag = self._rule.lag(self._cadence.ticks_per_step)
+        return self._rule.weigh(CLIFF_SHARE * self._curve.warmup(max(step - tests - lag, 0)))
 
     def _wanted_lrs(self, step: int) -> list[float]:
         """The LRs that the switch would go back to for the minimum that is known now, or at the cap."""
@@ -76,7 +77,7 @@ class WayBack:
         else:
             share, lag = 1.0, self._interval()
         places = [place - lag for place in self._minimum_test.minimum_steps or [step]]
-        lrs = [share * self._curve.warmup(max(place, 0)) for place in places]
+        lrs = [self._rule.weigh(share * self._curve.warmup(max(place, 0))) for place in places]
         return [*lrs, CAP_SHARE * self._curve.warmup(self._cap)]
 
     @property
@@ -104,7 +105,7 @@ class WayBack:
         if self._owed is not None:
             return None
         lr_of = self._curve.warmup
-        highest = min(peak_lr, lr_of(minimum_step))
+        highest = max(min(peak_lr, lr_of(minimum_step)), lr_of(0))
         has_any = bool(self._rewind.snapshots)  # not after a warm-up of one step
         step = self._rewind.restore(lr_of, highest)
         if has_any and collective.is_main_process():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Update:
 
 
 class UpdateMeter:
-    """Measures the optimizer steps made while it is armed. What it copies, it copies to host memory, for that step only.
+    """Measures the optimizer steps made while it is armed. What it copies, it copies to host memory, for one step.
 
     Args:
         optimizer: with accelerate's wraps or without.
@@ -68,14 +68,14 @@ class UpdateMeter:
         self._before: list[tuple[Tensor, Tensor]] = []
         self._accumulated: dict[int, Tensor] = {}
         self._told: float | None = None
-        self._is_sharded = False
+        self._is_sharded: Callable[[], bool] = lambda: False
 
-    def arm(self, is_sharded: bool = False) -> None:
+    def arm(self, is_sharded: Callable[[], bool] = lambda: False) -> None:
         """Measures every step from now on.
 
         Args:
-            is_sharded: whether every process holds another share of the parameters, as under FSDP1; FSDP2's parameters
-                say so themselves.
+            is_sharded: called at a step: whether every process holds another share of the parameters, as under FSDP1;
+                FSDP2's parameters say so themselves.
         """
         self._is_sharded = is_sharded
         if self._hooks:
@@ -103,7 +103,7 @@ class UpdateMeter:
         ]
         if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
             leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf]
-            self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]
+            self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]  # type: ignore[no-untyped-call]
         _armed.add(self)
 
     def disarm(self) -> None:
@@ -124,6 +124,10 @@ class UpdateMeter:
         back, so that they can be large ones.
         """
         return any(p.dtype in (torch.float16, torch.bfloat16) for p in self._parameters())
+
+    def has_gradients(self) -> bool:
+        """Whether any parameter has a gradient."""
+        return bool(self._with_gradients())
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -153,7 +157,7 @@ class UpdateMeter:
             if now.dtype in _HALF:
                 now.copy_(w)
         clipping = self._clipping(math.sqrt(float(sums[2])))
-        if self._is_sharded or any(map(_is_dtensor, self._parameters())):
+        if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
             sums = collective.gather_sum(sums)
         down, w2, g2, d2, seen_d2 = sums.tolist()
         self._accumulated, self._told = {}, None
@@ -190,7 +194,7 @@ class UpdateMeter:
         if _is_dtensor(parameter):
             places = enumerate(parameter.placements)
             return math.prod(parameter.device_mesh.size(i) for i, place in places if place.is_replicate())
-        if self._is_sharded or not any(map(_is_dtensor, self._parameters())):
+        if self._is_sharded() or not any(map(_is_dtensor, self._parameters())):
             return 1
         return collective.num_processes()  # one that FSDP2 leaves whole
 

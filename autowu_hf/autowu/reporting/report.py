@@ -9,14 +9,19 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .verdict import MinimumTestRecord
+from ..verdict import MinimumTestRecord
 
 
-def log_values(phase: str, tests: Sequence[MinimumTestRecord], peak_lr: float | None) -> dict[str, float]:
+def log_values(
+    phase: str, tests: Sequence[MinimumTestRecord], peak_lr: float | None, scale: float | None
+) -> dict[str, float]:
     """What the training logs get beside the loss: ``autowu/phase``, 0 in the warm-up and 1 in the decay;
-    ``autowu/p_min``, the median over the last test's subsets; ``autowu/peak_lr``, from the switch on.
+    ``autowu/scale``, once it is known; ``autowu/p_min``, the median over the last test's subsets; ``autowu/peak_lr``,
+    from the switch on.
     """
     values = {"autowu/phase": float(phase == "decay")}
+    if scale is not None:
+        values["autowu/scale"] = scale
     if tests:
         values["autowu/p_min"] = statistics.median(tests[-1].p_min)
     if peak_lr is not None:
@@ -35,9 +40,14 @@ def describe(report: dict[str, Any]) -> str:
         decay over 654 steps".
     """
     step, minimum = report["switch_step"], report["minimum_step"]
-    found = f"minimum at step {minimum} of {step}"
-    if report["ended_by"] != "minimum":
+    if report["ended_by"] == "scale":
+        found = f"nothing more to look for at step {step}"
+    elif report["ended_by"] == "minimum":
+        found = f"minimum at step {minimum} of {step}"
+    else:
         found = f"{_ending(report)} at step {step}, minimum at step {minimum}"
+    if _scale(report) is not None:
+        found = f"{_scale(report)}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = report["num_training_steps"] - step
     return f"{found}; peak LR {_lr(report['peak_lr'])}{restored}, {_decay(report)} decay over {steps} steps"
@@ -48,8 +58,11 @@ def headline(report: dict[str, Any]) -> str:
     step = report["switch_step"]
     if step is None:
         return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
-    found = f"minimum at {report['minimum_step']}, seen at step {step}"
-    if report["ended_by"] != "minimum":
+    if report["ended_by"] == "scale":
+        found = str(_scale(report))
+    elif report["ended_by"] == "minimum":
+        found = f"minimum at {report['minimum_step']}, seen at step {step}"
+    else:
         found = f"{_ending(report)} at step {step}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
     return f"AutoWU: {found}{back}; peak LR {_lr(report['peak_lr'])}, then {_decay(report)}"
@@ -60,8 +73,21 @@ def _ending(report: dict[str, Any]) -> str:
     return names[report["ended_by"]]
 
 
+def _scale(report: dict[str, Any]) -> str | None:
+    """Where the scale comes from, and how the warm-up went on; None without one."""
+    approach = report.get("approach")
+    if approach is None or approach["scale"] is None:
+        return None
+    scale = approach["scale"]
+    words = {2: "two", 3: "three"}
+    found = f"scale {_lr(scale['lr'])} from the first {words.get(scale['num_steps'], scale['num_steps'])} gradients"
+    went_on = {"fell": "the losses soon fell to half", "stuck": "the losses did not move"}
+    return f"{found}, {went_on[approach['sweep']]}" if approach["sweep"] in went_on else found
+
+
 def _decay(report: dict[str, Any]) -> str:
-    return str(report["settings"]["decay_type"]).replace("_", " ")
+    decay_type = report["curve"]["decay_type"] if "curve" in report else report["settings"]["decay_type"]
+    return str(decay_type).replace("_", " ")
 
 
 def _lr(lr: float) -> str:

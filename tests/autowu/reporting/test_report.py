@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from autowu_hf.autowu.report import describe, headline, read_report, write_report
+from autowu_hf.autowu.reporting.report import describe, headline, read_report, write_report
 
 
 def test_round_trip_with_non_finite_losses(tmp_path):

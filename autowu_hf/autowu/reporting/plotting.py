@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..loss_curve.divergence import ceiling
-from ..loss_curve.gp import GRID, Array, FastGP, GPParameters
-from ..loss_curve.spikes import usable
-from ..shapes import LRCurve
+from ...loss_curve.divergence import ceiling
+from ...loss_curve.gp import GRID, Array, FastGP, GPParameters
+from ...loss_curve.spikes import usable
+from ...shapes import LRCurve
+from ..approach import ramp
 from .report import headline, read_report, write_report
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def plot_autowu(
     _draw_tests(test_axes, report)
     if report["switch_step"] is not None:
         for axes in (lr_axes, loss_axes, test_axes):
-            axes.axvline(report["minimum_step"], color=_RED, linestyle="--", linewidth=1.2, label="minimum t*")
+            if report["minimum_step"] is not None:
+                axes.axvline(report["minimum_step"], color=_RED, linestyle="--", linewidth=1.2, label="minimum t*")
             axes.axvline(report["switch_step"], color="black", linestyle=":", linewidth=1.4, label="switch")
             if report["rewound_to"] is not None:
                 axes.axvline(
@@ -112,22 +114,53 @@ def write_files(report: dict[str, Any], folder: str, file: bool, picture: bool) 
 
 
 def _draw_lr(axes: Axes, report: dict[str, Any]) -> None:
-    settings = report["settings"]
-    names = ("min_lr", "max_lr", "growth", "decay_type", "decay_fraction")
-    curve = LRCurve(report["num_training_steps"], report["growth_steps"], **{name: settings[name] for name in names})
+    curve = _curve(report)
     switch, peak = report["switch_step"], report["peak_lr"]
     end = report["warmup_cap"] if switch is None else switch
     # The step at which the warm-up ends runs at the peak LR already, so the curve jumps there.
     warmup = np.unique(np.linspace(0, end - 1, min(end, 2000)).astype(int))
-    axes.plot(warmup, [curve.warmup(int(t)) for t in warmup], color=_BLUE, linestyle="-" if switch else "--")
+    lrs = [_warmup_lr(report, curve, int(t)) for t in warmup]
+    axes.plot(warmup, lrs, color=_BLUE, linestyle="-" if switch else "--")
+    approach = report.get("approach")
+    if approach is not None and approach["scale"] is not None:
+        lr = approach["scale"]["lr"]
+        axes.axhline(lr, color=_GREY, linestyle=":", linewidth=1.0)
+        axes.annotate(
+            f"scale {lr:.2g}",
+            (1.0, lr),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            fontsize=8,
+            textcoords="offset points",
+            ha="right",
+            color=_GREY,
+        )
     if switch is not None:
         decay = np.unique(np.linspace(switch, curve.num_training_steps - 1, 2000).astype(int))
         values = [curve.decay(int(t), switch, peak) for t in decay]
         axes.plot(decay, values, color=_BLUE)
         axes.annotate(f"{peak:.2g}", (switch, peak), xytext=(6, 4), textcoords="offset points", color=_BLUE, fontsize=9)
-        axes.set_ylim(settings["min_lr"] / 1.5, max(peak, curve.warmup(end)) * 2.5)
+        axes.set_ylim(min(lrs) / 1.5, max(peak, *lrs) * 4.0)
     axes.set_yscale("log")
     axes.set_ylabel("learning rate")
+
+
+def _curve(report: dict[str, Any]) -> LRCurve:
+    """The LRs of the report's run; a report of an earlier release has them in its settings."""
+    if "curve" in report:
+        return LRCurve(**report["curve"])
+    names = ("min_lr", "max_lr", "growth", "decay_type", "decay_fraction")
+    options = {name: report["settings"][name] for name in names}
+    return LRCurve(report["num_training_steps"], report["growth_steps"], **options)
+
+
+def _warmup_lr(report: dict[str, Any], curve: LRCurve, step: int) -> float:
+    approach, start = report.get("approach"), report.get("sweep_start", 0)
+    if approach is None or approach["scale"] is None or (approach["sweep"] is not None and step >= start):
+        return curve.warmup(step - start)
+    if step < approach["first"]:
+        return float(approach["first_lr"])
+    return ramp(step, approach["first"], approach["ramp_end"], approach["scale"]["peak_lr"])
 
 
 def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:

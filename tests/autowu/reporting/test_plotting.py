@@ -10,7 +10,7 @@ import torch
 from tiny import get_schedule
 
 from autowu_hf import plot_autowu
-from autowu_hf.autowu.report import write_report
+from autowu_hf.autowu.reporting.report import write_report
 
 
 def run(losses, steps: int, total: int = 200, **options):

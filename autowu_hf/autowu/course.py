@@ -1,0 +1,126 @@
+"""The course of the warm-up: which LRs it goes through, and in how many steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ..runtime.loss_history import LossHistory
+from ..shapes import LRCurve
+from .approach import Approach
+from .settings import AutoWUSettings
+
+
+class Course:
+    """The LRs of the warm-up: an approach and perhaps a sweep around the scale, or one sweep over a given range.
+
+    Args:
+        settings: the options.
+        optimizer: with accelerate's wraps or without.
+        ratios: of every parameter group, its LR per unit of the common LR.
+        history: that of the run.
+
+    Attributes:
+        approach: None where the range of the LRs was given.
+        sweep_start: the scheduler steps done when the sweep began. Tests, snapshots and the curve count from there.
+        curve: the LRs of the sweep, and of the decay.
+        cap: the longest sweep, in scheduler steps; during the approach, its longest length.
+        losses_before: the losses of the approach, one per optimizer step, once a sweep around the scale has begun.
+    """
+
+    curve: LRCurve
+    cap: int
+
+    def __init__(
+        self, settings: AutoWUSettings, optimizer: Optimizer, ratios: list[float], history: LossHistory
+    ) -> None:
+        self._settings = settings
+        self._history = history
+        self._ticks = 1
+        self.sweep_start = 0
+        self.losses_before: list[float] = []
+        self.approach = Approach(optimizer, ratios, history.models) if settings.uses_scale else None
+
+    @property
+    def is_approach(self) -> bool:
+        """Whether the approach is not over."""
+        return self.approach is not None and not self.approach.is_over
+
+    def plan(self, num_training_steps: int, num_warmup_steps: int, ticks: int, growth_steps: int | None) -> None:
+        """Sets curve and cap.
+
+        Args:
+            num_training_steps: T, in scheduler steps.
+            num_warmup_steps: the longest warm-up that was asked for, in scheduler steps; 0 for that of the settings.
+            ticks: scheduler steps per optimizer step.
+            growth_steps: those of the curve in force, where a sweep over a given range is under way.
+        """
+        settings, approach = self._settings, self.approach
+        self._ticks = ticks
+        # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
+        cap = num_warmup_steps or settings.longest_warmup(num_training_steps / ticks) * ticks
+        cap = min(cap, num_training_steps - 1)
+        if approach is not None:
+            is_limited = num_warmup_steps or settings.max_warmup_fraction is not None
+            approach.plan(num_training_steps // ticks, cap // ticks if is_limited else None)
+            if approach.scale is not None:
+                self._plan_around_scale(approach, num_training_steps)
+                return
+        growth_steps = growth_steps or cap
+        self.cap = min(cap, growth_steps)
+        self.curve = settings.curve(num_training_steps, growth_steps)
+
+    def _plan_around_scale(self, approach: Approach, num_training_steps: int) -> None:
+        assert approach.scale is not None
+        low, high, steps = approach.lr(0), approach.scale.peak_lr, approach.end
+        if approach.sweep is not None:
+            low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
+        growth_steps = steps * self._ticks
+        self.cap = min(growth_steps, num_training_steps - 1 - self.sweep_start)
+        self.curve = self._settings.curve_by_scale(num_training_steps, growth_steps, low, high)
+
+    def lr(self, step: int) -> float:
+        """The LR of the warm-up after ``step`` scheduler steps, in optimizer units, for a group of ratio 1."""
+        if self.approach is not None and not self.approach.is_over:
+            return self.approach.lr(step // self._ticks)
+        return self.curve.warmup(step - self.sweep_start)
+
+    def begin_sweep(self, step: int) -> None:
+        """The sweep around the scale begins after ``step`` scheduler steps; to be followed by ``plan``."""
+        self.losses_before = self._history.gathered.tolist()
+        self._history.reset()
+        self.sweep_start = step
+
+    @property
+    def base_lr(self) -> float | None:
+        """The scale's peak LR, where the sweep goes on from it; None where there is no such sweep."""
+        if self.approach is None or self.approach.sweep is None or self.approach.scale is None:
+            return None
+        return self.approach.scale.peak_lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, names and lists only."""
+        return {
+            "approach": None if self.approach is None else self.approach.state_dict(),
+            "sweep_start": self.sweep_start,
+            "losses_before": [*self.losses_before],
+        }
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restores what ``state_dict`` returned; None is the course of a release that knew no scale."""
+        if self.approach is not None and (state is None or state["approach"] is None):
+            self.approach.search.give_up("the run began without one")
+            self.approach = None
+        if state is not None:
+            self.sweep_start, self.losses_before = state["sweep_start"], [*state["losses_before"]]
+            if self.approach is not None:
+                self.approach.load_state_dict(state["approach"])
+
+    def report(self) -> dict[str, Any]:
+        """What the picture needs, and the scale."""
+        return {
+            "sweep_start": self.sweep_start,
+            "curve": {name: getattr(self.curve, name) for name in self.curve.__dataclass_fields__},
+            "approach": None if self.approach is None else self.approach.report(),
+        }
