@@ -180,13 +180,14 @@ class Approach:
                 return "stuck"
         return None
 
-    def say_obstacle(self, lr_range: tuple[float, float]) -> None:
+    def say_obstacle(self, min_lr: float, max_lr: float) -> None:
         """Says on the main process why there is no scale, and what is done instead."""
         if collective.is_main_process():
             logger.info(
                 "AutoWU cannot tell the scale of the learning rate: %s; it looks from %g to %g instead",
                 self.search.obstacle,
-                *lr_range,
+                min_lr,
+                max_lr,
             )
 
     def state_dict(self) -> dict[str, Any]:

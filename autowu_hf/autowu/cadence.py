@@ -100,7 +100,7 @@ class Cadence:
         room = max((cap - 1) // interval - (fewest_losses * self.ticks_per_step - 1) // interval, 0)
         if room >= patience:
             return None
-        instead = f"it will end at max_lr = {self.settings.lr_range[1]:g}, whatever the losses say"
+        instead = f"it will end at max_lr = {self.settings.max_lr:g}, whatever the losses say"
         if self.settings.guard:
             instead = "one look at its end decides on the learning rate"
         return (

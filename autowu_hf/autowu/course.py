@@ -40,7 +40,7 @@ class Course:
         self._ticks = 1
         self.sweep_start = 0
         self.losses_before: list[float] = []
-        self.approach = Approach(optimizer, ratios, history.models) if settings.uses_scale else None
+        self.approach = Approach(optimizer, ratios, history.models) if settings.scale else None
 
     @property
     def is_approach(self) -> bool:
@@ -62,8 +62,7 @@ class Course:
         cap = num_warmup_steps or settings.longest_warmup(num_training_steps / ticks) * ticks
         cap = min(cap, num_training_steps - 1)
         if approach is not None:
-            is_limited = num_warmup_steps or settings.max_warmup_fraction is not None
-            approach.plan(num_training_steps // ticks, cap // ticks if is_limited else None)
+            approach.plan(num_training_steps // ticks, cap // ticks if num_warmup_steps else None)
             if approach.scale is not None:
                 self._plan_around_scale(approach, num_training_steps)
                 return

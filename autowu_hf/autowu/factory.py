@@ -33,6 +33,7 @@ def get_autowu_schedule(
     rewind_dir: str | None = None,
     rewind_memory: float | None = None,
     guard: bool | None = None,
+    scale: bool | None = None,
     seed: int | None = None,
     model: nn.Module | None = None,
 ) -> AutoWUScheduler:
@@ -51,8 +52,8 @@ def get_autowu_schedule(
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
         preset: None for this package's defaults; "paper" for the authors' recipe: ``max_warmup_fraction=0.5``,
             ``growth="exponential"``, ``decay_type="cosine"``, ``test_every="epoch"``, ``gp_engine="gpytorch"``,
-            ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``. Options given beside it
-            win.
+            ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``; "scale" for
+            ``scale=True`` and ``decay_type="constant_then_cosine"``. Options given beside it win.
         min_lr: eta_min, the LR that the warm-up starts from, in optimizer units, 1e-5 (2.1.1).
         max_lr: eta_max, the LR that the warm-up would reach at its cap, 1.0; SGD may need more (2.1.1).
         max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1), 0.25; the paper has 0.5
@@ -80,6 +81,9 @@ def get_autowu_schedule(
         rewind_memory: the share of the free host memory, in (0, 1), that the snapshots may take, 0.5.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
             nothing there either, the peak is at most 3 % of the LR at the cap.
+        scale: True lays the LRs around the scale that loss, gradients and weights of the first two optimizer steps give
+            (``autowu.scale``) instead of growing from ``min_lr`` to ``max_lr``: 5 % of the steps grow the LR to that
+            scale, and it grows on only where the losses have soon fallen to half or have not moved. False by default.
         seed: of the random subsets, 0.
         model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 
@@ -117,6 +121,7 @@ def get_autowu_schedule(
         "rewind_dir": rewind_dir,
         "rewind_memory": rewind_memory,
         "guard": guard,
+        "scale": scale,
         "seed": seed,
     }
     return AutoWUScheduler(

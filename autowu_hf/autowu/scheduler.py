@@ -182,7 +182,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         if not approach.is_over:
             return
         if approach.scale is None:
-            approach.say_obstacle(self.settings.lr_range)
+            approach.say_obstacle(self.settings.min_lr, self.settings.max_lr)
             self._warm_up.say_shortage(self._course.cap)
             self._end_or_keep(step, self._warm_up.test_if_due(step, self._course.cap))
         elif approach.sweep is not None:

@@ -16,9 +16,8 @@ _ENOUGH = 10
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "scale": {"scale": True, "decay_type": "constant_then_cosine"},
     "paper": {
-        "min_lr": 1e-5,
-        "max_lr": 1.0,
         "max_warmup_fraction": 0.5,
         "growth": "exponential",
         "decay_type": "cosine",
@@ -30,7 +29,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "guard": False,
     },
 }
-"""Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe."""
+"""Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe; "scale" lays
+the LRs around the scale of the first gradients.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class AutoWUSettings:
         ValueError: an option is outside its limits, or a name is unknown.
     """
 
-    min_lr: float | None = None
-    max_lr: float | None = None
-    max_warmup_fraction: float | None = None
+    min_lr: float = 1e-5
+    max_lr: float = 1.0
+    max_warmup_fraction: float = 0.25
     growth: str = "quick_start"
-    decay_type: str | None = None
+    decay_type: str = "rex"
     decay_fraction: float = 0.2
     test_every: str | int = "auto"
     confidence: float = 0.95
@@ -58,20 +59,18 @@ class AutoWUSettings:
     rewind_dir: str | None = None
     rewind_memory: float = 0.5
     guard: bool = True
+    scale: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        min_lr, max_lr = self.lr_range
-        for name, lr in (("min_lr", min_lr), ("max_lr", max_lr)):
-            check_number(name, lr)
-        if not 0.0 < min_lr < max_lr or not math.isfinite(max_lr):
+        for name in ("min_lr", "max_lr"):
+            check_number(name, getattr(self, name))
+        if not 0.0 < self.min_lr < self.max_lr or not math.isfinite(self.max_lr):
             raise ValueError(
-                f"min_lr must be positive and less than max_lr, got min_lr={min_lr} and max_lr={max_lr}; "
+                f"min_lr must be positive and less than max_lr, got min_lr={self.min_lr} and max_lr={self.max_lr}; "
                 "the warm-up grows the learning rate from min_lr towards max_lr"
             )
         for name in ("max_warmup_fraction", "decay_fraction", "confidence", "rewind_memory"):
-            if getattr(self, name) is None:
-                continue
             check_number(name, getattr(self, name))
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
@@ -79,12 +78,16 @@ class AutoWUSettings:
             check_count(name, getattr(self, name), minimum=1)
         check_count("seed", self.seed, minimum=0)
         check_name("growth", self.growth, tuple(GROWTHS))
-        if self.decay_type is not None:
-            check_name("decay_type", self.decay_type, DECAY_TYPES)
+        check_name("decay_type", self.decay_type, DECAY_TYPES)
         check_name("gp_engine", self.gp_engine, GP_ENGINES)
-        for name in ("standardize", "guard"):
+        for name in ("standardize", "guard", "scale"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.scale and (self.min_lr, self.max_lr) != (type(self).min_lr, type(self).max_lr):
+            raise ValueError(
+                f"scale=True finds the range of the learning rates by itself, got min_lr={self.min_lr} and "
+                f"max_lr={self.max_lr} beside it; leave them out, or scale=False"
+            )
         self._check_rewind()
         if isinstance(self.test_every, str):
             if self.test_every not in ("auto", "epoch"):
@@ -107,16 +110,6 @@ class AutoWUSettings:
                 'peak_rule="cliff" lets the loss rise before it goes back, so it needs rewind; leave rewind on, or use '
                 'peak_rule="minimum"'
             )
-
-    @property
-    def uses_scale(self) -> bool:
-        """Whether the LRs of the warm-up are laid around the scale: where no range was given."""
-        return self.min_lr is None and self.max_lr is None
-
-    @property
-    def lr_range(self) -> tuple[float, float]:
-        """eta_min and eta_max of a warm-up without a scale."""
-        return 1e-5 if self.min_lr is None else self.min_lr, 1.0 if self.max_lr is None else self.max_lr
 
     @property
     def rule(self) -> str:
@@ -154,31 +147,17 @@ class AutoWUSettings:
 
         It is ``max_warmup_fraction`` of them; in short runs the ten that a test needs, or half of them.
         """
-        fraction = 0.25 if self.max_warmup_fraction is None else self.max_warmup_fraction
-        return max(int(fraction * steps), min(_ENOUGH, int(steps / 2)), 1)
+        return max(int(self.max_warmup_fraction * steps), min(_ENOUGH, int(steps / 2)), 1)
 
     def curve(self, num_training_steps: int, growth_steps: int) -> LRCurve:
-        """The LRs of a run over ``lr_range``; the lengths are in scheduler steps, see ``LRCurve``."""
-        return LRCurve(
-            num_training_steps,
-            growth_steps,
-            *self.lr_range,
-            growth=self.growth,
-            decay_type=self.decay_type or "rex",
-            decay_fraction=self.decay_fraction,
-        )
+        """The LRs of a run; the lengths are in scheduler steps, see ``LRCurve``."""
+        names = [field.name for field in dataclasses.fields(LRCurve)][2:]
+        return LRCurve(num_training_steps, growth_steps, **{name: getattr(self, name) for name in names})
 
     def curve_by_scale(self, num_training_steps: int, growth_steps: int, min_lr: float, max_lr: float) -> LRCurve:
-        """The same over another range: exponential growth, and a constant LR before its cosine."""
-        return LRCurve(
-            num_training_steps,
-            growth_steps,
-            min_lr,
-            max_lr,
-            growth="exponential",
-            decay_type=self.decay_type or "constant_then_cosine",
-            decay_fraction=self.decay_fraction,
-        )
+        """The same over another range, with exponential growth."""
+        curve = self.curve(num_training_steps, growth_steps)
+        return dataclasses.replace(curve, min_lr=min_lr, max_lr=max_lr, growth="exponential")
 
     def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:
         """The steps between two minimum tests.
