@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from ..rewind import snapshot
 from ..runtime import collective
-from ..runtime.param_groups import innermost, weights_out_of_reach
+from ..runtime.param_groups import innermost
 from .scale import Scale, ScaleSearch
 
 logger = logging.getLogger(__name__)
@@ -91,9 +91,6 @@ class Approach:
         self._first = 0
         self.plan(2, None)
         self.search.start(functools.partial(_is_sharded, optimizer, models))
-        obstacle = weights_out_of_reach(optimizer)
-        if obstacle is not None:
-            self.search.give_up(obstacle.reason)
 
     def plan(self, num_steps: int, longest: int | None) -> None:
         """Fits the approach to a run.
@@ -105,6 +102,16 @@ class Approach:
         self._num_steps = num_steps
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
         self._window = max(3, min(10, num_steps // 40))
+
+    def give_up(self, obstacle: str) -> None:
+        """Measures no more; a scale that is known stays.
+
+        Args:
+            obstacle: why, as a part of a sentence.
+        """
+        if self.scale is None:
+            self.search.give_up(obstacle)
+            self.is_over = True
 
     @property
     def scale(self) -> Scale | None:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from ..runtime.loss_history import LossHistory
 from ..shapes import LRCurve
 from .approach import Approach
+from .scale import Scale
 from .settings import AutoWUSettings
 
 
@@ -85,18 +86,54 @@ class Course:
             return self.approach.lr(step // self._ticks)
         return self.curve.warmup(step - self.sweep_start)
 
-    def begin_sweep(self, step: int) -> None:
-        """The sweep around the scale begins after ``step`` scheduler steps; to be followed by ``plan``."""
-        self.losses_before = self._history.gathered.tolist()
-        self._history.reset()
-        self.sweep_start = step
+    def come_closer(self, step: int, held: bool) -> bool:
+        """One more optimizer step of the approach; a collective where it needs the losses, which all must join.
+
+        Args:
+            step: scheduler steps done.
+            held: whether processes may be at different steps, so that there must be no collective.
+
+        Returns:
+            Whether the course has changed, so that it has to be planned anew.
+        """
+        approach, done = self.approach, step // self._ticks
+        assert approach is not None
+        if held and approach.scale is None:
+            approach.give_up("the processes may be at different steps")
+        elif held or not approach.wants_losses(done):
+            return False
+        else:
+            self._history.flush()
+            had_scale = approach.scale is not None
+            approach.advance(done, self._history.gathered)
+            if had_scale and not approach.is_over:
+                return False
+        if approach.sweep is not None:
+            self.losses_before = self._history.gathered.tolist()
+            self._history.reset()
+            self.sweep_start = step
+        if approach.is_over and approach.scale is None:
+            approach.say_obstacle(self._settings.min_lr, self._settings.max_lr)
+        return True
+
+    @property
+    def scale(self) -> Scale | None:
+        """The scale, once it is known."""
+        return None if self.approach is None else self.approach.scale
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the approach is over, and the scale's peak LR is the peak."""
+        return (
+            self.scale is not None and self.approach is not None and self.approach.is_over and not self.approach.sweep
+        )
 
     @property
     def base_lr(self) -> float | None:
-        """The scale's peak LR, where the sweep goes on from it; None where there is no such sweep."""
-        if self.approach is None or self.approach.sweep is None or self.approach.scale is None:
+        """The scale's peak LR, where a sweep goes on from it; None where there is no such sweep."""
+        if self.approach is None or self.approach.sweep is None or self.scale is None:
             return None
-        return self.approach.scale.peak_lr
+        return self.scale.peak_lr
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
@@ -109,7 +146,7 @@ class Course:
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Restores what ``state_dict`` returned; None is the course of a release that knew no scale."""
         if self.approach is not None and (state is None or state["approach"] is None):
-            self.approach.search.give_up("the run began without one")
+            self.approach.give_up("the run began without one")
             self.approach = None
         if state is not None:
             self.sweep_start, self.losses_before = state["sweep_start"], [*state["losses_before"]]
@@ -119,6 +156,7 @@ class Course:
     def report(self) -> dict[str, Any]:
         """What the picture needs, and the scale."""
         return {
+            "growth_steps": self.curve.growth_steps,
             "sweep_start": self.sweep_start,
             "curve": {name: getattr(self.curve, name) for name in self.curve.__dataclass_fields__},
             "approach": None if self.approach is None else self.approach.report(),

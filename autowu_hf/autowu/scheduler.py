@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -15,14 +13,12 @@ from ..runtime import collective
 from ..runtime.checks import check_steps
 from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import weights_out_of_reach
-from ..runtime.scheduler import AdaptiveScheduler
-from ..shapes import LRCurve
 from .course import Course
 from .peak_rule import PeakRule
-from .reporting.plotting import write_files
-from .reporting.report import describe, log_values
+from .reporting.report import describe
+from .reporting.reported import DECISION, Reported
 from .settings import AutoWUSettings
-from .verdict import Ending, MinimumTestRecord
+from .verdict import Ending
 from .warm_up import WarmUp
 from .way_back import WayBack, require_finite_parameters
 
@@ -31,7 +27,7 @@ logger = logging.getLogger(__name__)
 _CHECK_AFTER = 5
 
 
-class AutoWUScheduler(AdaptiveScheduler):
+class AutoWUScheduler(Reported):
     """Grows the LR from a tiny value until the losses give way, then decays from the LR that the peak rule finds.
 
     Use ``get_autowu_schedule`` to build one from options. With several processes all run the same schedule: at a
@@ -75,11 +71,8 @@ class AutoWUScheduler(AdaptiveScheduler):
         super().__init__(optimizer, num_training_steps, num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
         self.settings = s = AutoWUSettings() if settings is None else settings
-        self.switch_step: int | None = None
-        self.minimum_step: int | None = None
-        self.peak_lr: float | None = None
-        self.ended_by: str | None = None
-        self.rewound_to: int | None = None
+        self.switch_step = self.minimum_step = self.rewound_to = None
+        self.peak_lr = self.ended_by = None
         self._check_at: int | None = None
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = history = LossHistory(optimizer, model=model)
@@ -107,47 +100,6 @@ class AutoWUScheduler(AdaptiveScheduler):
         self._plan()
         return "starts a new warm-up"
 
-    @property
-    def phase(self) -> str:
-        """The state: "warmup" until the switch, then "decay"."""
-        return "warmup" if self.switch_step is None else "decay"
-
-    @property
-    def curve(self) -> LRCurve:
-        """The LRs of the warm-up's sweep and of the decay."""
-        return self._course.curve
-
-    @property
-    def warmup_cap(self) -> int:
-        """The scheduler steps of the longest warm-up, as far as it is known."""
-        return self._course.sweep_start + self._course.cap
-
-    @property
-    def takes_losses(self) -> bool:
-        """Whether the losses of the steps to come are needed."""
-        return self.switch_step is None
-
-    @property
-    def peak_rule(self) -> str:
-        """The rule that ends the warm-up: "minimum" or "cliff", which needs rewind to be on."""
-        return self._rule.name
-
-    @property
-    def losses(self) -> list[float]:
-        """The losses of the warm-up gathered so far, one per optimizer step, in the loss's unit."""
-        if collective.num_processes() == 1:
-            self.flush()
-        return [*self._course.losses_before, *map(float, self._warm_up.history.gathered)]
-
-    @property
-    def tests(self) -> list[MinimumTestRecord]:
-        return self._warm_up.minimum_test.records
-
-    @property
-    def steps_per_epoch(self) -> int | None:
-        """Scheduler steps in an epoch; None when unknown."""
-        return self._cadence.steps_per_epoch
-
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
             course = self._course
@@ -166,29 +118,18 @@ class AutoWUScheduler(AdaptiveScheduler):
             self._require_finite_parameters(step)
 
     def _come_closer(self, step: int) -> None:
-        """One more step of the approach; where it is over, what follows."""
-        approach, done = self._course.approach, step // self.ticks_per_step
-        assert approach is not None
-        if self._cadence.held or not self._cadence.is_between_steps or not approach.wants_losses(done):
+        """One more step of the approach to the scale; where it is over, what follows."""
+        course, cadence = self._course, self._cadence
+        if not cadence.is_between_steps or not course.come_closer(step, cadence.held):
             return
-        history = self._warm_up.history
-        history.flush()
-        had_scale = approach.scale is not None
-        approach.advance(done, history.gathered)
-        if approach.sweep is not None:
-            self._course.begin_sweep(step)
-        if approach.is_over or not had_scale:
-            self._plan(done=step)
-        if not approach.is_over:
-            return
-        if approach.scale is None:
-            approach.say_obstacle(self.settings.min_lr, self.settings.max_lr)
-            self._warm_up.say_shortage(self._course.cap)
-            self._end_or_keep(step, self._warm_up.test_if_due(step, self._course.cap))
-        elif approach.sweep is not None:
-            self._way_back.keep(0)
-        else:
-            self._decay_from(step, "scale", approach.scale.peak_lr)
+        self._plan(done=step)
+        if course.is_done and course.scale is not None:
+            self._decay_from(step, "scale", course.scale.peak_lr)
+        elif not course.is_approach:
+            if course.scale is None:
+                self._warm_up.say_shortage(course.cap)
+            step -= course.sweep_start
+            self._end_or_keep(step, self._warm_up.test_if_due(step, course.cap))
 
     def _schedule(self, step: int) -> float:
         if self.peak_lr is None or self.switch_step is None:
@@ -200,14 +141,14 @@ class AutoWUScheduler(AdaptiveScheduler):
         if obstacle is not None:
             self.rewind.refuse(obstacle)
             if self._course.approach is not None:
-                self._course.approach.search.give_up(obstacle.reason)
+                self._course.approach.give_up(obstacle.reason)
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
         """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""
         check_steps(self.num_training_steps, 0, steps)
-        self._cadence.tell_epoch(steps, self.last_epoch, self.warmup_cap)
+        self._cadence.tell_epoch(steps, self.last_epoch - self._course.sweep_start, self._course.cap)
         if self.last_epoch == 0 and not self._course.is_approach:
-            self._warm_up.say_shortage(self.warmup_cap)
+            self._warm_up.say_shortage(self._course.cap)
 
     def hold_tests(self, held: bool) -> None:
         """Holds minimum tests back, because other processes may be ahead or behind; see ``catch_up``."""
@@ -221,12 +162,14 @@ class AutoWUScheduler(AdaptiveScheduler):
         step, switch_step = self._warm_up.catch_up(self.last_epoch, self.switch_step)
         self._step_count += step - self.last_epoch
         self.last_epoch = step
+        course = self._course
+        start = course.sweep_start
         if self._way_back.is_owed:
-            self.rewound_to = self._way_back.make_up()
+            self.rewound_to = self._since_start(self._way_back.make_up())
         elif self.switch_step is None and switch_step is not None:  # at the cap, where no test decides
-            self._switch(switch_step, Ending("cap", switch_step, switch_step))
-        elif self.switch_step is None:
-            self._end_or_keep(step, self._warm_up.test_if_due(step, self.warmup_cap))
+            self._switch(switch_step - start, Ending("cap", switch_step - start, switch_step - start))
+        elif self.switch_step is None and not course.is_approach:
+            self._end_or_keep(step - start, self._warm_up.test_if_due(step - start, course.cap))
         self._set_lrs()
 
     def _end_or_keep(self, step: int, ending: Ending | None) -> None:
@@ -237,18 +180,20 @@ class AutoWUScheduler(AdaptiveScheduler):
 
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
-        start = self._course.sweep_start
         peak_lr = self._rule.peak_lr(ending, step, self.curve, self.ticks_per_step, self.settings.guard)
-        rewound_to = self._way_back.go_back(peak_lr, ending.minimum_step)
-        self.rewound_to = None if rewound_to is None else start + rewound_to
-        self.minimum_step = start + ending.minimum_step
-        step += start
+        self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
+        self.minimum_step = self._since_start(ending.minimum_step)
+        step += self._course.sweep_start
         self._decay_from(step, ending.reason, peak_lr)
         if ending.reason == "divergence":
             if self.rewound_to is None:
                 self._require_finite_parameters(step)
             # What broke the run may break it again, whatever the LR.
             self._check_at = step + _CHECK_AFTER * self.ticks_per_step
+
+    def _since_start(self, step: int | None) -> int | None:
+        """A step of the sweep, counted from the start of the run."""
+        return None if step is None else self._course.sweep_start + step
 
     def _decay_from(self, step: int, reason: str, peak_lr: float) -> None:
         self._warm_up.history.close()
@@ -264,7 +209,7 @@ class AutoWUScheduler(AdaptiveScheduler):
         return {
             "growth_steps": self.curve.growth_steps,
             **self._warm_up.state_dict(),
-            **{name: getattr(self, name) for name in _DECISION},
+            **{name: getattr(self, name) for name in DECISION},
             "check_at": self._check_at,
             "course": self._course.state_dict(),
             "rewind": self.rewind.state_dict(),
@@ -274,40 +219,10 @@ class AutoWUScheduler(AdaptiveScheduler):
         """A run resumed with another ``num_training_steps`` keeps the growth of its warm-up and its switch, and ends at
         the new total.
         """
-        for name in _DECISION:
+        for name in DECISION:
             setattr(self, name, state[name])
         self._check_at = state["check_at"]
         self._course.load_state_dict(state.get("course"))
         self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None)
         self._plan(growth_steps=state["growth_steps"])
-
-    def log_values(self) -> dict[str, float]:
-        """See ``report.log_values``."""
-        approach = self._course.approach
-        scale = None if approach is None else approach.scale
-        return log_values(self.phase, self.tests, self.peak_lr, None if scale is None else scale.lr)
-
-    def report(self) -> dict[str, Any]:
-        """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
-        return {
-            "settings": dataclasses.asdict(self.settings),
-            "num_training_steps": self.num_training_steps,
-            "growth_steps": self.curve.growth_steps,
-            "warmup_cap": self.warmup_cap,
-            **self._course.report(),
-            "step": self.last_epoch,
-            "phase": self.phase,
-            **{name: getattr(self, name) for name in _DECISION},
-            "peak_rule": self.peak_rule,
-            "losses": self.losses,
-            "tests": [dataclasses.asdict(record) for record in self.tests],
-        }
-
-    def write_report(self, folder: str, logged_losses: Sequence[Sequence[float]], file: bool, picture: bool) -> None:
-        """Writes ``autowu.json`` and ``autowu.png``; see ``AdaptiveScheduler.write_report``."""
-        write_files({**self.report(), "logged_losses": [[*pair] for pair in logged_losses]}, folder, file, picture)
-
-
-_DECISION = ("switch_step", "minimum_step", "peak_lr", "ended_by", "rewound_to")
-"""What the switch decided."""

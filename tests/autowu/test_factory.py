@@ -40,6 +40,7 @@ def test_every_argument_reaches_the_settings():
         "rewind_dir": "somewhere",
         "rewind_memory": 0.25,
         "guard": False,
+        "scale": False,
         "seed": 5,
     }
     scheduler = get_autowu_schedule(optimizer(), 100, steps_per_epoch=10, **options)

@@ -39,7 +39,7 @@ def test_unknown_option_lists_the_valid_ones():
 
 
 def test_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="unknown preset 'best'; pick one of default, paper"):
+    with pytest.raises(ValueError, match="unknown preset 'best'; pick one of default, scale, paper"):
         AutoWUSettings.from_options("best", {})
 
 

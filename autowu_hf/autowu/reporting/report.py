@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ..scale import Scale
 from ..verdict import MinimumTestRecord
 
 
 def log_values(
-    phase: str, tests: Sequence[MinimumTestRecord], peak_lr: float | None, scale: float | None
+    phase: str, tests: Sequence[MinimumTestRecord], peak_lr: float | None, scale: Scale | None
 ) -> dict[str, float]:
     """What the training logs get beside the loss: ``autowu/phase``, 0 in the warm-up and 1 in the decay;
     ``autowu/scale``, once it is known; ``autowu/p_min``, the median over the last test's subsets; ``autowu/peak_lr``,
@@ -21,7 +22,7 @@ def log_values(
     """
     values = {"autowu/phase": float(phase == "decay")}
     if scale is not None:
-        values["autowu/scale"] = scale
+        values["autowu/scale"] = scale.lr
     if tests:
         values["autowu/p_min"] = statistics.median(tests[-1].p_min)
     if peak_lr is not None:

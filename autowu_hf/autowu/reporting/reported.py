@@ -1,0 +1,97 @@
+"""What an AutoWU schedule tells about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ...runtime import collective
+from ...runtime.scheduler import AdaptiveScheduler
+from ...shapes import LRCurve
+from ..cadence import Cadence
+from ..course import Course
+from ..peak_rule import PeakRule
+from ..settings import AutoWUSettings
+from ..verdict import MinimumTestRecord
+from ..warm_up import WarmUp
+from .plotting import write_files
+from .report import log_values
+
+DECISION = ("switch_step", "minimum_step", "peak_lr", "ended_by", "rewound_to")
+"""What the switch decided."""
+
+
+class Reported(AdaptiveScheduler):
+    """The part of ``AutoWUScheduler`` that only looks; the attributes are explained there."""
+
+    settings: AutoWUSettings
+    switch_step: int | None
+    minimum_step: int | None
+    peak_lr: float | None
+    ended_by: str | None
+    rewound_to: int | None
+    _course: Course
+    _cadence: Cadence
+    _rule: PeakRule
+    _warm_up: WarmUp
+
+    @property
+    def phase(self) -> str:
+        """The state: "warmup" until the switch, then "decay"."""
+        return "warmup" if self.switch_step is None else "decay"
+
+    @property
+    def curve(self) -> LRCurve:
+        """The LRs of the warm-up's sweep and of the decay."""
+        return self._course.curve
+
+    @property
+    def warmup_cap(self) -> int:
+        """The scheduler steps of the longest warm-up, as far as it is known."""
+        return self._course.sweep_start + self._course.cap
+
+    @property
+    def takes_losses(self) -> bool:
+        """Whether the losses of the steps to come are needed."""
+        return self.switch_step is None
+
+    @property
+    def peak_rule(self) -> str:
+        """The rule that ends the warm-up: "minimum" or "cliff", which needs rewind to be on."""
+        return self._rule.name
+
+    @property
+    def losses(self) -> list[float]:
+        """The losses of the warm-up gathered so far, one per optimizer step, in the loss's unit."""
+        if collective.num_processes() == 1:
+            self.flush()
+        return [*self._course.losses_before, *map(float, self._warm_up.history.gathered)]
+
+    @property
+    def tests(self) -> list[MinimumTestRecord]:
+        return self._warm_up.minimum_test.records
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Scheduler steps in an epoch; None when unknown."""
+        return self._cadence.steps_per_epoch
+
+    def log_values(self) -> dict[str, float]:
+        """See ``report.log_values``."""
+        return log_values(self.phase, self.tests, self.peak_lr, self._course.scale)
+
+    def report(self) -> dict[str, Any]:
+        """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
+        names = ("num_training_steps", "warmup_cap", "phase", *DECISION, "peak_rule", "losses")
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "step": self.last_epoch,
+            **{name: getattr(self, name) for name in names},
+            **self._course.report(),
+            "tests": [dataclasses.asdict(record) for record in self.tests],
+        }
+
+    def write_report(self, folder: str, logged_losses: Sequence[Sequence[float]], file: bool, picture: bool) -> None:
+        """Writes ``autowu.json`` and ``autowu.png``; see ``AdaptiveScheduler.write_report``."""
+        write_files({**self.report(), "logged_losses": [[*pair] for pair in logged_losses]}, folder, file, picture)
