@@ -7,8 +7,9 @@
 Every task of ``tasks.py`` is run at two batch sizes and three budgets: 10, 30 and 100 % of its epochs, each a run of
 its own. The schedules with a peak LR are tuned on nine LRs with three seeds each, by the metric on the part to tune on;
 the grid grows where its edge is the best. Every method is then run on five other seeds and reported on the part that
-nothing was tuned on. All runs are accelerate loops with AdamW (weight decay 0.01), except those of CLARS and SALSA,
-which bring momentum SGD, and with gradients clipped at 1.0, as in Trainer.
+nothing was tuned on. "cosine at one LR" is the cosine without tuning: once all cells are tuned, the LR that is the best
+over all of them together is run in each. All runs are accelerate loops with AdamW (weight decay 0.01), except those of
+CLARS and SALSA, which bring momentum SGD, and with gradients clipped at 1.0, as in Trainer.
 
 The CSV has one row a run. A run that is in there is not made again, so a killed comparison goes on where it was. Take
 the rows of a method out when the method changes. ``compare_report.py`` makes tables and figures of the rows.
@@ -20,6 +21,7 @@ import argparse
 import functools
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from data import Pair, shuffled
-from methods import GUESSING, OF_METRIC, TUNED, UNTUNED, autolrs_candidates, make, range_test
+from methods import AT_ONE_LR, GUESSING, OF_METRIC, TUNED, UNTUNED, autolrs_candidates, make, range_test
 from runs import VERSIONS, Job, Row, RunTable, optional_float
+from task_runs import num_steps, prepared_run
 from tasks import TASKS
-from training import BatchPerStep, outputs, train
-from tuning import SEEDS, TUNING_SEEDS, lrs_to_tune, score
+from tuning import SEEDS, TUNING_SEEDS, best_lr_over_all, lrs_to_tune, score_by_lr
 
 QUICK_CSV = Path("output") / "compare_quick.csv"
 RUNS = RunTable(
@@ -49,51 +50,27 @@ GUESSES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """LRs that a user might guess."""
 
 
-@functools.cache
-def num_steps(task: str, batch: int, budget: int) -> int:
-    """Optimizer steps of a run."""
-    examples, _ = TASKS[task].data()[0]
-    return round(TASKS[task].epochs * (len(examples) // batch) * budget / 100)
-
-
 def run(job: Job) -> dict[str, Any]:
     """One run: a task, a batch size, a budget, a method, an LR or None, a seed -> the results of its row."""
     task_name, batch, budget, method, lr, seed = job
-    task = TASKS[task_name]
-    (x, y), tune, test = task.data()
-    torch.manual_seed(seed)
-    model = task.model()
-    torch.manual_seed(seed)
-    per_epoch, steps = len(x) // batch, num_steps(task_name, batch, budget)
-    draw = shuffled(len(x), batch, seed)
-
-    def batches(step: int) -> Pair:
-        chosen = draw(step)
-        return x[chosen], y[chosen]
-
-    def loss_of(model: torch.nn.Module, batch: Pair) -> torch.Tensor:
-        return task.loss(model(batch[0]), batch[1])
-
+    prepared = prepared_run(task_name, batch, budget, seed)
+    model, steps = prepared.model, prepared.steps
     results: dict[str, Any] = {"steps": steps, "versions": VERSIONS}
     start = time.perf_counter()
     if method == "range test":
-        lr = results["peak_lr"] = range_test(model, task.loss, batches)
-    optimizer, schedule = make(method, lr, model, steps, per_epoch, batch)
+        lr = results["peak_lr"] = range_test(model, prepared.task.loss, prepared.batches)
+    optimizer, schedule = make(method, lr, model, steps, prepared.per_epoch, batch)
     every = max(1, steps // EVALUATIONS)
 
     def step_on_metric(step: int) -> None:
         if (step + 1) % every == 0:
-            schedule.step(float(task.loss(outputs(model, tune[0]), tune[1])))
+            schedule.step(prepared.loss_to_tune_on())
 
-    loader = torch.utils.data.DataLoader(BatchPerStep(steps, batches), batch_size=None)
     if method == "schedule-free":
         optimizer.train()  # type: ignore[attr-defined]
-    in_schedule = train(
-        model,
+    in_schedule = prepared.train(
         optimizer,
         None if method in OF_METRIC else schedule,
-        loader,
-        loss_of,
         line_search=schedule.search if method == "salsa" else None,
         after_step=step_on_metric if method in OF_METRIC else None,
     )
@@ -102,13 +79,30 @@ def run(job: Job) -> dict[str, Any]:
         # Batch norm's statistics are those of other weights until then, as schedule-free's README says.
         with torch.no_grad():
             for step in range(min(steps, 50)):
-                model(batches(step)[0])
+                model(prepared.batches(step)[0])
     results["seconds"], results["schedule_s"] = round(time.perf_counter() - start, 2), round(in_schedule, 3)
     if method.startswith("autowu"):
         results |= {"peak_lr": schedule.peak_lr, "switch": schedule.switch_step, "ended_by": schedule.ended_by}
-    for name, (inputs, targets) in (("tune", tune), ("test", test)):
-        results[name] = round(task.metric(outputs(model, inputs), targets), 5)
-    return results
+    return results | prepared.metrics()
+
+
+def one_lr(rows: Mapping[Job, Row]) -> float | None:
+    """The LR of "cosine at one LR", out of the rows of the tuned cosine; None until all its cells are tuned.
+
+    Args:
+        rows: by their jobs.
+    """
+    cells = []
+    for task, spec in TASKS.items():
+        for batch in spec.batches:
+            for budget in BUDGETS:
+                of = score_by_lr(rows, (task, batch, budget, "cosine"))
+                lrs, are_all_known = lrs_to_tune(of)
+                if not are_all_known:
+                    return None
+                scores = {lr: value for lr in lrs if (value := of(lr)) is not None}
+                cells.append((scores, spec.chance))
+    return best_lr_over_all(cells)
 
 
 def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[int], methods: list[str]) -> list[Job]:
@@ -122,6 +116,7 @@ def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[
         methods: names of methods.
     """
     by_job = {RUNS.job(row): row for row in rows}
+    lr_of = UNTUNED | ({AT_ONE_LR: one_lr(by_job)} if AT_ONE_LR in methods else {})
     wanted: list[Job] = []
     for task in tasks:
         for batch in [TASKS[task].batches[i] for i in batches]:
@@ -131,21 +126,18 @@ def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[
                 for method in [name for name in TUNED if name in methods]:
                     if method != "cosine" and "cosine" not in best:
                         continue  # its LRs lie around the cosine's best
-
-                    def of(lr: float, where: Job = (*cell, method)) -> float | None:
-                        found = [by_job.get((*where, lr, seed)) for seed in TUNING_SEEDS]
-                        values = [float(row["tune"]) for row in found if row is not None]
-                        return score(values) if len(values) == len(TUNING_SEEDS) else None
-
-                    lrs, are_all_known = lrs_to_tune(of, best.get("cosine"))
+                    lrs, are_all_known = lrs_to_tune(score_by_lr(by_job, (*cell, method)), best.get("cosine"))
                     if are_all_known:
                         best[method] = lrs[0]
                         wanted += [(*cell, method, lrs[0], seed) for seed in SEEDS]
                     else:
                         wanted += [(*cell, method, lr, seed) for lr in lrs for seed in TUNING_SEEDS]
-                for method, own_lr in UNTUNED.items():
-                    if method in methods and (method != "autolrs" or autolrs_candidates(num_steps(*cell)) >= 2):
-                        wanted += [(*cell, method, own_lr, seed) for seed in SEEDS]
+                for method in [name for name in UNTUNED if name in methods]:
+                    if method == AT_ONE_LR and lr_of[method] is None:
+                        continue  # its LR is known when all cells are tuned
+                    if method == "autolrs" and autolrs_candidates(num_steps(*cell)) < 2:
+                        continue
+                    wanted += [(*cell, method, lr_of[method], seed) for seed in SEEDS]
                 if budget == 30 and batch == TASKS[task].batches[0]:
                     for method in [name for name in GUESSING if name in methods]:
                         wanted += [(*cell, method, lr, seed) for lr in GUESSES for seed in TUNING_SEEDS]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from compare import BUDGETS, GUESSES, QUICK_CSV, RUNS
 from compare_results import MARGIN, Cell, Results
-from methods import GUESSING, TUNED, UNTUNED
+from methods import AT_ONE_LR, GUESSING, TUNED, UNTUNED
 from tasks import TASKS
 
 EARLIER = {"autowu earlier": "AutoWU's first default", "autowu three tenths": "AutoWU's default before"}
@@ -87,6 +87,8 @@ def methods(results: Results) -> None:
         worst = min(cells, key=lambda cell: results.relative(cell, name))
         rank = f"{statistics.mean(ranks[name]):.2f}" if name in ranks else ""
         trials = "nine LRs" if name == "cosine" else "three LRs around its best" if name in TUNED else "nothing"
+        if name == AT_ONE_LR:
+            trials = f"all cells together: {results.reported_lr(cells[0], name):g}"
         where = f"{100 * results.relative(worst, name):+.1f} % ({worst[0]}, {worst[1]}, {worst[2]} %)"
         median = f"{100 * statistics.median(results.relative(cell, name) for cell in cells):+.1f} %"
         few = "" if len(cells) == len(results.cells) else f" ({len(cells)} cells)"
@@ -165,7 +167,7 @@ def profile(results: Results) -> None:
     factors, parts = [], []
     for cell in results.cells:
         tuning = results.tuning(cell, "cosine")
-        tuned_lr = results.tuned_lr(cell)
+        tuned_lr = results.reported_lr(cell)
         peaks = results.values(cell, "autowu", "peak_lr")
         if tuned_lr not in tuning or not peaks:
             continue

@@ -43,9 +43,9 @@ class Results:
         """Of the seeds to report on."""
         return [float(row[field]) for _, seed, row in self._runs.get((cell, method), []) if seed in SEEDS]
 
-    def tuned_lr(self, cell: Cell) -> float | None:
-        """The LR that the tuned cosine is reported with."""
-        return next(lr for lr, seed, _ in self._runs[cell, "cosine"] if seed == SEEDS[0])
+    def reported_lr(self, cell: Cell, method: str = "cosine") -> float | None:
+        """The LR that a method is reported with, by default the tuned cosine; None for those that find it."""
+        return next(lr for lr, seed, _ in self._runs[cell, method] if seed == SEEDS[0])
 
     def tuning(self, cell: Cell, method: str) -> dict[float, list[float]]:
         """LR -> test metric of the seeds to tune on."""

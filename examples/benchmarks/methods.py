@@ -23,10 +23,15 @@ WARM_UP = 0.05
 """Of a run, for the schedules that have a warm-up of fixed length."""
 
 TUNED = ("cosine", "wsd", "rex")
+AT_ONE_LR = "cosine at one LR"
+"""The honest zero of a method that claims to need no tuning: the cosine at one LR, the same in all cells, chosen on the
+seeds to tune on as the one that is the best over all cells together (``tuning.best_lr_over_all``).
+"""
 UNTUNED: dict[str, float | None] = {
     "autowu": None,
     "autowu paper": None,
     "cosine at 5e-5": 5e-5,  # the default of TrainingArguments
+    AT_ONE_LR: None,  # what the rows of the tuned cosine give
     "cosine at sqrt": None,  # 1e-3 sqrt(batch / 256), the rule of the paper's baseline
     "range test": None,
     "greedy": 1e-3,  # torch's default for AdamW
@@ -57,7 +62,7 @@ def make(
         per_epoch: optimizer steps of an epoch.
         batch: examples in a batch.
     """
-    warm_up = max(1, int(WARM_UP * steps))
+    warm_up = warm_up_steps(steps)
     if method == "schedule-free":
         from schedulefree import AdamWScheduleFree
 
@@ -90,7 +95,17 @@ def make(
         return optimizer, get_greedy_schedule(optimizer)
     if method == "plateau":
         return optimizer, get_reduce_on_plateau_schedule(optimizer)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, warm_up, steps)
+    return optimizer, cosine_schedule(optimizer, steps)
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """The schedule that is tuned everywhere: ``WARM_UP`` of the steps linearly to the optimizer's LR, a cosine to 0."""
+    return get_cosine_schedule_with_warmup(optimizer, warm_up_steps(steps), steps)
+
+
+def warm_up_steps(steps: int) -> int:
+    """Steps of a warm-up of fixed length, one at least."""
+    return max(1, int(WARM_UP * steps))
 
 
 def autolrs_candidates(steps: int) -> int:
