@@ -30,6 +30,7 @@ seeds to tune on as the one that is the best over all cells together (``tuning.b
 UNTUNED: dict[str, float | None] = {
     "autowu": None,
     "autowu paper": None,
+    "autowu scale": None,  # the LRs around the scale of the first gradients
     "cosine at 5e-5": 5e-5,  # the default of TrainingArguments
     AT_ONE_LR: None,  # what the rows of the tuned cosine give
     "cosine at sqrt": None,  # 1e-3 sqrt(batch / 256), the rule of the paper's baseline

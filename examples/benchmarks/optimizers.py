@@ -51,7 +51,7 @@ TUNING_SEEDS = (0, 1)
 """Of the runs that choose an LR."""
 SEEDS = (10, 11, 12)
 """Of the runs that are reported."""
-VARIANTS: dict[str, dict[str, Any]] = {"autowu": {}}
+VARIANTS: dict[str, dict[str, Any]] = {"autowu": {}, "autowu scale": {"preset": "scale"}}
 """Method -> AutoWU's options; ``--table`` has a column for each that has runs."""
 METHODS = ("cosine", *VARIANTS)
 
