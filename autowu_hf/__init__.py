@@ -18,6 +18,7 @@ from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
 from .runtime.loss_history import MissingLossWarning
 from .salsa import SalsaScheduler, get_salsa_schedule
+from .suggest import SuggestedLR, suggest_lr
 
 if TYPE_CHECKING:
     from .autolrs.validation import AutoLRSValidationCallback
@@ -35,6 +36,7 @@ __all__ = [
     "MissingLossWarning",
     "SalsaScheduler",
     "SalsaTrainer",
+    "SuggestedLR",
     "__version__",
     "get_autolrs_schedule",
     "get_autowu_schedule",
@@ -43,6 +45,7 @@ __all__ = [
     "per_sample_gradient_norms",
     "plot_autowu",
     "register",
+    "suggest_lr",
     "unregister",
 ]
 

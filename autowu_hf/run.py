@@ -5,26 +5,32 @@
     accelerate launch -m autowu_hf.run script.py --lr_scheduler_type autowu ...
     torchrun --nproc_per_node 2 -m autowu_hf.run script.py --lr_scheduler_type autowu ...
     autowu-run trl sft --lr_scheduler_type autowu ...
+    autowu-run --suggest-lr script.py ...
 
 The script runs as ``__main__`` with its own arguments. A parser that lists the names of schedules as fixed choices
 takes "autowu" too. A command that starts other processes through ``accelerate launch``, as TRL's do, starts those the
 same way.
+
+With --suggest-lr, the script runs up to its first ``Trainer.train()``. In the place of training, what ``suggest_lr``
+finds is printed, and the script ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import autowu_hf  # noqa: F401  (registers)
+import autowu_hf  # registers
 
 from .runtime.methods import METHODS
-from .runtime.wrapping import Function, Wrap, wrap
+from .runtime.wrapping import Function, Wrap, unwrap, wrap
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,6 +49,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if arguments else 2)
     _extend_choices()
     _extend_accelerate_launch()
+    if arguments[0] != "--suggest-lr":
+        _run(arguments)
+        return
+    if len(arguments) < 2:
+        raise SystemExit("autowu_hf.run: --suggest-lr needs a script, a module or a command whose Trainer it looks at")
+    with _suggesting():
+        _run(arguments[1:])
+    raise SystemExit(
+        "autowu_hf.run: --suggest-lr looks at the first Trainer.train(), and the script ended without one; in a loop "
+        "of your own, call autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
+    )
+
+
+def _run(arguments: list[str]) -> None:
+    """Runs what the arguments name, with the rest of them."""
     target = arguments[0]
     if target == "-m":
         if len(arguments) < 2:
@@ -57,6 +78,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         sys.argv = arguments
         raise SystemExit(_command(target)())
+
+
+@contextlib.contextmanager
+def _suggesting() -> Iterator[None]:
+    """Makes the first ``Trainer.train()`` print a learning rate and end the script."""
+    if importlib.util.find_spec("transformers") is None:
+        raise SystemExit(
+            "autowu_hf.run: --suggest-lr looks at transformers' Trainer, and transformers is not installed"
+        )
+    from transformers import Trainer
+
+    def suggest(this: Wrap) -> Function:
+        def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+            print(f"suggested learning rate {autowu_hf.suggest_lr(self)}")
+            raise SystemExit(0)
+
+        return train
+
+    wrap(Trainer, "train", suggest)
+    try:
+        yield
+    finally:
+        unwrap(Trainer, "train")
 
 
 def _command(name: str) -> Any:

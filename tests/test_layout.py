@@ -21,6 +21,7 @@ RANKS = {
     "loss_curve": 1,
     "rewind": 1,
     "integrations": 3,
+    "suggest": 3,
     "registration": 4,
     "": 5,  # the package's __init__
     "run": 6,

@@ -25,6 +25,9 @@ POLYAK_SHARE = 0.3
 TRUST_SHARE = 0.2
 """The highest peak LR as a share of R."""
 
+ALIGNED = 0.99
+"""The alignment from which an update counts as the gradient itself."""
+
 FIRST_LR = 1e-5
 """Of the first measured step. It only has to be small; where its update is lost in the weights' precision, the next
 step is measured at a larger one.
@@ -35,7 +38,8 @@ FIRST_LR_HALF = 1e-3
 
 _MEASURES = 2
 _LONGEST = 8
-_FINE, _FINE_HALF = 1e-6, 5e-3
+_FINE, _FINE_HALF = 1e-5, 5e-3
+"""The least share of the weights that a measured update must make, in full and in half precision."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ class Scale:
     def peak_lr(self) -> float:
         """min(0.3 P, 0.2 R), the LR for a run with a short warm-up."""
         return POLYAK_SHARE * self.lr
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the update is the gradient itself, so that the scale only says where to look."""
+        return self.alignment > ALIGNED
 
     @property
     def held_by(self) -> str:

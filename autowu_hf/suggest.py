@@ -1,0 +1,223 @@
+"""``suggest_lr``: a peak learning rate from two optimizer steps, which are taken back, for a schedule of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .autowu.scale import Scale, ScaleSearch
+from .rewind import snapshot
+from .runtime import collective
+from .runtime.param_groups import Obstacle, device_of, innermost, lr_ratios, set_lrs, weights_out_of_reach
+from .runtime.random_state import get_random_state, set_random_state
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class SuggestedLR:
+    """A peak learning rate and its evidence; ``float()`` of it is the LR.
+
+    Args:
+        lr: for a schedule with a short warm-up, in optimizer units, for a parameter group whose LR is the optimizer's
+            default; other groups keep their ratio to it.
+        scale: what it comes from.
+        steps: the optimizer steps that were made, and taken back.
+    """
+
+    lr: float
+    scale: Scale
+    steps: int
+
+    def __float__(self) -> float:
+        return self.lr
+
+    def __str__(self) -> str:
+        scale = self.scale
+        found = f"{self.lr:.1e}: P = {scale.polyak:.1e}, R = {scale.trust:.1e}"
+        which = "0.3 P" if scale.held_by == "polyak" else "0.2 R"
+        doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
+        return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
+
+
+def suggest_lr(
+    trainer_or_model: Trainer | nn.Module,
+    optimizer: Optimizer | None = None,
+    loss_of: Callable[[Any, Any], Tensor] | None = None,
+    batches: Iterable[Any] | None = None,
+) -> SuggestedLR:
+    """Suggests a peak learning rate, from the scale of the first gradients (``autowu.scale``).
+
+    It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches and puts
+    everything back: weights, buffers, the optimizer's state and LRs, gradients, random numbers and the order of the
+    data. One process only.
+
+    Args:
+        trainer_or_model: a Trainer, which has all the rest; or a model.
+        optimizer: of the model's parameters, in a loop without Trainer.
+        loss_of: model and batch -> the scalar loss.
+        batches: what is iterated for batches: a DataLoader or a list, but no iterator, which could not be put back.
+
+    Returns:
+        The suggestion.
+
+    Raises:
+        ValueError: an argument is missing or of the wrong kind, or there is no scale to be had; the message says why.
+
+    Example:
+        >>> lr = float(suggest_lr(trainer))
+        >>> print(suggest_lr(model, optimizer, loss_of, loader))
+    """
+    if collective.num_processes() > 1:
+        raise ValueError(
+            f"suggest_lr looks at the gradients of one process, got {collective.num_processes()}; run it in one, with "
+            "the batch size of one"
+        )
+    if hasattr(trainer_or_model, "get_train_dataloader"):
+        return _of_trainer(trainer_or_model)
+    for name, value in (("optimizer", optimizer), ("loss_of", loss_of), ("batches", batches)):
+        if value is None:
+            raise ValueError(
+                f"suggest_lr(model, optimizer, loss_of, batches) needs {name}, got None; or pass a Trainer"
+            )
+    assert optimizer is not None
+    assert loss_of is not None
+    assert batches is not None
+    model, compute = trainer_or_model, loss_of
+    if iter(batches) is batches:
+        raise ValueError(
+            f"batches must be what can be iterated again, got the iterator {type(batches).__name__}, which cannot be "
+            "put back; pass the DataLoader, or a list of three batches"
+        )
+
+    def backward(batch: Any) -> float:
+        loss = compute(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    with _put_back(model, optimizer):
+        return _search(optimizer, map(backward, _batches_of(batches)))
+
+
+def _of_trainer(trainer: Any) -> SuggestedLR:
+    model, owned, accelerator = trainer.model, trainer.optimizer, trainer.accelerator
+    number_of_loaders = len(accelerator._dataloaders)
+    with _random_numbers(_device_of_model(model)):
+        optimizer = trainer.create_optimizer() if owned is None else owned
+        try:
+            with _put_back(model, optimizer):
+                steps = _trainer_steps(trainer, iter(trainer.get_train_dataloader()))
+                return _search(optimizer, steps)
+        finally:
+            trainer.optimizer = owned
+            del accelerator._dataloaders[number_of_loaders:]
+
+
+def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
+    """Makes the backward calls of one optimizer step after another, as Trainer does; gives the loss of each."""
+    number = trainer.args.gradient_accumulation_steps
+    while True:
+        micro_batches, num_items = trainer.get_batch_samples(batches, number, trainer.args.device)
+        if not micro_batches:
+            return
+        is_mean = trainer.compute_loss_func is None and not (
+            trainer.model_accepts_loss_kwargs and num_items is not None
+        )
+        total = 0.0
+        for micro_batch in micro_batches:
+            inputs = trainer._prepare_inputs(micro_batch)
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=num_items)
+            loss = loss.mean() / (len(micro_batches) if is_mean else 1)
+            loss.backward()
+            total += float(loss.detach())
+        yield total
+
+
+def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
+    """Measures optimizer steps until there is a scale.
+
+    Args:
+        optimizer: stepped.
+        losses: makes the backward of one optimizer step after another.
+    """
+    ratios = lr_ratios(optimizer)
+    search = ScaleSearch(optimizer, ratios)
+    search.start()
+    steps = 0
+    optimizer.zero_grad()
+    for loss in losses:
+        set_lrs(optimizer, [search.lr * ratio for ratio in ratios])
+        optimizer.step()
+        search.take(loss)
+        optimizer.zero_grad()
+        steps += 1
+        if search.scale is not None:
+            return SuggestedLR(search.scale.peak_lr, search.scale, steps)
+        if search.obstacle is not None:
+            raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
+    search.give_up("no batches")
+    raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}; give it more")
+
+
+def _batches_of(batches: Iterable[Any]) -> Iterator[Any]:
+    """As many as may be needed, over and over where there are few; none where there are none."""
+    first = list(itertools.islice(batches, 8))
+    return itertools.islice(itertools.cycle(first), 8)
+
+
+def _device_of_model(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _random_numbers(device: torch.device) -> Iterator[None]:
+    """Puts the random numbers of Python, numpy and torch back."""
+    states = random.getstate(), np.random.get_state(), get_random_state(device)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        set_random_state(states[2], device)
+
+
+@contextlib.contextmanager
+def _put_back(model: Any, optimizer: Any) -> Iterator[None]:
+    """Puts weights, buffers, gradients, training mode, the optimizer and random numbers back.
+
+    Raises:
+        ValueError: the weights are out of reach.
+    """
+    obstacle: Obstacle | None = weights_out_of_reach(optimizer)
+    if obstacle is not None:
+        raise ValueError(f"suggest_lr cannot work here: {obstacle.reason}; {obstacle.remedy}")
+    inner = innermost(optimizer)
+    before = snapshot.take(inner, [model], 0)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    lrs = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in inner.param_groups]
+    modes = [module.training for module in model.modules()]
+    for parameter in model.parameters():
+        parameter.grad = None
+    model.train()
+    try:
+        with _random_numbers(device_of(inner)):
+            yield
+    finally:
+        snapshot.restore(before, inner, [model])
+        set_lrs(inner, lrs)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode

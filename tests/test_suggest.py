@@ -1,0 +1,192 @@
+"""A learning rate from two steps, after which everything is as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import batches, trainer_for
+from torch import nn
+
+import autowu_hf
+from autowu_hf import suggest_lr
+
+
+def loop(make=torch.optim.AdamW, seed=0, **options):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 3))
+    data = [
+        (torch.stack([r["x"] for r in rows]), torch.stack([r["labels"] for r in rows]))
+        for rows in (batches(64, seed=i) for i in range(6))
+    ]
+    return model, make(model.parameters(), **{"lr": 1e-3, **options}), data
+
+
+def loss_of(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(model, optimizer, data, lr, epochs=10):
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    losses = []
+    for batch in data * epochs:
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_everything_is_put_back_bit_for_bit():
+    model, optimizer, data = loop()
+    train(model, optimizer, data, 1e-3, epochs=1)
+    model.eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    grad = model[0].weight.grad
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    numbers = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    suggestion = suggest_lr(model, optimizer, loss_of, data)
+    for old, new in zip(before[0].items(), model.state_dict().items(), strict=True):
+        assert old[0] == new[0]
+        assert torch.equal(old[1], new[1])
+    for old, new in zip(before[1]["state"].values(), optimizer.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(old[name], new[name]) for name in old)
+    assert before[1]["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert random.getstate() == numbers[0]
+    assert np.random.get_state()[1].tolist() == numbers[1]
+    assert torch.equal(torch.get_rng_state(), numbers[2])
+    assert model[0].weight.grad is grad
+    assert not model.training
+    assert not optimizer._optimizer_step_pre_hooks
+    assert 0 < suggestion.lr == float(suggestion) < 1
+    assert suggestion.steps == suggestion.scale.num_steps == 2
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_the_suggestion_learns_more_than_a_hundredth_and_than_a_hundredfold(make):
+    """Of one run of sixty steps each, in the same process."""
+    model, optimizer, data = loop(make)
+    lr = float(suggest_lr(model, optimizer, loss_of, data))
+    last = {}
+    for factor in (0.01, 1.0, 100.0):
+        model, optimizer, data = loop(make)
+        losses = train(model, optimizer, data, factor * lr)
+        last[factor] = float(np.mean(losses[-12:]))
+    assert last[1.0] < 0.9 * last[0.01]
+    assert last[1.0] < 0.9 * last[100.0]
+
+
+def test_the_suggestion_follows_the_units_of_loss_and_weights():
+    model, optimizer, data = loop()
+    plain = suggest_lr(model, optimizer, loss_of, data)
+    scaled = suggest_lr(model, optimizer, lambda m, b: 1000.0 * loss_of(m, b), data)
+    assert scaled.lr == pytest.approx(plain.lr, rel=0.02)
+
+    class Hundredth(nn.Module):
+        """A model whose weights are stored a hundred times larger."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.stored = nn.ParameterList([100.0 * p.detach() for p in inner.parameters()])
+
+        def forward(self, x):
+            names = [name for name, _ in self.inner.named_parameters()]
+            weights = {name: p / 100.0 for name, p in zip(names, self.stored, strict=True)}
+            return torch.func.functional_call(self.inner, weights, (x,))
+
+    large = Hundredth(copy.deepcopy(model))
+    other = suggest_lr(large, torch.optim.AdamW(large.stored.parameters(), lr=1e-3), loss_of, data)
+    assert other.lr == pytest.approx(100.0 * plain.lr, rel=0.05)
+
+
+def test_sgd_is_told_apart():
+    model, optimizer, data = loop(torch.optim.SGD, momentum=0.9)
+    suggestion = suggest_lr(model, optimizer, loss_of, data)
+    assert suggestion.scale.is_aligned
+    assert "where to look" in str(suggestion)
+    model, optimizer, data = loop()
+    assert "where to look" not in str(suggest_lr(model, optimizer, loss_of, data))
+
+
+def test_a_trainer_is_as_it_was(tmp_path):
+    runs = []
+    for look in (True, False):
+        own = trainer_for(tmp_path / str(look), lr_scheduler_type="cosine", gradient_accumulation_steps=2)
+        if look:
+            suggestion = suggest_lr(own)
+            assert 0 < suggestion.lr < 1
+            assert own.optimizer is None
+            assert "0." in str(suggestion) or "e-" in str(suggestion)
+        own.train()
+        runs.append([p.detach().clone() for p in own.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_accumulation_changes_nothing_but_rounding_and_noise(tmp_path):
+    found = [
+        suggest_lr(
+            trainer_for(tmp_path / str(k), gradient_accumulation_steps=k, per_device_train_batch_size=32 // k)
+        ).lr
+        for k in (1, 4)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss_of": None}, "needs loss_of, got None"),
+        ({"batches": iter([])}, "cannot be put back; pass the DataLoader"),
+        ({"batches": []}, "needs the batches of two optimizer steps, got those of 0"),
+        ({"loss_of": lambda model, batch: -loss_of(model, batch)}, "losses are not positive"),
+    ],
+)
+def test_what_cannot_be_done_is_said(change, message):
+    model, optimizer, data = loop()
+    arguments = {"optimizer": optimizer, "loss_of": loss_of, "batches": data, **change}
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        suggest_lr(model, **arguments)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny import trainer_for
+own = trainer_for({folder!r}, lr_scheduler_type="cosine")
+{end}
+print("trained", own.state.global_step)
+"""
+
+
+@pytest.mark.parametrize("end", ["own.train()", "pass"])
+def test_the_command_prints_it_and_trains_nothing(tmp_path, end, request):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(request.path.parent), folder=str(tmp_path / "out"), end=end))
+    done = subprocess.run(
+        [sys.executable, "-m", "autowu_hf.run", "--suggest-lr", str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if end == "pass":
+        assert done.returncode == 1
+        assert "ended without one" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "suggested learning rate" in done.stdout
+        assert "trained" not in done.stdout
+
+
+def test_the_names_are_public():
+    assert {"suggest_lr", "SuggestedLR"} <= set(autowu_hf.__all__)
