@@ -15,7 +15,7 @@ NUMERICS := autowu loss_curve rewind \
 	runtime/test_checks.py runtime/test_random_state.py runtime/test_wrapping.py \
 	salsa/test_sasa.py salsa/test_scheduler.py salsa/test_settings.py salsa/test_update_tap.py \
 	test_benchmark_runs.py test_benchmarks.py test_faults.py test_layout.py test_optimizers_benchmark.py \
-	test_paper_experiments.py test_shapes.py
+	test_paper_experiments.py test_real_model_texts.py test_real_models.py test_shapes.py
 
 unexport PYTHONDONTWRITEBYTECODE
 

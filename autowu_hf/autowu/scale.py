@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..runtime import collective
 from ..runtime.update_meter import Update, UpdateMeter
 
 POLYAK_SHARE = 0.3
@@ -28,13 +29,11 @@ TRUST_SHARE = 0.2
 ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
-FIRST_LR = 1e-5
-"""Of the first measured step. It only has to be small; where its update is lost in the weights' precision, the next
-step is measured at a larger one.
+FIRST_LR, FIRST_LR_HALF = 1e-5, 1e-3
+"""Of the first measured step, for weights of the usual size, 0.1, in full and in half precision. It only has to be
+small; where its update is lost in the weights' precision, the next step is measured at a larger one. Steps in half
+precision are taken back, so that they can be larger.
 """
-
-FIRST_LR_HALF = 1e-3
-"""The same for weights in half precision, whose measured steps are taken back."""
 
 _MEASURES = 2
 _LONGEST = 8
@@ -62,12 +61,13 @@ class Scale:
     num_steps: int
 
     @classmethod
-    def from_updates(cls, losses: Sequence[float], updates: Sequence[Update]) -> Scale:
+    def from_updates(cls, losses: Sequence[float], updates: Sequence[Update], alignment: float) -> Scale:
         """The scale of some measured steps.
 
         Args:
             losses: (n,), n at least 1, of the same steps.
             updates: (n,).
+            alignment: of the run's very first update, before there is any momentum.
 
         Raises:
             ValueError: the losses or the slopes are not positive, on average, so that P means nothing.
@@ -81,7 +81,7 @@ class Scale:
         weights = math.hypot(*(update.weight_norm for update in updates))
         norm = math.hypot(*(update.update_norm for update in updates))
         trust = weights / norm if norm > 0.0 and weights > 0.0 else math.inf
-        return cls(loss / slope, trust, updates[0].alignment, loss, len(updates))
+        return cls(loss / slope, trust, alignment, loss, len(updates))
 
     @property
     def lr(self) -> float:
@@ -125,7 +125,10 @@ class ScaleSearch:
         self._meter = UpdateMeter(optimizer, ratios)
         self._is_half = self._meter.is_half
         self.lr = FIRST_LR_HALF if self._is_half else FIRST_LR
+        if collective.num_processes() == 1:  # else the processes might see other weights, and take other LRs
+            self.lr *= (self._meter.weight_size() or 0.1) / 0.1
         self._steps = 0
+        self._alignment = math.nan
         self._is_sharded: Callable[[], bool] = lambda: False
 
     @property
@@ -166,6 +169,8 @@ class ScaleSearch:
             if update is None:
                 self.give_up("its gradients cannot be seen at the optimizer's step as they were before clipping")
                 return
+            if math.isnan(self._alignment):
+                self._alignment = update.alignment
             fine = _FINE_HALF if self._is_half else _FINE
             if update.resolution >= fine:
                 self.updates.append(update)
@@ -176,7 +181,7 @@ class ScaleSearch:
         if len(self.updates) >= _MEASURES:
             self._meter.disarm()
             try:
-                self.scale = Scale.from_updates(self.losses, self.updates)
+                self.scale = Scale.from_updates(self.losses, self.updates, self._alignment)
             except ValueError as error:
                 self.obstacle = str(error)
         elif self._steps >= _LONGEST:
@@ -187,6 +192,7 @@ class ScaleSearch:
         return {
             "lr": self.lr,
             "steps": self._steps,
+            "alignment": self._alignment,
             "losses": [*self.losses],
             "updates": [asdict(update) for update in self.updates],
             "scale": None if self.scale is None else asdict(self.scale),
@@ -196,6 +202,7 @@ class ScaleSearch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self.lr, self._steps, self.obstacle = state["lr"], state["steps"], state["obstacle"]
+        self._alignment = state["alignment"]
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
         self.scale = None if state["scale"] is None else Scale(**state["scale"])

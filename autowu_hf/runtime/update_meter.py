@@ -125,6 +125,18 @@ class UpdateMeter:
         """
         return any(p.dtype in (torch.float16, torch.bfloat16) for p in self._parameters())
 
+    @torch.no_grad()
+    def weight_size(self) -> float:
+        """The root mean square of the weights, without the tensors that are zero; 0 where it cannot be had."""
+        squares, count = 0.0, 0
+        for parameter in self._parameters():
+            if parameter.device.type == "meta" or not parameter.is_floating_point():
+                continue
+            square = float(_sum(local_share(parameter), local_share(parameter)))
+            if square > 0.0:
+                squares, count = squares + square, count + parameter.numel()
+        return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
+
     def has_gradients(self) -> bool:
         """Whether any parameter has a gradient."""
         return bool(self._with_gradients())

@@ -7,10 +7,12 @@ from __future__ import annotations
 import ast
 import functools
 import random
+import re
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import sklearn
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -74,10 +76,12 @@ def stdlib_bytes() -> Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def docstrings() -> tuple[list[str], list[int]]:
-    """Docstrings of the standard library and the number of their module: the 20 modules with the most, 75 of each."""
+def documented() -> list[tuple[str, str, str]]:
+    """Module, name and docstring of the functions and classes of the standard library that have one of over 20
+    characters.
+    """
     root = stdlib()
-    found: dict[str, list[str]] = {}
+    found = []
     for path in sorted(root.rglob("*.py")):
         folders = path.relative_to(root).parts
         if {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"} & set(folders):
@@ -86,12 +90,20 @@ def docstrings() -> tuple[list[str], list[int]]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, OSError):
             continue
-        name = folders[0].removesuffix(".py")
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 text = ast.get_docstring(node)
                 if text and len(text) > 20:
-                    found.setdefault(name, []).append(text[:400])
+                    found.append((folders[0].removesuffix(".py"), node.name, text[:400]))
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def docstrings() -> tuple[list[str], list[int]]:
+    """Docstrings of the standard library and the number of their module: the 20 modules with the most, 75 of each."""
+    found: dict[str, list[str]] = {}
+    for name, _, text in documented():
+        found.setdefault(name, []).append(text)
     rng = random.Random(0)
     texts, labels = [], []
     modules = sorted(found, key=lambda name: (-len(set(found[name])), name))[:20]
@@ -101,6 +113,37 @@ def docstrings() -> tuple[list[str], list[int]]:
         texts += own[:75]
         labels += [label] * len(own[:75])
     return texts, labels
+
+
+def words(name: str) -> str:
+    """A name in lower-case words: "http connection" for HTTPConnection, "read utf 8" for read_utf8."""
+    return " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)).lower()
+
+
+@functools.lru_cache(maxsize=1)
+def named_docstrings() -> list[tuple[str, str]]:
+    """Names of the standard library's functions and classes, in words, two at least, and their docstrings, in a fixed
+    random order; no name and no docstring is there twice.
+    """
+    by_name: dict[str, str] = {}
+    for _, name, text in documented():
+        if " " in words(name):
+            by_name.setdefault(words(name), text)
+    by_text = {text: name for name, text in sorted(by_name.items(), reverse=True)}
+    return random.Random(0).sample(sorted((name, text) for text, name in by_text.items()), len(by_text))
+
+
+@functools.lru_cache(maxsize=1)
+def prose() -> list[str]:
+    """English prose: the paragraphs of over 100 characters in scikit-learn's descriptions of its data sets, without
+    lists, tables and code.
+    """
+    found = []
+    for path in sorted((Path(sklearn.__file__).parent / "datasets" / "descr").glob("*.rst")):
+        paragraphs = path.read_text(encoding="utf-8").split("\n\n")
+        joined = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph[:1].isupper()]
+        found += [text for text in joined if len(text) > 100 and "::" not in text]
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ Two fine-tunes, which also measure what is kept of the pretraining, and three ta
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from transformers import AutoTokenizer, get_scheduler
 
 Measured = tuple[float, float, float]
 """The test metric (higher is better), the test loss, and what is kept of the pretraining (NaN without one)."""
+ALL = slice(None)
+"""All rows of the test set."""
 
 
 @dataclass
@@ -33,7 +36,7 @@ class PreparedRun:
         batches: step, from 0 -> a batch.
         steps: of the run; ``steps_per_epoch`` of them are an epoch.
         loss_of: model and batch -> the loss.
-        evaluate: of the trained model.
+        evaluate: of the trained model; of a slice of the held-out rows, if one is given, in the fine-tunes.
         decay: the name of transformers' schedule that runs with a fixed LR have.
     """
 
@@ -42,7 +45,7 @@ class PreparedRun:
     steps: int
     steps_per_epoch: int
     loss_of: Callable[[nn.Module, Any], Tensor]
-    evaluate: Callable[[nn.Module], Measured]
+    evaluate: Callable[..., Measured]
     decay: str = "linear"
 
     def train(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
@@ -88,17 +91,17 @@ def minilm(seed: int, epochs: int) -> PreparedRun:
         return tokens(which), targets[which]
 
     @torch.no_grad()
-    def outputs(model: Any) -> tuple[Tensor, Tensor]:
-        """Embeddings and logits of the test set."""
+    def outputs(model: Any, which: list[int]) -> tuple[Tensor, Tensor]:
+        """Embeddings and logits of texts of the test set."""
         model.eval()
-        embedded = torch.cat([model.embed(tokens(test[i : i + 50])) for i in range(0, len(test), 50)])
+        embedded = torch.cat([model.embed(tokens(which[i : i + 50])) for i in range(0, len(which), 50)])
         return embedded, model.head(embedded)
 
-    before, _ = outputs(model)
+    before, _ = outputs(model, test)
 
-    def evaluate(model: nn.Module) -> Measured:
-        after, logits = outputs(model)
-        return measured(logits, targets[test], float(nn.functional.cosine_similarity(before, after).mean()))
+    def evaluate(model: nn.Module, rows: slice = ALL) -> Measured:
+        after, logits = outputs(model, test[rows])
+        return measured(logits, targets[test[rows]], float(nn.functional.cosine_similarity(before[rows], after).mean()))
 
     per_epoch = len(chosen) // 16
     return PreparedRun(model, batch, epochs * per_epoch, per_epoch, cross_entropy, evaluate)
@@ -111,9 +114,9 @@ def classification(
     draw = shuffled(n, batch, seed)
 
     @torch.no_grad()
-    def evaluate(model: nn.Module) -> Measured:
+    def evaluate(model: nn.Module, rows: slice = ALL) -> Measured:
         model.eval()
-        return measured(model(x[n:]), y[n:])
+        return measured(model(x[n:][rows]), y[n:][rows])
 
     def one(step: int) -> Any:
         which = draw(step)
@@ -122,19 +125,27 @@ def classification(
     return PreparedRun(model, one, epochs * (n // batch), n // batch, cross_entropy, evaluate, decay)
 
 
+@functools.lru_cache(maxsize=8)
+def lower_digits_run(seed: int) -> PreparedRun:
+    """A ViT that was trained on the digits 0 to 4, once for all that start from it."""
+    torch.manual_seed(seed)
+    run = classification(DigitsViT(4, 64, 5), *lower_digits(), 640, 32, 40, seed, "cosine")
+    run.train_at(2e-3)
+    return run
+
+
 def vit(seed: int, epochs: int) -> PreparedRun:
     """Trained on the digits 0 to 4, now to learn 5 to 9; what is kept is the accuracy on 0 to 4 under the old head."""
-    model = DigitsViT(4, 64, 5)
-    old = classification(model, *lower_digits(), 640, 32, 40, seed, "cosine")
-    old.train_at(2e-3)
+    old = lower_digits_run(seed)
+    model: Any = copy.deepcopy(old.model)
     old_head = copy.deepcopy(model.vit.classifier)
     torch.manual_seed(seed)
     model.vit.classifier = nn.Linear(64, 5)
     run = classification(model, *upper_digits(), 640, 32, epochs, seed, "linear")
     evaluate_new = run.evaluate
 
-    def evaluate(model: Any) -> Measured:
-        metric, loss, _ = evaluate_new(model)
+    def evaluate(model: Any, rows: slice = ALL) -> Measured:
+        metric, loss, _ = evaluate_new(model, rows)
         head, model.vit.classifier = model.vit.classifier, old_head
         kept, _, _ = old.evaluate(model)
         model.vit.classifier = head

@@ -142,7 +142,28 @@ def pretrained_minilm() -> Any:
     return AutoModel.from_pretrained(minilm_folder())
 
 
-class SentenceClassifier(nn.Module):
+class SentenceEncoder(nn.Module):
+    """A sentence encoder with mean pooling: tokens -> embeddings (n, width).
+
+    Args:
+        encoder: already trained.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
+        """(n, width): the mean of the hidden states over the tokens that are there."""
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        hidden: Tensor = self.encoder(**tokens).last_hidden_state
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
+        return self.embed(tokens)
+
+
+class SentenceClassifier(SentenceEncoder):
     """A sentence encoder with mean pooling, and a linear layer.
 
     Args:
@@ -152,14 +173,8 @@ class SentenceClassifier(nn.Module):
     """
 
     def __init__(self, encoder: nn.Module, width: int, labels: int) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(width, labels)
-
-    def embed(self, tokens: dict[str, Tensor]) -> Tensor:
-        """(n, width): the mean of the hidden states over the tokens that are there."""
-        mask = tokens["attention_mask"].unsqueeze(-1)
-        hidden: Tensor = self.encoder(**tokens).last_hidden_state
-        return (hidden * mask).sum(1) / mask.sum(1)
+        super().__init__(encoder)
+        self.head = nn.Linear(width, labels)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         logits: Tensor = self.head(self.embed(tokens))

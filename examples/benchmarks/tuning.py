@@ -54,7 +54,10 @@ def score_by_lr(
 
 
 def lrs_to_tune(
-    of: Callable[[float], float | None], around: float | None = None, grid: Sequence[float] = GRID
+    of: Callable[[float], float | None],
+    around: float | None = None,
+    grid: Sequence[float] = GRID,
+    near: int = NEAR,
 ) -> tuple[list[float], bool]:
     """The LRs that a method has to be tuned on, best first as far as they are known, and whether that is all.
 
@@ -62,10 +65,11 @@ def lrs_to_tune(
         of: LR -> the method's score with it; None when it was not run.
         around: the middle of the LRs, instead of the whole grid.
         grid: the LRs to begin with.
+        near: so many half decades lie to both sides of the middle.
     """
     lrs = [*grid]
     if around is not None:
-        lrs = [half_decade(around, i) for i in range(-NEAR, NEAR + 1)]
+        lrs = [half_decade(around, i) for i in range(-near, near + 1)]
     while True:
         scores = {lr: of(lr) for lr in lrs}
         known = {lr: value for lr, value in scores.items() if value is not None}

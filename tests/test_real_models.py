@@ -1,0 +1,206 @@
+"""The comparison on pretrained models; what needs their weights is skipped where they are not installed."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from margins import assert_above
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+VIT, PAIRS, FULL = "ViT, 3 epochs", "MiniLM, pairs, 10 steps", "SmolLM2, full, 60 steps"
+SEEDS = [10, 11, 12]
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Imports one of the benchmarks' modules."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def real_models(load):
+    return load("real_models")
+
+
+@pytest.fixture(scope="module")
+def tasks(load):
+    return load("real_model_tasks")
+
+
+def with_weights(load, task):
+    lacking = load("pretrained").missing(task.packages)
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)}")
+    return task
+
+
+def row(real_models, name, method, lr, seed, test, **results):
+    defaults = {"start": 0.2, "tune": test, "steps": 60, "peak_lr": lr, "looked": 0, "kept_start": 1.0, "kept": 0.5}
+    return real_models.RUNS.row((name, method, lr, seed), {**defaults, "test": test, **results})
+
+
+# What is run ----------------------------------------------------------------------------------------------------------
+
+
+def test_cheap_tasks_come_first_and_in_each_the_cosine_last(real_models, tasks):
+    jobs = real_models.needed([], [FULL, PAIRS, VIT], list(real_models.METHODS), SEEDS)
+    assert list(dict.fromkeys(job[0] for job in jobs)) == [VIT, PAIRS, FULL]
+    assert list(dict.fromkeys(job[1] for job in jobs if job[0] == PAIRS)) == [
+        "linear 5e-5",
+        "practice",
+        *real_models.AUTOWU,
+        "cosine",
+    ]
+    assert "practice" not in {job[1] for job in jobs if job[0] == VIT}
+    assert [job for job in jobs if job[:2] == (PAIRS, "practice")] == [(PAIRS, "practice", 2e-5, s) for s in SEEDS]
+    assert [job for job in jobs if job[:2] == (VIT, "autowu")] == [(VIT, "autowu", None, seed) for seed in SEEDS]
+    grids = {name: {job[2:] for job in jobs if job[:2] == (name, "cosine")} for name in (VIT, FULL)}
+    lrs = (1e-4, 3.16228e-4, 1e-3, 3.16228e-3, 1e-2)
+    assert grids[VIT] == {(lr, seed) for lr in lrs for seed in (0, 1, 2)}
+    assert grids[FULL] == {(lr, 0) for lr in (3.16228e-5, 1e-4, 3.16228e-4)}  # each of its runs takes minutes
+
+
+def test_the_cosine_is_reported_where_tuning_found_it_best(real_models):
+    def rows(best):
+        grid = real_models.needed([], [FULL], ["cosine"], SEEDS)
+        return [row(real_models, *job, -3 - abs(math.log(job[2] / best))) for job in grid]
+
+    assert real_models.needed(rows(1e-4), [FULL], ["cosine"], SEEDS) == [(FULL, "cosine", 1e-4, s) for s in SEEDS]
+    # The best lies at the edge, or beyond it.
+    assert real_models.needed(rows(1e-3), [FULL], ["cosine"], SEEDS) == [(FULL, "cosine", 1e-3, 0)]
+    assert real_models.needed(rows(1e-6), [FULL], ["cosine"], SEEDS) == [(FULL, "cosine", 1e-5, 0)]
+    assert real_models.needed(rows(1e-4)[1:], [FULL], ["cosine"], SEEDS) == [(FULL, "cosine", 3.16228e-5, 0)]
+
+
+def test_missing_packages_end_the_script_with_the_pip_line(real_models, load, monkeypatch):
+    assert load("pretrained").missing(("torch", "no_such_package")) == ["no_such_package"]
+    monkeypatch.setattr(real_models, "missing", lambda packages: [name for name in packages if "gguf" in name])
+    monkeypatch.setattr(sys, "argv", ["real_models.py", "--tasks", FULL])
+    with pytest.raises(SystemExit, match="missing packages: gguf; install them with: pip install -e"):
+        real_models.main()
+    for text in (real_models.__doc__, (BENCHMARKS / "README.md").read_text(encoding="utf-8")):
+        assert all(line in text for line in load("pretrained").PIP.split(" && "))
+
+
+def test_the_schedules_are_what_their_names_say(real_models, monkeypatch):
+    monkeypatch.setitem(real_models.AUTOWU, "autowu, linear", {"decay_type": "linear"})
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    run = SimpleNamespace(model=model, steps=60, steps_per_epoch=20)
+    lrs = {}
+    for method in ("linear 5e-5", "practice", "cosine"):
+        optimizer, schedule = real_models.make(method, 5e-5, run, {})
+        assert [p is model.weight for group in optimizer.param_groups for p in group["params"]] == [True]
+        lrs[method] = []
+        for _ in range(60):
+            lrs[method].append(optimizer.param_groups[0]["lr"] / 5e-5)
+            optimizer.step()
+            schedule.step()
+    assert lrs["linear 5e-5"] == pytest.approx([1 - step / 60 for step in range(60)])
+    assert lrs["practice"][:7] == pytest.approx([step / 6 for step in range(7)])
+    assert lrs["cosine"][:4] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert lrs["cosine"][57 // 2 + 3] == pytest.approx(0.5, abs=0.03)
+    _, schedule = real_models.make("autowu, linear", None, run, {"rewind": False})
+    assert (schedule.settings.decay_type, schedule.settings.rewind) == ("linear", False)
+    assert schedule.steps_per_epoch == 20
+
+
+def test_the_parts_to_tune_and_to_report_on_are_all_that_is_held_out(load, tasks):
+    torch.manual_seed(0)
+    x, y = torch.randn(250, 3), torch.randint(2, (250,))
+    run = load("fine_tuning_tasks").classification(torch.nn.Linear(3, 2), x, y, 40, 8, 1, 0, "linear")
+    whole, *parts = (run.evaluate(run.model, rows) for rows in (slice(None), *tasks.ROWS.values()))
+    assert run.evaluate(run.model)[:2] == whole[:2]
+    assert whole[1] == pytest.approx((100 * parts[0][1] + 110 * parts[1][1]) / 210, rel=1e-4)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def test_gaps_are_in_percent_of_the_tuned_gain(real_models, load):
+    gaps = load("real_model_tables").gaps
+
+    def rows(method, *values, **results):
+        return [
+            row(real_models, VIT, method, 1e-3, seed, value, **results)
+            for seed, value in zip(SEEDS, values, strict=False)
+        ]
+
+    tuned = rows("cosine", 0.5, 0.7, 0.9)  # a gain of 0.5 over 0.2
+    assert gaps(rows("autowu", 0.55, 0.6, 0.9), tuned) == pytest.approx([10, -20, 0])
+    assert gaps(rows("autowu", 0.0, math.nan, 5.0), tuned) == pytest.approx([-100, -100, 100])
+    assert gaps(rows("autowu", 0.55), tuned) == pytest.approx([10])  # of the seeds that both have
+    assert gaps(rows("autowu", 0.55), []) == []
+    assert gaps(rows("autowu", 0.55), rows("cosine", 0.1, 0.2, 0.3)) == []  # nothing was gained
+    assert gaps(rows("autowu", -3.5, start=-4.0), rows("cosine", -3.0, start=-4.0)) == pytest.approx([-50])
+
+
+def test_the_tables_have_what_the_rows_give(real_models, load, capsys):
+    grids = real_models.needed([], [VIT, FULL], ["cosine"], SEEDS)
+    best = {VIT: 1e-3, FULL: 1e-4}
+    rows = [row(real_models, *job, 0.7 - abs(math.log10(job[2] / best[job[0]]))) for job in grids]
+    for i, seed in enumerate(SEEDS):
+        rows.append(row(real_models, VIT, "cosine", 1e-3, seed, 0.7))
+        rows.append(row(real_models, VIT, "cosine", 1e-4, seed, 0.9))  # tuning did not choose it
+        rows.append(row(real_models, VIT, "linear 5e-5", 5e-5, seed, 0.3))
+        warm_up = {"peak_lr": 10.0 ** (i - 4), "looked": 10 + i, "kept": 0.25}
+        rows.append(row(real_models, VIT, "autowu", None, seed, 0.65 + 0.1 * i, **warm_up))
+        language = {"start": -4.0, "kept_start": -3.5, "kept": -3.6}
+        rows.append(row(real_models, FULL, "cosine", 1e-4, seed, -3.0, **language))
+        rows.append(row(real_models, FULL, "autowu", None, seed, -3.25, **{**language, **warm_up}))
+    results = real_models.reported(rows, SEEDS)
+    assert [len(own) for own in results.values()] == [3] * 5
+    load("real_model_tables").show(results, real_models.METHODS, tuple(real_models.AUTOWU))
+    printed = capsys.readouterr().out
+    assert "| task | start | tuned cosine | at | linear 5e-5 | autowu |" in printed
+    assert "| ViT, 3 epochs (accuracy, %) | 20.0 | 70.0 | 0.001 | -80 | +10 |" in printed
+    assert "| SmolLM2, full, 60 steps (loss, nats) | 4.000 | 3.000 | 0.0001 |  | -25 |" in printed
+    assert "| mean |  |  |  | -80.0 (1) | -7.5 (2) |" in printed
+    assert "| task | before | linear 5e-5 | autowu | cosine |" in printed
+    assert "| ViT, 3 epochs | 1.00 | 0.50 | 0.25 | 0.50 |" in printed
+    assert "| SmolLM2, full, 60 steps | -3.50 |  | 0.25 | -3.60 |" in printed
+    assert "| ViT, 3 epochs | 1.0e-03, 11 of 60 |" in printed
+
+
+# Real runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+def test_a_row_of_the_fine_tuned_vit(real_models):
+    results = real_models.run((VIT, "autowu", None, 10))
+    made = real_models.RUNS.row((VIT, "autowu", None, 10), results)
+    assert not [name for name, value in made.items() if value == "" and name not in ("lr", "rewound_to")]
+    looked = 0 if results["rewound_to"] is None else results["switch"] - results["rewound_to"]
+    assert results["looked"] == looked
+    assert results["steps"] == 60
+    assert_above(results["test"], results["start"] + 0.1, results["test"] - results["start"])
+    assert results["kept"] < results["kept_start"]
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["pairs", "efficientnet"])
+def test_a_row_of_a_real_model(real_models, tasks, load, monkeypatch, name):
+    task = tasks.pairs_task(4) if name == "pairs" else tasks.efficientnet_task(16, 4)
+    monkeypatch.setitem(tasks.TASKS, "short", with_weights(load, task))
+    results = real_models.run(("short", "practice", task.practice, 10))
+    assert (results["steps"], results["looked"], results["peak_lr"]) == (4, 0, task.practice)
+    assert ("kept" in results) == (name == "pairs")
+    if name == "pairs":
+        assert results["start"] > 0.3
+        assert results["kept_start"] == pytest.approx(1.0, abs=1e-4)
+        assert 0.9 < results["kept"] < 1.0
+    else:
+        assert results["start"] < 0.3  # its head is new
+        norms = [m for m in task.prepare(10).model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert [norm.momentum for norm in norms] == pytest.approx([0.1] * len(norms))
+        assert all(float(norm.running_mean.abs().sum()) > 0 for norm in norms)  # those of ImageNet
