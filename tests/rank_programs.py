@@ -317,6 +317,7 @@ def trainer_run(
         "peak_lr": scheduler.peak_lr,
         "rewound_to": scheduler.rewound_to,
         "peak_rule": scheduler.peak_rule,
+        "approach": scheduler.report().get("approach") if hasattr(scheduler, "report") else None,
         "went_back": seen.get("went_back"),
         "steps_per_epoch": scheduler.steps_per_epoch,
         "test_steps": [record.step for record in scheduler.tests],

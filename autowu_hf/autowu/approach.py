@@ -5,7 +5,6 @@ there. Then the losses say what remains to be done:
 
 * they have fallen to half already: the start was a transient, or learning is quick; the LR grows on until they give
   way;
-* they have not moved by 15 % of the run: the scale may be too low; the LR grows on;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
 
@@ -26,7 +25,7 @@ from torch.optim import Optimizer
 
 from ..rewind import snapshot
 from ..runtime import collective
-from ..runtime.param_groups import innermost
+from ..runtime.param_groups import innermost, weights_out_of_reach
 from .scale import Scale, ScaleSearch
 
 logger = logging.getLogger(__name__)
@@ -38,9 +37,6 @@ RAMP = 0.05
 
 LOOK = 0.3
 """The share of the run until which losses that have fallen to half make the LR grow on."""
-
-STUCK = 0.15
-"""The share of the run after which losses that have not moved do."""
 
 DECADE = 0.05
 """The share of the run in which the LR then grows tenfold."""
@@ -56,13 +52,11 @@ class Sweep:
     """A growth of the LR under the eyes of the minimum tests.
 
     Args:
-        why: "fell", "stuck" or "aligned"; see ``Approach``.
         min_lr: where it begins.
         max_lr: where it would end.
         num_steps: in how many optimizer steps.
     """
 
-    why: str
     min_lr: float
     max_lr: float
     num_steps: int
@@ -90,6 +84,9 @@ class Approach:
         self.is_over = False
         self._first = 0
         self.plan(2, None)
+        obstacle = weights_out_of_reach(optimizer)
+        if obstacle is not None:
+            self.give_up(obstacle.reason)
         self.search.start(functools.partial(_is_sharded, optimizer, models))
 
     def plan(self, num_steps: int, longest: int | None) -> None:
@@ -142,7 +139,7 @@ class Approach:
             return True
         if step < self.ramp_end:
             return False
-        return step % max(1, self._num_steps // 60) == 0 or step in (self.end, self._stuck_at)
+        return step % max(1, self._num_steps // 60) == 0 or step == self.end
 
     def advance(self, step: int, losses: Array) -> None:
         """Takes in the run so far; sets ``sweep`` and ``is_over`` where it is time.
@@ -157,35 +154,22 @@ class Approach:
             self.is_over = self.search.obstacle is not None
             self._first = step
             return
-        why = self._reason(step, losses)
         room = self._longest - step
-        if why is not None and room >= _FEWEST_LOSSES and self.scale.trust < math.inf:
+        if self._has_fallen(losses) and room >= _FEWEST_LOSSES and self.scale.trust < math.inf:
             low, high = self.scale.peak_lr, self.scale.trust
-            self.sweep = Sweep(why, low, high, self._length(low, high, room))
+            self.sweep = Sweep(low, high, self._length(low, high, room))
         self.is_over = self.sweep is not None or step >= self.end
 
     def _length(self, low: float, high: float, room: int) -> int:
         return min(max(_FEWEST_LOSSES, round(DECADE * math.log10(high / low) * self._num_steps)), room)
 
-    @property
-    def _stuck_at(self) -> int:
-        return max(round(STUCK * self._num_steps), self.ramp_end + self._window) + 1
-
-    def _reason(self, step: int, losses: Array) -> str | None:
-        """Why the LR should grow on; None if it need not."""
+    def _has_fallen(self, losses: Array) -> bool:
+        """Whether the newest losses are less than half of the first ones."""
         n = self._window
         if self._num_steps < FEWEST_STEPS or len(losses) <= n + 1 or not np.isfinite(losses).all():
-            return None
+            return False
         before = losses[: max(3, min(n, self.ramp_end // 2))]
-        if np.median(losses[-n:]) < 0.5 * np.median(before):
-            return "fell"
-        assert self.scale is not None
-        if step == self._stuck_at and self.scale.held_by == "polyak":
-            first, last = losses[:n], losses[-n:]
-            error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / n)
-            if first.mean() - last.mean() < 2.0 * error:
-                return "stuck"
-        return None
+        return bool(np.median(losses[-n:]) < 0.5 * np.median(before))
 
     def say_obstacle(self, min_lr: float, max_lr: float) -> None:
         """Says on the main process why there is no scale, and what is done instead."""
@@ -220,7 +204,7 @@ class Approach:
             "first": self._first,
             "first_lr": self.search.lr,
             "ramp_end": self.ramp_end,
-            "sweep": None if self.sweep is None else self.sweep.why,
+            "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }
 
 

@@ -116,6 +116,15 @@ class Course:
             approach.say_obstacle(self._settings.min_lr, self._settings.max_lr)
         return True
 
+    def give_up(self, obstacle: str) -> None:
+        """There is no scale to be had.
+
+        Args:
+            obstacle: why, as a part of a sentence.
+        """
+        if self.approach is not None and self.approach.scale is None:
+            self.approach.give_up(obstacle)
+
     @property
     def scale(self) -> Scale | None:
         """The scale, once it is known."""

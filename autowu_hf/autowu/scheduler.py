@@ -140,8 +140,7 @@ class AutoWUScheduler(Reported):
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             self.rewind.refuse(obstacle)
-            if self._course.approach is not None:
-                self._course.approach.give_up(obstacle.reason)
+            self._course.give_up(obstacle.reason)
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
         """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""

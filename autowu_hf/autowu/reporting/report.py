@@ -82,8 +82,7 @@ def _scale(report: dict[str, Any]) -> str | None:
     scale = approach["scale"]
     words = {2: "two", 3: "three"}
     found = f"scale {_lr(scale['lr'])} from the first {words.get(scale['num_steps'], scale['num_steps'])} gradients"
-    went_on = {"fell": "the losses soon fell to half", "stuck": "the losses did not move"}
-    return f"{found}, {went_on[approach['sweep']]}" if approach["sweep"] in went_on else found
+    return found if approach["sweep"] is None else f"{found}, the losses soon fell to half"
 
 
 def _decay(report: dict[str, Any]) -> str:

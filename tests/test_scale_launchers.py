@@ -1,0 +1,90 @@
+"""``preset="scale"`` under every launcher finds what one process finds, and resumes within its first steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, trainer_run
+from ranks import run_ranks
+from test_launchers import DEEPSPEED, needs_deepspeed, needs_fsdp2
+
+OPTIONS = {"scale": True, "max_lr": 1.0, "decay_type": "constant_then_cosine"}
+STEPS = 60
+
+
+def run(function, folder, *args, processes=2, **settings):
+    return run_ranks(function, str(folder), *args, processes=processes, steps=STEPS, options=OPTIONS, **settings)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    return run(trainer_run, tmp_path_factory.mktemp("one"), processes=1)[0]
+
+
+def check_finds_the_same(ranks, one_process, tolerance):
+    for seen in ranks:
+        assert seen["all_lrs_equal"]
+        for number in ("polyak", "trust", "peak_lr"):
+            assert seen["approach"]["scale"][number] == pytest.approx(
+                one_process["approach"]["scale"][number], rel=tolerance
+            )
+        assert seen["last_lr"] == 0.0
+        assert 0 < seen["switch_step"] < STEPS * 2
+
+
+def test_one_process_finds_a_scale(one_process):
+    scale = one_process["approach"]["scale"]
+    assert scale["num_steps"] == 2
+    assert 0 < one_process["lrs"][0] < 1e-2 * scale["peak_lr"] < max(one_process["lrs"])
+
+
+def test_ddp(tmp_path, one_process):
+    ranks = run(trainer_run, tmp_path)
+    check_finds_the_same(ranks, one_process, tolerance=1e-2)
+    # The losses of the two measured steps, and no collective on an ordinary step after them.
+    assert ranks[0]["calls"][:2] == ["gather", "gather"]
+
+
+def test_fsdp1(tmp_path, one_process):
+    check_finds_the_same(run(fsdp_trainer_run, tmp_path, 1), one_process, tolerance=1e-2)
+
+
+@needs_fsdp2
+def test_fsdp2(tmp_path, one_process):
+    check_finds_the_same(run(fsdp_trainer_run, tmp_path, 2), one_process, tolerance=1e-2)
+
+
+@needs_deepspeed
+def test_deepspeed_looks_over_the_range(tmp_path):
+    for seen in run(deepspeed_trainer_run, tmp_path, deepspeed_config(2), environment=DEEPSPEED, timeout=400.0):
+        assert seen["approach"]["scale"] is None
+        assert "DeepSpeed" in seen["approach"]["obstacle"]
+        assert seen["all_lrs_equal"]
+        assert seen["last_lr"] == 0.0
+
+
+def test_clipping_and_accumulation_change_nothing(tmp_path, one_process):
+    for name, options in (
+        ("clipped", {"max_grad_norm": 0.01}),
+        ("not clipped", {"max_grad_norm": 0.0}),
+        ("accumulated", {"gradient_accumulation_steps": 4, "samples": 1920}),
+    ):
+        (seen,) = run(trainer_run, tmp_path / name, processes=1, **options)
+        tolerance = 1e-2 if name != "accumulated" else 0.3  # other examples
+        assert seen["approach"]["scale"]["peak_lr"] == pytest.approx(
+            one_process["approach"]["scale"]["peak_lr"], rel=tolerance
+        )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("killed", [1, 2, 5])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, processes, killed):
+    saving = {"save_strategy": "steps", "save_steps": 1, "processes": processes}
+    whole = run(trainer_run, tmp_path / "whole", processes=processes)
+    run(trainer_run, tmp_path / "cut", kill_at=killed + 1, killed=True, **saving)
+    resumed = run(trainer_run, tmp_path / "cut", resume=True, **saving)
+    for seen, before in zip(resumed, whole, strict=True):
+        assert seen["lrs"] == before["lrs"][killed:]
+        assert seen["losses"] == before["losses"]
+        assert seen["approach"] == before["approach"]
+        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
