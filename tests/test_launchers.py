@@ -134,6 +134,7 @@ def test_trainer_deepspeed(tmp_path, one_process, stage):
     )
 
 
+@pytest.mark.once
 @needs_deepspeed
 def test_trainer_deepspeed_with_its_own_optimizer(tmp_path):
     """DeepSpeed's engine makes the optimizer and steps the scheduler inside the backward."""
