@@ -1,4 +1,4 @@
-"""The approach: how the default schedule begins. It measures the scale, grows the LR to it, and sees whether to go on.
+"""The approach: how a run around the scale begins. It measures the scale, grows the LR to it, and sees what is next.
 
 The LR stays tiny for the two steps that measure, grows linearly to the scale's peak over 5 % of the run, and stays
 there. Then the losses say what remains to be done:
@@ -151,6 +151,9 @@ class Approach:
         if self.scale is None:
             if self.search.obstacle is None:
                 self.search.take(float(losses[-1]) if len(losses) else math.nan)
+            found = self.search.scale
+            if found is not None and found.is_aligned:
+                self.search.reject("the first update is the gradient itself, as SGD's, so that its size says little")
             self.is_over = self.search.obstacle is not None
             self._first = step
             return

@@ -42,6 +42,8 @@ class Course:
         self.sweep_start = 0
         self.losses_before: list[float] = []
         self.approach = Approach(optimizer, ratios, history.models) if settings.scale else None
+        if self.approach is not None and self.approach.is_over:
+            self.approach.say_obstacle(settings.min_lr, settings.max_lr)
 
     @property
     def is_approach(self) -> bool:
@@ -122,8 +124,9 @@ class Course:
         Args:
             obstacle: why, as a part of a sentence.
         """
-        if self.approach is not None and self.approach.scale is None:
+        if self.approach is not None and not self.approach.is_over and self.approach.scale is None:
             self.approach.give_up(obstacle)
+            self.approach.say_obstacle(self._settings.min_lr, self._settings.max_lr)
 
     @property
     def scale(self) -> Scale | None:

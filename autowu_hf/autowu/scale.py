@@ -155,6 +155,14 @@ class ScaleSearch:
         self.obstacle = obstacle
         self._meter.disarm()
 
+    def reject(self, obstacle: str) -> None:
+        """The scale that was found is not to be used.
+
+        Args:
+            obstacle: why, as a part of a sentence.
+        """
+        self.scale, self.obstacle = None, obstacle
+
     def take(self, loss: float) -> None:
         """Takes in the loss of the optimizer step just done.
 

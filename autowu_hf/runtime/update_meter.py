@@ -65,7 +65,8 @@ class UpdateMeter:
         self._optimizer: Optimizer = innermost(optimizer)
         self._ratios = [*ratios]
         self._hooks: list[Any] = []
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._is_skipped = False
         self._accumulated: dict[int, Tensor] = {}
         self._told: float | None = None
         self._is_sharded: Callable[[], bool] = lambda: False
@@ -139,13 +140,10 @@ class UpdateMeter:
 
     def has_gradients(self) -> bool:
         """Whether any parameter has a gradient."""
-        return bool(self._with_gradients())
+        return any(p.grad is not None for p in self._parameters())
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
-
-    def _with_gradients(self) -> list[Tensor]:
-        return [p for p in self._parameters() if p.grad is not None and not p.grad.is_sparse]
 
     def _lr(self) -> float:
         """The common LR, that of a group of ratio 1."""
@@ -154,13 +152,22 @@ class UpdateMeter:
 
     @torch.no_grad()
     def _look_before(self) -> None:
-        self._before = [(_on_host(local_share(p)), _on_host(local_share(p.grad))) for p in self._with_gradients()]
+        # A gradient scaler hands its scale, and whether there was an overflow, to optimizers that can do with them.
+        scale, overflow = (getattr(self._optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        self._is_skipped = overflow is not None and float(overflow) > 0.0
+        unscale = 1.0 if scale is None else 1.0 / float(scale)
+        parameters = [p for p in self._parameters() if p.grad is not None]
+        if any(p.grad.is_sparse for p in parameters):  # type: ignore[union-attr]
+            parameters = []
+        self._before = [(p, _on_host(local_share(p)), _on_host(local_share(p.grad)) * unscale) for p in parameters]
 
     @torch.no_grad()
     def _look_after(self) -> None:
         before, self._before = self._before, []
+        if self._is_skipped:
+            return
         lr, sums = self._lr(), torch.zeros(5, dtype=torch.float64)
-        for parameter, (weights, gradient) in zip(self._with_gradients(), before, strict=True):
+        for parameter, weights, gradient in before:
             now = local_share(parameter)
             w, g = weights.to(now.device), gradient.to(now.device)
             d = _wide(now) - _wide(w)

@@ -24,9 +24,11 @@ EARLIER = {"autowu earlier": "AutoWU's first default", "autowu three tenths": "A
 """Defaults before today's, whose runs are kept. The first: "exponential" growth, a peak of a tenth of the LR at the
 cliff. The second: the growth of today, three tenths of the LR at the cliff, and nothing known of the noise.
 """
+OTHER = {**EARLIER, "autowu scale": 'AutoWU, `preset="scale"`'}
+"""Settings of AutoWU that are shown beside the default, and have no rank: the ranks are those of methods."""
 LONG = 200
 """Steps from which on a run counts as long."""
-NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`', **EARLIER}
+NAMES = {"autowu": "AutoWU", "autowu paper": 'AutoWU, `preset="paper"`', **OTHER}
 
 
 def shown(cell: Cell, value: float, sign: bool = True) -> str:
@@ -65,7 +67,7 @@ def methods(results: Results) -> None:
         f"more than {MARGIN} % behind (certainly) | median relative gap | worst | failed runs |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    untuned = [name for name in UNTUNED if all(results.values(cell, name) for cell in results.cells)]
+    untuned = [n for n in UNTUNED if n not in OTHER and all(results.values(cell, n) for cell in results.cells)]
     ranks: dict[str, list[float]] = {name: [] for name in untuned}
     for cell in results.cells:
         means = {name: results.mean(cell, name) for name in untuned}
@@ -74,8 +76,8 @@ def methods(results: Results) -> None:
             equal = sum(other == means[name] for other in means.values())
             ranks[name].append(1 + higher + (equal - 1) / 2)
     order = sorted(untuned, key=lambda name: statistics.mean(ranks[name]))
-    others = [name for name in UNTUNED if name not in untuned]
-    for name in [*TUNED, *order, *others, *EARLIER]:
+    others = [name for name in UNTUNED if name not in untuned and name not in OTHER]
+    for name in [*TUNED, *order, *others, *OTHER]:
         cells = [cell for cell in results.cells if results.values(cell, name)]
         if not cells:
             continue
@@ -131,7 +133,7 @@ def merits(results: Results) -> None:
     parts = [
         (f"{budget} % of the steps", "autowu", [cell for cell in cells if cell[2] == budget]) for budget in BUDGETS
     ]
-    for name, title in EARLIER.items():
+    for name, title in OTHER.items():
         its_cells = [cell for cell in cells if results.values(cell, name)]
         parts += [
             (f"The {len(its_cells)} cells of {title}", "autowu", its_cells),

@@ -118,6 +118,25 @@ def test_where_there_is_no_scale_the_range_is_looked_over_and_it_is_said(caplog)
             assert max(lrs) > 0.5
 
 
+def test_an_optimizer_whose_weights_are_out_of_reach_is_said_at_once(caplog):
+    class Lomo(torch.optim.SGD):
+        """By its name an optimizer that steps inside the backward."""
+
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        _, optimizer, schedule = made(400, make=Lomo)
+    assert sum("cannot tell the scale" in record.getMessage() for record in caplog.records) == 1
+    assert schedule.get_last_lr() == [1e-5]
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_sgd_looks_over_the_range(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        model, optimizer, schedule = made(400, make=torch.optim.SGD)
+        lrs = run(model, optimizer, schedule, slowly(400))
+    assert sum("the gradient itself" in record.getMessage() for record in caplog.records) == 1
+    assert max(lrs) > 0.5
+
+
 def test_a_loss_without_gradients_gives_the_range_from_the_first_step_on():
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedules = [get_autowu_schedule(optimizer, 200, preset="scale", decay_type="rex")]

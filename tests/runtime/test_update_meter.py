@@ -118,6 +118,32 @@ def test_a_step_that_the_scaler_skips_is_not_measured():
     assert meter.updates == []
 
 
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_fused_optimizer_that_unscales_by_itself(overflow):
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    scaler.scale((math.inf if overflow else 1.0) * nn.functional.cross_entropy(model(x), y)).backward()
+    scaler.step(optimizer)
+    if overflow:
+        assert meter.updates == []
+    else:
+        assert meter.updates[0].slope == pytest.approx(measured(torch.optim.AdamW).slope, rel=1e-3)
+
+
+def test_sparse_gradients_cannot_be_measured():
+    torch.manual_seed(0)
+    table = nn.Embedding(8, 4, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=1e-2)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    table(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    assert meter.updates == [None]
+
+
 def test_what_accelerate_says_of_its_clipping_is_taken_as_it_is():
     model, x, y = model_and_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
