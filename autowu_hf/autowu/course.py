@@ -170,6 +170,7 @@ class Course:
         return {
             "growth_steps": self.curve.growth_steps,
             "sweep_start": self.sweep_start,
+            "losses_before": len(self.losses_before),
             "curve": {name: getattr(self.curve, name) for name in self.curve.__dataclass_fields__},
             "approach": None if self.approach is None else self.approach.report(),
         }

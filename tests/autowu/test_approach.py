@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from autowu_hf import get_autowu_schedule
+from autowu_hf import get_autowu_schedule, plot_autowu
 from autowu_hf.autowu.approach import ramp
+from autowu_hf.autowu.reporting.report import headline
 
 
 def made(steps, seed=0, make=torch.optim.AdamW, **options):
@@ -82,6 +83,7 @@ def test_a_sweep_that_meets_no_cliff_ends_between_the_scale_and_a_fifth_of_its_e
     run(model, optimizer, schedule, quickly(400))
     scale = schedule.report()["approach"]["scale"]
     assert schedule.ended_by == "cap"
+    assert f"no cliff up to {scale['trust']:.1e}".replace("e-0", "e-") in headline(schedule.report())
     assert schedule.curve.max_lr == pytest.approx(scale["trust"])
     highest = np.sqrt(scale["peak_lr"] * 0.2 * scale["trust"])
     assert scale["peak_lr"] <= schedule.peak_lr <= max(highest, scale["peak_lr"]) * (1 + 1e-6)
@@ -186,7 +188,7 @@ def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
     (line,) = [r.getMessage() for r in caplog.records if "peak LR" in r.getMessage()]
     scale = schedule.report()["approach"]["scale"]["lr"]
     assert f"scale {scale:.1e}".replace("e-0", "e-") in line
-    assert "from the first two gradients" in line
+    assert "from the first gradients; the losses ask for no more at step 60" in line
     assert schedule.log_values()["autowu/scale"] == scale
 
 
@@ -197,3 +199,21 @@ def test_a_range_beside_the_scale_is_refused():
 
 def test_the_ramp_is_linear_and_ends_at_the_peak():
     assert [ramp(t, 2, 5, 1.0) for t in (2, 3, 4, 5, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_the_picture_places_tests_and_gaussian_process_where_the_sweep_was():
+    pytest.importorskip("matplotlib")
+    model, optimizer, schedule = made(400)
+    run(model, optimizer, schedule, quickly(400, rise=28))
+    report = schedule.report()
+    lr_axes, loss_axes, test_axes = plot_autowu(report).axes
+    start, end = report["sweep_start"], report["switch_step"]
+    posterior = next(line for line in loss_axes.get_lines() if line.get_label().startswith("Gaussian"))
+    assert start <= min(posterior.get_xdata()) < max(posterior.get_xdata()) <= end
+    marks = [x for line in test_axes.get_lines() if line.get_marker() == "o" for x in line.get_xdata()]
+    assert len(marks) == len(report["tests"])
+    assert start < min(marks) <= max(marks) <= end
+    lrs = lr_axes.get_lines()[0].get_ydata()
+    assert lrs[0] == report["approach"]["first_lr"]
+    assert max(lrs) > report["approach"]["scale"]["peak_lr"]
+    assert any("scale" in text.get_text() for text in lr_axes.texts)

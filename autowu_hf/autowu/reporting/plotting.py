@@ -193,18 +193,20 @@ def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:
     if len(later):
         axes.plot(later[:, 0], later[:, 1], "-", color=_GREY, linewidth=1.0, label="logged loss")
     if last is not None and np.isfinite(np.array([last["mean"], last["noise"]], dtype=np.float64)).all():
-        _draw_posterior(axes, losses[: last["num_losses"]], last, report["settings"])
+        before = report.get("losses_before", 0)
+        seen = losses[before : before + last["num_losses"]]
+        _draw_posterior(axes, seen, last, report["settings"], report.get("sweep_start", 0))
     axes.set_ylabel("loss")
 
 
-def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], settings: dict[str, Any]) -> None:
+def _draw_posterior(axes: Axes, losses: Array, record: dict[str, Any], settings: dict[str, Any], start: int) -> None:
     used = usable(losses, settings["standardize"])
     if settings["guard"]:
         losses = np.minimum(losses, ceiling(losses))
     params = GPParameters(record["outputscale"], record["noise"], record["mean"])
     (posterior,) = FastGP().posteriors(params, [(np.flatnonzero(used) / len(losses), losses[used])])
     band = 1.96 * np.sqrt(np.maximum(posterior.variance, 0.0))
-    x = GRID * record["step"]
+    x = start + GRID * record["step"]
     axes.fill_between(x, posterior.mean - band, posterior.mean + band, color=_BLUE, alpha=0.25, linewidth=0)
     axes.plot(x, posterior.mean, color=_BLUE, linewidth=1.8, label="Gaussian process, 95 % band")
 
@@ -215,8 +217,9 @@ def _draw_tests(axes: Axes, report: dict[str, Any]) -> None:
     for record in report["tests"]:
         p_min = record[name]
         face = _RED if record["positive"] else "white"
-        axes.plot([record["step"]] * 2, [min(p_min), max(p_min)], color=_GREY, linewidth=1.0)
-        axes.plot(record["step"], float(np.median(p_min)), "o", color=_RED, markerfacecolor=face, markersize=4)
+        step = report.get("sweep_start", 0) + record["step"]
+        axes.plot([step] * 2, [min(p_min), max(p_min)], color=_GREY, linewidth=1.0)
+        axes.plot(step, float(np.median(p_min)), "o", color=_RED, markerfacecolor=face, markersize=4)
     axes.axhline(confidence, color="black", linewidth=0.8)
     axes.annotate(
         f"confidence {confidence:g}",

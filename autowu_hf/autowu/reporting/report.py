@@ -41,14 +41,17 @@ def describe(report: dict[str, Any]) -> str:
         decay over 654 steps".
     """
     step, minimum = report["switch_step"], report["minimum_step"]
-    if report["ended_by"] == "scale":
-        found = f"nothing more to look for at step {step}"
-    elif report["ended_by"] == "minimum":
+    scale = _scale(report)
+    if report["ended_by"] == "minimum":
         found = f"minimum at step {minimum} of {step}"
+    elif report["ended_by"] == "cap" and scale is not None:
+        found = f"{_ending(report)}, at step {step}"
+    elif report["ended_by"] == "scale":
+        found = f"the losses ask for no more at step {step}"
     else:
         found = f"{_ending(report)} at step {step}, minimum at step {minimum}"
-    if _scale(report) is not None:
-        found = f"{_scale(report)}; {found}"
+    if scale is not None:
+        found = f"{scale} from the first gradients; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = report["num_training_steps"] - step
     return f"{found}; peak LR {_lr(report['peak_lr'])}{restored}, {_decay(report)} decay over {steps} steps"
@@ -56,33 +59,37 @@ def describe(report: dict[str, Any]) -> str:
 
 def headline(report: dict[str, Any]) -> str:
     """The same as a title of the picture; before the switch, how far the warm-up is."""
-    step = report["switch_step"]
+    step, scale = report["switch_step"], _scale(report)
     if step is None:
         return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
     if report["ended_by"] == "scale":
-        found = str(_scale(report))
+        found = "from the first gradients"
     elif report["ended_by"] == "minimum":
         found = f"minimum at {report['minimum_step']}, seen at step {step}"
+    elif report["ended_by"] == "cap" and scale is not None:
+        found = _ending(report)
     else:
         found = f"{_ending(report)} at step {step}"
+    if scale is not None:
+        found = f"{scale} {found}" if report["ended_by"] == "scale" else f"{scale}; {found}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
-    return f"AutoWU: {found}{back}; peak LR {_lr(report['peak_lr'])}, then {_decay(report)}"
+    then = "" if scale is not None else f", then {_decay(report)}"
+    return f"AutoWU: {found}{back}; peak LR {_lr(report['peak_lr'])}{then}"
 
 
 def _ending(report: dict[str, Any]) -> str:
+    if report["ended_by"] == "cap" and _scale(report) is not None:
+        return f"no cliff up to {_lr(report['curve']['max_lr'])}"
     names = {"cliff": "cliff", "cap": "warm-up ended by its cap,", "divergence": "losses diverged"}
     return names[report["ended_by"]]
 
 
 def _scale(report: dict[str, Any]) -> str | None:
-    """Where the scale comes from, and how the warm-up went on; None without one."""
+    """The scale; None without one."""
     approach = report.get("approach")
     if approach is None or approach["scale"] is None:
         return None
-    scale = approach["scale"]
-    words = {2: "two", 3: "three"}
-    found = f"scale {_lr(scale['lr'])} from the first {words.get(scale['num_steps'], scale['num_steps'])} gradients"
-    return found if approach["sweep"] is None else f"{found}, the losses soon fell to half"
+    return f"scale {_lr(approach['scale']['lr'])}"
 
 
 def _decay(report: dict[str, Any]) -> str:
