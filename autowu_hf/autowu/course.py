@@ -83,10 +83,9 @@ class Course:
         self.curve = self._settings.curve_by_scale(num_training_steps, growth_steps, low, high)
 
     def lr(self, step: int) -> float:
-        """The LR of the warm-up after ``step`` scheduler steps, in optimizer units, for a group of ratio 1."""
-        if self.approach is not None and not self.approach.is_over:
-            return self.approach.lr(step // self._ticks)
-        return self.curve.warmup(step - self.sweep_start)
+        """The LR of the approach after ``step`` scheduler steps, in optimizer units, for a group of ratio 1."""
+        assert self.approach is not None
+        return self.approach.lr(step // self._ticks)
 
     def come_closer(self, step: int, held: bool) -> bool:
         """One more optimizer step of the approach; a collective where it needs the losses, which all must join.

@@ -92,6 +92,8 @@ class AutoWUScheduler(Reported):
         self._cadence.ticks_per_step = ticks
         growth_steps = growth_steps or (course.curve.growth_steps if done else None)
         course.plan(self.num_training_steps, self.num_warmup_steps, ticks, growth_steps)
+        self._nearing, self._since = course.is_approach, course.sweep_start  # these are looked up at every step
+        self._cap, self._curve = course.cap, course.curve
         self._rule.base_lr = course.base_lr
         self._cadence.plan(done - course.sweep_start, course.cap)
         self._way_back.follow(course.curve, course.cap)
@@ -102,15 +104,14 @@ class AutoWUScheduler(Reported):
 
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
-            course = self._course
-            if course.is_approach:
+            if self._nearing:
                 self._warm_up.observe(loss)
                 self._come_closer(step)
                 return
             if step == 1:
-                self._warm_up.say_shortage(course.cap)
-            step -= course.sweep_start
-            ending = self._warm_up.advance(step, course.cap, loss)
+                self._warm_up.say_shortage(self._cap)
+            step -= self._since
+            ending = self._warm_up.advance(step, self._cap, loss)
             if ending is None and step < self._way_back.due_at:  # True at most steps: nothing to do
                 return
             self._end_or_keep(step, ending)
@@ -132,9 +133,9 @@ class AutoWUScheduler(Reported):
             self._end_or_keep(step, self._warm_up.test_if_due(step, course.cap))
 
     def _schedule(self, step: int) -> float:
-        if self.peak_lr is None or self.switch_step is None:
-            return self._course.lr(step)
-        return self.curve.decay(step, self.switch_step, self.peak_lr)
+        if self.peak_lr is not None and self.switch_step is not None:
+            return self._curve.decay(step, self.switch_step, self.peak_lr)
+        return self._course.lr(step) if self._nearing else self._curve.warmup(step - self._since)
 
     def _check_optimizer(self, optimizer: Any) -> None:
         obstacle = weights_out_of_reach(optimizer)
