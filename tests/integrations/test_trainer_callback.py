@@ -168,7 +168,7 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, mo
     def fail(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr("autowu_hf.autowu.plotting.write_report", fail)
+    monkeypatch.setattr("autowu_hf.autowu.reporting.plotting.write_report", fail)
     trainer = trainer_for(tmp_path, num_train_epochs=2, callbacks=[AutoWUCallback(plot=False)])
     trainer.train()
     assert trainer.state.global_step == 16
