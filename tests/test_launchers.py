@@ -171,8 +171,9 @@ def test_accelerate_fsdp2(tmp_path):
     check_accelerate_loop(tmp_path, "fsdp2")
 
 
+@pytest.mark.once
 @needs_deepspeed
-@pytest.mark.parametrize("kind", ["deepspeed", pytest.param("deepspeed optimizer", marks=pytest.mark.once)])
+@pytest.mark.parametrize("kind", ["deepspeed", "deepspeed optimizer"])
 def test_accelerate_deepspeed(tmp_path, kind):
     check_accelerate_loop(tmp_path, kind, environment=DEEPSPEED)
 

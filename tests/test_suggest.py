@@ -169,6 +169,7 @@ print("trained", own.state.global_step)
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("end", ["own.train()", "pass"])
 def test_the_command_prints_it_and_trains_nothing(tmp_path, end, request):
     script = tmp_path / "script.py"
