@@ -19,6 +19,7 @@ from compare import BUDGETS, GUESSES, QUICK_CSV, RUNS
 from compare_results import MARGIN, Cell, Results
 from methods import AT_ONE_LR, GUESSING, TUNED, UNTUNED
 from tasks import TASKS
+from tuning import percent_of_gain
 
 EARLIER = {"autowu earlier": "AutoWU's first default", "autowu three tenths": "AutoWU's default before"}
 """Defaults before today's, whose runs are kept. The first: "exponential" growth, a peak of a tenth of the LR at the
@@ -213,9 +214,35 @@ def robustness(results: Results) -> None:
         print(f"| {NAMES.get(method, method)} |", " | ".join(cells), "|")
 
 
+SHOWN = ("autowu", "autowu scale", AT_ONE_LR, "schedule-free")
+"""The methods of the last table."""
+
+
+def percents(results: Results) -> None:
+    """Gaps between medians over the seeds, in percent of what the tuned cosine gains; mean and median over the cells."""
+    names = [name for name in SHOWN if results.cells and all(results.values(cell, name) for cell in results.cells)]
+    print("| steps | " + " | ".join(f"{NAMES.get(name, name)}: mean, median" for name in names) + " |")
+    print("|---|" + "---|" * len(names))
+    for title, budgets in [*((f"{budget} %", (budget,)) for budget in BUDGETS), ("all", BUDGETS)]:
+        chosen = [cell for cell in results.cells if cell[2] in budgets]
+        entries = []
+        for name in names if chosen else []:
+            gaps = [percent(results, cell, name) for cell in chosen]
+            entries.append(f"{statistics.mean(gaps):+.1f}, {statistics.median(gaps):+.1f}")
+        if entries:
+            print(f"| {title} |", " | ".join(entries), "|")
+
+
+def percent(results: Results, cell: Cell, name: str) -> float:
+    """One of these gaps; where the tuned cosine gains nothing, 100 or -100."""
+    value, tuned = (statistics.median(results.values(cell, method)) for method in (name, "cosine"))
+    chance = TASKS[cell[0]].chance
+    return percent_of_gain(value, tuned, chance) if tuned > chance else math.copysign(100.0, value - tuned)
+
+
 def tables(results: Results) -> None:
     """Prints all but the figures."""
-    for part in (gaps, methods, robustness, merits, profile):
+    for part in (gaps, methods, robustness, merits, profile, percents):
         part(results)
         print()
 
