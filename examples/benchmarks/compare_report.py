@@ -219,7 +219,7 @@ SHOWN = ("autowu", "autowu scale", AT_ONE_LR, "schedule-free")
 
 
 def percents(results: Results) -> None:
-    """Gaps between medians over the seeds, in percent of what the tuned cosine gains; mean and median over the cells."""
+    """Gaps between medians over the seeds, in percent of what the tuned cosine gains; mean and median over cells."""
     names = [name for name in SHOWN if results.cells and all(results.values(cell, name) for cell in results.cells)]
     print("| steps | " + " | ".join(f"{NAMES.get(name, name)}: mean, median" for name in names) + " |")
     print("|---|" + "---|" * len(names))
