@@ -156,17 +156,20 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
     search.start()
     steps = 0
     optimizer.zero_grad()
-    for loss in losses:
-        set_lrs(optimizer, [search.lr * ratio for ratio in ratios])
-        optimizer.step()
-        search.take(loss)
-        optimizer.zero_grad()
-        steps += 1
-        if search.scale is not None:
-            return SuggestedLR(search.scale.peak_lr, search.scale, steps)
-        if search.obstacle is not None:
-            raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
-    search.give_up("no batches")
+    try:
+        for loss in losses:
+            set_lrs(optimizer, [search.lr * ratio for ratio in ratios])
+            optimizer.step()
+            search.take(loss)
+            optimizer.zero_grad()
+            steps += 1
+            if search.scale is not None:
+                return SuggestedLR(search.scale.peak_lr, search.scale, steps)
+            if search.obstacle is not None:
+                raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
+    finally:
+        if not search.is_over:  # too few batches, or an error of the user's
+            search.give_up("it was stopped")
     raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}; give it more")
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,15 @@ def curves() -> list[dict[str, Any]]:
     for record in records:
         record["losses"] = np.array(record["losses"], dtype=np.float64)
     return records
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Callable[[str], Any]]:
+    """Imports one of the benchmarks' modules."""
+    benchmarks = str(Path(__file__).parents[1] / "examples" / "benchmarks")
+    sys.path.insert(0, benchmarks)
+    yield importlib.import_module
+    sys.path.remove(benchmarks)
 
 
 @pytest.fixture(autouse=True)

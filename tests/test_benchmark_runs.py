@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,6 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Imports one of the benchmarks' modules."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture

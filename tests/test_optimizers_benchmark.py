@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,6 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 CELL = ("digits MLP", "SGD", 10)
 KINDS = ("SGD", "RMSprop", "Adagrad", "Adafactor", "Lion", "LAMB", "AdamP", "Muon")
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Imports one of the benchmarks' modules."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

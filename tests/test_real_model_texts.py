@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from margins import assert_above
-
-BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Imports one of the benchmarks' modules."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.mark.once

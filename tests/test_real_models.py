@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from pathlib import Path
@@ -15,14 +14,6 @@ from margins import assert_above
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 VIT, PAIRS, FULL = "ViT, 3 epochs", "MiniLM, pairs, 10 steps", "SmolLM2, full, 60 steps"
 SEEDS = [10, 11, 12]
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Imports one of the benchmarks' modules."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

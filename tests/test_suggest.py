@@ -159,6 +159,23 @@ def test_what_cannot_be_done_is_said(change, message):
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_an_error_of_the_users_leaves_nothing_behind():
+    model, optimizer, data = loop()
+    before = copy.deepcopy(model.state_dict())
+    calls = []
+
+    def breaks(model, batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return loss_of(model, batch)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        suggest_lr(model, optimizer, breaks, data)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -115,16 +115,11 @@ class UpdateMeter:
         _armed.discard(self)
 
     @property
-    def is_armed(self) -> bool:
-        """Whether the next step is measured."""
-        return bool(self._hooks)
-
-    @property
     def is_half(self) -> bool:
         """Whether weights are in half precision, where small updates are rounded away. Their measured steps are taken
         back, so that they can be large ones.
         """
-        return any(p.dtype in (torch.float16, torch.bfloat16) for p in self._parameters())
+        return any(p.dtype in _HALF for p in self._parameters())
 
     @torch.no_grad()
     def weight_size(self) -> float:
