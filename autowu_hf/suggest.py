@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .autowu.scale import Scale, ScaleSearch
+from .autowu.course.scale import Scale, ScaleSearch
 from .rewind import snapshot
 from .runtime import collective
 from .runtime.param_groups import Obstacle, device_of, innermost, lr_ratios, set_lrs, weights_out_of_reach
@@ -56,7 +56,7 @@ def suggest_lr(
     loss_of: Callable[[Any, Any], Tensor] | None = None,
     batches: Iterable[Any] | None = None,
 ) -> SuggestedLR:
-    """Suggests a peak learning rate, from the scale of the first gradients (``autowu.scale``).
+    """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.scale``).
 
     It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches and puts
     everything back: weights, buffers, the optimizer's state and LRs, gradients, random numbers and the order of the

@@ -82,8 +82,8 @@ def get_autowu_schedule(
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
             nothing there either, the peak is at most 3 % of the LR at the cap.
         scale: True lays the LRs around the scale that loss, gradients and weights of the first two optimizer steps give
-            (``autowu.scale``) instead of growing from ``min_lr`` to ``max_lr``: 5 % of the steps grow the LR to that
-            scale, and it grows on only where the losses have soon fallen to half. False by default.
+            (``autowu.course.scale``) instead of growing from ``min_lr`` to ``max_lr``: 5 % of the steps grow the LR to
+            that scale, and it grows on only where the losses have soon fallen to half. False by default.
         seed: of the random subsets, 0.
         model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 

@@ -13,7 +13,7 @@ from ..runtime import collective
 from ..runtime.checks import check_steps
 from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import weights_out_of_reach
-from .course import Course
+from .course.course import Course
 from .peak_rule import PeakRule
 from .reporting.report import describe
 from .reporting.reported import DECISION, Reported

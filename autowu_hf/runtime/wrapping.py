@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,8 @@ class Wrap:
         self.replacement = functools.wraps(original)(make(self))
 
 
-_wraps: dict[tuple[int, str], Wrap] = {}
-"""By owner and name. Not a mark on the function: ``functools.wraps`` copies marks onto the wrappers of others."""
+_wraps: weakref.WeakKeyDictionary[Any, dict[str, Wrap]] = weakref.WeakKeyDictionary()
+"""By owner, then by name. Not a mark on the function: ``functools.wraps`` copies marks onto the wrappers of others."""
 
 
 def wrap(owner: Any, name: str, make: Callable[[Wrap], Function]) -> None:
@@ -40,11 +41,12 @@ def wrap(owner: Any, name: str, make: Callable[[Wrap], Function]) -> None:
         make: called with the ``Wrap``; returns a function that takes the original's arguments, calls it and, where the
             wrap is active, does more.
     """
-    present = _wraps.get((id(owner), name))
+    wraps = _wraps.setdefault(owner, {})
+    present = wraps.get(name)
     if present is not None and getattr(owner, name) is not present.original:
         present.is_active = True  # somebody may have wrapped the replacement since, with or without a mark
         return
-    made = _wraps[id(owner), name] = Wrap(getattr(owner, name), make)
+    made = wraps[name] = Wrap(getattr(owner, name), make)
     setattr(owner, name, made.replacement)
 
 
@@ -55,10 +57,10 @@ def unwrap(owner: Any, name: str) -> None:
         owner: as given to ``wrap``.
         name: as given to ``wrap``.
     """
-    present = _wraps.get((id(owner), name))
+    present = _wraps.get(owner, {}).get(name)
     if present is None:
         return
     present.is_active = False
     if getattr(owner, name) is present.replacement:
         setattr(owner, name, present.original)
-        del _wraps[id(owner), name]
+        del _wraps[owner][name]

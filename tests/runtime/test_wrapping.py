@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 
 import pytest
 
+from autowu_hf.runtime import wrapping
 from autowu_hf.runtime.wrapping import unwrap, wrap
 
 
@@ -91,3 +94,19 @@ def test_a_wrapper_that_hides_ours_does_not_make_it_act_twice(greeter):
     assert calls == ["you", "again"]
     unwrap(greeter, "greet")
     assert greeter.greet is original
+
+
+def test_a_class_that_is_gone_leaves_nothing_to_a_later_one_at_its_address():
+    class Gone:
+        def greet(self, name):
+            return f"hello {name}"
+
+    gc.collect()
+    known = len(wrapping._wraps)
+    wrap(Gone, "greet", loudly)
+    assert len(wrapping._wraps) == known + 1
+    gone = weakref.ref(Gone)
+    del Gone
+    gc.collect()
+    assert gone() is None
+    assert len(wrapping._wraps) == known

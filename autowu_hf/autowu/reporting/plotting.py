@@ -12,7 +12,7 @@ from ...loss_curve.divergence import ceiling
 from ...loss_curve.gp import GRID, Array, FastGP, GPParameters
 from ...loss_curve.spikes import usable
 from ...shapes import LRCurve
-from ..approach import ramp
+from ..course.approach import ramp
 from .report import headline, read_report, write_report
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ..scale import Scale
+from ..course.scale import Scale
 from ..verdict import MinimumTestRecord
 
 

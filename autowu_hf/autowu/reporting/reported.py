@@ -10,7 +10,7 @@ from ...runtime import collective
 from ...runtime.scheduler import AdaptiveScheduler
 from ...shapes import LRCurve
 from ..cadence import Cadence
-from ..course import Course
+from ..course.course import Course
 from ..peak_rule import PeakRule
 from ..settings import AutoWUSettings
 from ..verdict import MinimumTestRecord

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autowu_hf.autowu.scale import Scale, ScaleSearch
+from autowu_hf.autowu.course.scale import Scale, ScaleSearch
 from autowu_hf.runtime.update_meter import Update
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from ..runtime.loss_history import LossHistory
-from ..shapes import LRCurve
+from ...runtime.loss_history import LossHistory
+from ...shapes import LRCurve
+from ..settings import AutoWUSettings
 from .approach import Approach
 from .scale import Scale
-from .settings import AutoWUSettings
 
 
 class Course:

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from torch import nn
 from torch.optim import Optimizer
 
-from ..rewind import snapshot
-from ..runtime import collective
-from ..runtime.param_groups import innermost, weights_out_of_reach
+from ...rewind import snapshot
+from ...runtime import collective
+from ...runtime.param_groups import innermost, weights_out_of_reach
 from .scale import Scale, ScaleSearch
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, plot_autowu
-from autowu_hf.autowu.approach import ramp
+from autowu_hf.autowu.course.approach import ramp
 from autowu_hf.autowu.reporting.report import headline
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..runtime import collective
-from ..runtime.update_meter import Update, UpdateMeter
+from ...runtime import collective
+from ...runtime.update_meter import Update, UpdateMeter
 
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
