@@ -96,6 +96,7 @@ print("quiet")
     assert python(code) == "quiet"
 
 
+@pytest.mark.once
 def test_works_without_transformers():
     code = """
 import importlib.util, sys

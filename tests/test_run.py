@@ -94,6 +94,7 @@ def test_a_module_runs_as_main_from_the_current_folder(tmp_path):
     assert "__main__ ['--a', '1'] autowu" in python(*RUN, "-m", "package.job", "--a", "1", folder=tmp_path)
 
 
+@pytest.mark.once
 def test_trl_takes_the_flag(tmp_path):
     if importlib.util.find_spec("trl") is None or not HAS_TRLS_ACCELERATE:
         pytest.skip("TRL is not installed, or for a newer accelerate")

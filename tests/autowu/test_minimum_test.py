@@ -27,7 +27,7 @@ def lr_at(record, step: float) -> float:
 
 
 def test_paper_recipe_of_the_tests_takes_the_same_steps_as_gpytorch(curves):
-    for record in (curves[2], curves[18]):
+    for record in (curves[2],):
         losses, cap, interval = record["losses"], cap_of(record), record["steps_per_epoch"]
         slow_switch, slow_minimum, slow = replay(losses, cap, interval, PAPER)
         fast_switch, fast_minimum, fast = replay(losses, cap, interval, PAPER, FastPaperGP())
@@ -41,11 +41,11 @@ def test_paper_recipe_of_the_tests_takes_the_same_steps_as_gpytorch(curves):
 
 
 def test_paper_preset_switches_with_the_authors_code(curves):
-    """All curves under two subsampling seeds. The authors' code under another seed of its own: 98 % within one test."""
+    """Half of the curves under each of two subsampling seeds. The authors' code under another seed of its own: 98 % within one test."""
     late_by, factors = [], []
     for seed in range(2):
         settings = AutoWUSettings.from_options("paper", {"seed": seed})
-        for record in curves:
+        for record in curves[seed::2]:
             interval = record["steps_per_epoch"]
             switch, minimum, _ = replay(record["losses"], cap_of(record), interval, settings, FastPaperGP())
             late_by.append(abs(switch - record["switch_step"]) / interval)
@@ -81,7 +81,7 @@ def test_a_single_spike_moves_no_switch_by_more_than_one_test(curves):
         switch, _, _ = replay(record["losses"], cap, interval, EPOCH)
         seen = min(switch, cap)
         at_the_end = [place for place in (69, 164, 230, 241, 274) if place < seen]
-        for place in {*range(0, seen, 48 if cap <= 120 else 384), seen - 2, seen - 1, *at_the_end}:
+        for place in {*range(0, seen, 96 if cap <= 120 else 768), seen - 2, seen - 1, *at_the_end}:
             losses = record["losses"].copy()
             losses[place] = 1e6
             with_spike, _, _ = replay(losses, cap, interval, EPOCH, stop=switch + 2 * interval)

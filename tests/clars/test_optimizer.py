@@ -352,6 +352,7 @@ def test_trainer_learns_the_digits_and_resumes_exactly(exact, tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.once
 def test_two_processes_have_the_same_weights_as_by_hand():
     script = clars_two_processes
     per_step = 2 * script.ACCUMULATION

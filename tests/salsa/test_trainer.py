@@ -29,6 +29,7 @@ def rank_trainer(folder: str) -> dict:
     }
 
 
+@pytest.mark.once
 def test_two_processes_of_trainer_search_as_one_does(tmp_path):
     first, second = run_ranks(rank_trainer, str(tmp_path))
     assert first["weights"] == second["weights"]
