@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .autowu.course.scale import Scale, ScaleSearch
+from .autowu.course.scale import Scale
+from .autowu.course.scale_search import ScaleSearch
 from .rewind import snapshot
 from .runtime import collective
 from .runtime.param_groups import Obstacle, device_of, innermost, lr_ratios, set_lrs, weights_out_of_reach
@@ -46,6 +47,8 @@ class SuggestedLR:
         scale = self.scale
         found = f"{self.lr:.1e}: P = {scale.polyak:.1e}, R = {scale.trust:.1e}"
         which = "0.3 P" if scale.held_by == "polyak" else "0.2 R"
+        if scale.momentum > 0.0:
+            which += f", times {1.0 - scale.momentum:.2g} for the momentum"
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
 

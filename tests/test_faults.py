@@ -82,8 +82,9 @@ def check(seed):
     if fault in ("a NaN", "NaN from a step on") and at >= scheduler.switch_step - 1:
         return  # it hit the decay, where any schedule would be as lost
     assert highest <= scheduler.peak_lr, what
-    peak = math.log10(scheduler.peak_lr)  # of max_lr it is 0
-    assert_below(peak, math.log10(0.1 if rewind is None else 0.5), -peak)
+    if fault != "tiny":  # there Adam's epsilon makes the updates small, and the LR may be larger
+        peak = math.log10(scheduler.peak_lr)
+        assert_below(peak, math.log10(0.1 if rewind is None else 0.5), -peak)
     if fault != "constant":
         assert math.isfinite(after), what
         if rewind is None:  # without it the weights keep what the warm-up did to them

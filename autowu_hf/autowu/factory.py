@@ -39,10 +39,12 @@ def get_autowu_schedule(
 ) -> AutoWUScheduler:
     """An AutoWU schedule (Kim et al. 2021, arXiv 2107.05855): no peak LR and no warm-up length to choose.
 
-    The LR grows from ``min_lr`` while a Gaussian process watches the training losses (2.1). Once they have confidently
-    fallen and risen again, the switch restores the weights from before the damage, and the LR decays to 0 at
-    ``num_training_steps`` (2.2), from well below the LR at which the losses gave way. With ``preset="paper"`` the
-    minimum of the losses ends the warm-up, the LR goes back to what it was there, and the weights stay.
+    The first two steps, at a tiny LR, measure the scale of the LR; the LR grows to it within 5 % of the run and stays
+    there. Where the losses soon fall to half, it grows on while a Gaussian process watches them (2.1), until they give
+    way; the switch then restores the weights from before the damage. Over the last fifth of the steps the LR falls to 0
+    (2.2). Where a range is given, or there is no scale to be had, the LR grows over that range instead. With
+    ``preset="paper"`` the minimum of the losses ends the warm-up, the LR goes back to what it was there, and the
+    weights stay.
 
     Args:
         optimizer: of any torch kind. Its LR does not matter, only the ratios of its groups' LRs to it.
@@ -52,15 +54,16 @@ def get_autowu_schedule(
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
         preset: None for this package's defaults; "paper" for the authors' recipe: ``max_warmup_fraction=0.5``,
             ``growth="exponential"``, ``decay_type="cosine"``, ``test_every="epoch"``, ``gp_engine="gpytorch"``,
-            ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``; "scale" for
-            ``scale=True`` and ``decay_type="constant_then_cosine"``. Options given beside it win.
+            ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``, ``scale=False``. Options
+            given beside it win.
         min_lr: eta_min, the LR that the warm-up starts from, in optimizer units, 1e-5 (2.1.1).
         max_lr: eta_max, the LR that the warm-up would reach at its cap, 1.0; SGD may need more (2.1.1).
         max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1), 0.25; the paper has 0.5
             (2.1.1).
         growth: "quick_start": exponential at two rates, a tenth of the warm-up for the first three tenths of its way;
             "exponential" (eq. 1); or "linear" (appendix C.2, eq. 6).
-        decay_type: "rex" (arXiv 2107.04197); the paper has "cosine" and "constant_then_cosine" (2.2); or "linear".
+        decay_type: "constant_then_cosine" or "cosine" (2.2); "rex" (arXiv 2107.04197); or "linear". None: the first
+            one around the scale, "rex" over a range.
         decay_fraction: the last share of all steps over which "constant_then_cosine" falls, 0.2 (2.2).
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
             warm-up holds at least 30 of them, else 1/60 of it.
@@ -81,9 +84,9 @@ def get_autowu_schedule(
         rewind_memory: the share of the free host memory, in (0, 1), that the snapshots may take, 0.5.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
             nothing there either, the peak is at most 3 % of the LR at the cap.
-        scale: True lays the LRs around the scale that loss, gradients and weights of the first two optimizer steps give
-            (``autowu.course.scale``) instead of growing from ``min_lr`` to ``max_lr``: 5 % of the steps grow the LR to
-            that scale, and it grows on only where the losses have soon fallen to half. False by default.
+        scale: True lays the LRs around the scale that losses, gradients and weights of the first optimizer steps give
+            (``autowu.course``), instead of growing from ``min_lr`` to ``max_lr``; False does not. None: True where
+            neither ``min_lr``, ``max_lr``, ``growth`` nor ``max_warmup_fraction`` is given.
         seed: of the random subsets, 0.
         model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from torch import nn
@@ -124,9 +125,17 @@ class AutoWUScheduler(Reported):
         if not cadence.is_between_steps or not course.come_closer(step, cadence.held):
             return
         self._plan(done=step)
-        if course.is_done and course.scale is not None:
-            self._decay_from(step, "scale", course.scale.peak_lr)
-        elif not course.is_approach:
+        if course.scale is not None and course.approach is not None:
+            if not self._way_back.keep_start(step, course.approach):
+                self._require_finite_parameters(step)
+            if course.is_done:
+                is_sound = not course.approach.breaks and math.isfinite(self._warm_up.history.gathered[-1])
+                self._decay_from(step, "scale", course.approach.peak_lr)
+                if not is_sound:
+                    self._require_finite_parameters(step)
+                    self._check_at = step + _CHECK_AFTER * self.ticks_per_step
+                return
+        if not course.is_approach:
             if course.scale is None:
                 self._warm_up.say_shortage(course.cap)
             step -= course.sweep_start
@@ -202,8 +211,13 @@ class AutoWUScheduler(Reported):
             logger.info(describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:
-        last_lr = self.curve.warmup((self.switch_step or step) - self._course.sweep_start)
-        require_finite_parameters(self.optimizer, step, last_lr, self.curve.max_lr, self.rewound_to, self.rewind.is_on)
+        course, max_lr = self._course, None
+        if course.scale is None or course.base_lr is not None:
+            last_lr = self.curve.warmup((self.switch_step or step) - course.sweep_start)
+            max_lr = self.curve.max_lr if course.scale is None else None
+        else:
+            last_lr = course.lr(max(step - self.ticks_per_step, 0))
+        require_finite_parameters(self.optimizer, step, last_lr, max_lr, self.rewound_to, self.rewind.is_on)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -224,5 +238,7 @@ class AutoWUScheduler(Reported):
         self._check_at = state["check_at"]
         self._course.load_state_dict(state.get("course"))
         self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
-        self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None)
+        approach = self._course.approach
+        has_begun = approach is None or approach.is_over or bool(approach.legs)
+        self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None and has_begun)
         self._plan(growth_steps=state["growth_steps"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ _ENOUGH = 10
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "scale": {"scale": True, "decay_type": "constant_then_cosine"},
     "paper": {
+        "scale": False,
         "max_warmup_fraction": 0.5,
         "growth": "exponential",
         "decay_type": "cosine",
@@ -29,9 +30,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "guard": False,
     },
 }
-"""Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe; "scale" lays
-the LRs around the scale of the first gradients.
-"""
+"""Where a preset departs from the defaults of ``AutoWUSettings``. "paper" is the authors' recipe."""
+
+RANGE_OPTIONS = ("min_lr", "max_lr", "growth", "max_warmup_fraction")
+"""Options that describe a growth over a range; where one of them is given, the LRs are not laid around the scale."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class AutoWUSettings:
     max_lr: float = 1.0
     max_warmup_fraction: float = 0.25
     growth: str = "quick_start"
-    decay_type: str = "rex"
+    decay_type: str | None = None
     decay_fraction: float = 0.2
     test_every: str | int = "auto"
     confidence: float = 0.95
@@ -59,7 +61,7 @@ class AutoWUSettings:
     rewind_dir: str | None = None
     rewind_memory: float = 0.5
     guard: bool = True
-    scale: bool = False
+    scale: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,22 +80,28 @@ class AutoWUSettings:
             check_count(name, getattr(self, name), minimum=1)
         check_count("seed", self.seed, minimum=0)
         check_name("growth", self.growth, tuple(GROWTHS))
-        check_name("decay_type", self.decay_type, DECAY_TYPES)
+        if self.decay_type is not None:
+            check_name("decay_type", self.decay_type, DECAY_TYPES)
         check_name("gp_engine", self.gp_engine, GP_ENGINES)
         for name in ("standardize", "guard", "scale"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(getattr(self, name), bool) and (name != "scale" or self.scale is not None):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.scale and (self.min_lr, self.max_lr) != (type(self).min_lr, type(self).max_lr):
-            raise ValueError(
-                f"scale=True finds the range of the learning rates by itself, got min_lr={self.min_lr} and "
-                f"max_lr={self.max_lr} beside it; leave them out, or scale=False"
-            )
+        if self.scale and not {"min_lr", "max_lr"}.isdisjoint(self._given_range()):
+            raise _range_beside_scale({"min_lr": self.min_lr, "max_lr": self.max_lr})
         self._check_rewind()
         if isinstance(self.test_every, str):
             if self.test_every not in ("auto", "epoch"):
                 raise ValueError(f'test_every must be "auto", "epoch" or a number of steps, got {self.test_every!r}')
         else:
             check_count("test_every", self.test_every, minimum=1)
+
+    def _given_range(self) -> list[str]:
+        return [name for name in RANGE_OPTIONS if getattr(self, name) != getattr(type(self), name)]
+
+    @property
+    def uses_scale(self) -> bool:
+        """Whether the LRs are laid around the scale: ``scale``, or what stands for None."""
+        return not self._given_range() if self.scale is None else self.scale
 
     def _check_rewind(self) -> None:
         if self.rewind not in (None, True, False, "disk") or type(self.rewind) in (int, float):
@@ -140,7 +148,12 @@ class AutoWUSettings:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             check_name("option of lr_scheduler_type='autowu'", name, (*known, "preset", "steps_per_epoch"))
-        return cls(**{**PRESETS[preset], **{k: v for k, v in options.items() if v is not None}})
+        given = {name: value for name, value in options.items() if value is not None}
+        if given.get("scale") and not given.keys().isdisjoint(("min_lr", "max_lr")):
+            raise _range_beside_scale(given)
+        if "scale" not in given and not given.keys().isdisjoint(RANGE_OPTIONS):
+            given["scale"] = False  # also where they are what they would be without
+        return cls(**{**PRESETS[preset], **given})
 
     def longest_warmup(self, steps: float) -> int:
         """The longest warm-up of a run of so many optimizer steps, in optimizer steps.
@@ -151,13 +164,21 @@ class AutoWUSettings:
 
     def curve(self, num_training_steps: int, growth_steps: int) -> LRCurve:
         """The LRs of a run; the lengths are in scheduler steps, see ``LRCurve``."""
-        names = [field.name for field in dataclasses.fields(LRCurve)][2:]
-        return LRCurve(num_training_steps, growth_steps, **{name: getattr(self, name) for name in names})
+        return LRCurve(
+            num_training_steps,
+            growth_steps,
+            min_lr=self.min_lr,
+            max_lr=self.max_lr,
+            growth=self.growth,
+            decay_type=self.decay_type or "rex",
+            decay_fraction=self.decay_fraction,
+        )
 
     def curve_by_scale(self, num_training_steps: int, growth_steps: int, min_lr: float, max_lr: float) -> LRCurve:
-        """The same over another range, with exponential growth."""
+        """The same around the scale: over another range, with exponential growth and another decay by default."""
         curve = self.curve(num_training_steps, growth_steps)
-        return dataclasses.replace(curve, min_lr=min_lr, max_lr=max_lr, growth="exponential")
+        decay_type = self.decay_type or "constant_then_cosine"
+        return dataclasses.replace(curve, min_lr=min_lr, max_lr=max_lr, growth="exponential", decay_type=decay_type)
 
     def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:
         """The steps between two minimum tests.
@@ -176,3 +197,11 @@ class AutoWUSettings:
         if steps_per_epoch is not None and cap >= 30 * steps_per_epoch:
             return steps_per_epoch
         return max(cap // 60, 1)
+
+
+def _range_beside_scale(given: Mapping[str, Any]) -> ValueError:
+    names = [name for name in ("min_lr", "max_lr") if name in given]
+    return ValueError(
+        "scale=True finds the range of the learning rates by itself, got "
+        f"{' and '.join(f'{name}={given[name]}' for name in names)} beside it; leave that out, or scale=False"
+    )

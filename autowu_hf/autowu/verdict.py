@@ -15,7 +15,7 @@ class MinimumTestRecord:
     """What one minimum test saw and decided.
 
     Args:
-        step: t, scheduler steps done.
+        step: t, the scheduler steps done since the growth under tests began; so are the other steps here.
         num_losses: losses seen.
         p_min: P_min of every subset, eq. (4).
         minimum_step: the estimate of t*, eq. (5), in scheduler steps; under the cliff rule, of the last place where the

@@ -11,6 +11,7 @@ from ..rewind import LR_FACTOR, Rewind
 from ..runtime import collective
 from ..runtime.finite import DivergedError, has_finite_parameters
 from ..shapes import LRCurve
+from .course.approach import Approach
 from .peak_rule import CAP_SHARE, CLIFF_SHARE, CLIFF_SPAN, MINIMUM_SHARE, PeakRule
 from .warm_up import WarmUp
 
@@ -56,6 +57,32 @@ class WayBack:
             rewind.follow(step, lr_of, self._lowest_lr(step), self._wanted_lrs(step))
         later = range(step + 1, self._cap + 1)
         self.due_at = step + 1 + bisect.bisect_left(later, True, key=lambda t: rewind.is_due(lr_of(t)))
+
+    def keep_start(self, step: int, approach: Approach) -> bool:
+        """Takes a snapshot where the LR begins to grow to the scale, goes back to it where the approach wants that, and
+        drops it when the approach is over.
+
+        Args:
+            step: scheduler steps done.
+            approach: of the course.
+
+        Returns:
+            False where it could not go back.
+        """
+        if approach.wants_back:
+            approach.wants_back = False
+            start = self._rewind.restore(lambda _: 0.0, 0.0)
+            if start is None:
+                return False
+            approach.went_back(step // self._cadence.ticks_per_step)
+            if collective.is_main_process():
+                logger.info("AutoWU goes back to the weights and the optimizer's state of step %d", start)
+            return True
+        if approach.is_over:
+            self._rewind.drop()
+        elif not self._rewind.snapshots and len(approach.legs) == 1:
+            self._rewind.keep_one(step)
+        return True
 
     def _interval(self) -> int:
         return self._cadence.interval(self._cap) or self._cadence.ticks_per_step
@@ -124,7 +151,7 @@ class WayBack:
 
 
 def require_finite_parameters(
-    optimizer: Optimizer, step: int, last_lr: float, max_lr: float, rewound_to: int | None, rewind_is_on: bool
+    optimizer: Optimizer, step: int, last_lr: float, max_lr: float | None, rewound_to: int | None, rewind_is_on: bool
 ) -> None:
     """Stops a run that would burn the rest of its budget.
 
@@ -134,7 +161,7 @@ def require_finite_parameters(
         optimizer: whose parameters are looked at.
         step: scheduler steps done.
         last_lr: the LR at the end of the warm-up, in optimizer units.
-        max_lr: the option of that name.
+        max_lr: the end of the range that the LR grows over; None around the scale.
         rewound_to: the step whose weights were restored there; None where none were.
         rewind_is_on: whether there were any to choose from.
 
@@ -146,10 +173,9 @@ def require_finite_parameters(
     if rewound_to is None and rewind_is_on:
         remedy = "no snapshot is finite. Look for NaN in the first batches and for overflow in the model"
     elif rewound_to is None:
-        remedy = (
-            "there was no earlier state to go back to. rewind=True keeps some, and a lower max_lr than "
-            f"{max_lr:g} keeps the learning rate from getting there"
-        )
+        remedy = "there was no earlier state to go back to. rewind=True keeps some"
+        if max_lr is not None:
+            remedy += f", and a lower max_lr than {max_lr:g} keeps the learning rate from getting there"
     else:
         remedy = (
             f"the weights of step {rewound_to} were restored, and broke again. Look for NaN in the data and for "

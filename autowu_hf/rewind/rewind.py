@@ -132,19 +132,23 @@ class Rewind:
         self.is_planned = True
         self.limit = limit_for(band, self._looks_on)
         self.lr_factor = spacing(band, self.limit)
+        room = self._find_room(FEWEST)
+        if room is not None and room < self.limit:
+            self.limit = room
+            self.lr_factor = spacing(band, room)
+
+    def _find_room(self, fewest: int) -> int | None:
+        """How many snapshots fit, by one collective; None: no limit, or fewer than ``fewest``, and rewind is off."""
         obstacle = weights_out_of_reach(self._optimizer)
         if obstacle is not None:
             self.refuse(obstacle)
-            return
+            return None
         self.num_bytes = snapshot.size(innermost(self._optimizer), self._models())
-        if self._mode == "disk":
-            return
-        room = snapshots_that_fit(self.num_bytes, self._memory_share)
-        if room < FEWEST:
-            self.turn_off(too_little_memory(FEWEST, self.num_bytes, self._memory_share))
-        elif room < self.limit:
-            self.limit = room
-            self.lr_factor = spacing(band, room)
+        room = None if self._mode == "disk" else snapshots_that_fit(self.num_bytes, self._memory_share)
+        if room is not None and room < fewest:
+            self.turn_off(too_little_memory(fewest, self.num_bytes, self._memory_share))
+            return None
+        return room
 
     def is_due(self, lr: float) -> bool:
         """Whether a snapshot is due once the LR has grown to ``lr``."""
@@ -168,6 +172,15 @@ class Rewind:
         for i in dropped:
             self._spare = self.snapshots[i].discard() or self._spare
         self.snapshots = [s for i, s in enumerate(self.snapshots) if i not in dropped]
+
+    def keep_one(self, step: int) -> None:
+        """Takes a single snapshot, after ``step`` scheduler steps, before those that ``plan`` is for; one collective.
+        Turns rewind off if it does not fit, and raises what ``plan`` raises.
+        """
+        if self.is_on:
+            self._find_room(1)
+        if self.is_on:
+            self.snapshots.append(self._stored(snapshot.take(innermost(self._optimizer), self._models(), step)))
 
     def restore(self, lr_of: Callable[[float], float], highest_lr: float) -> int | None:
         """Restores the first finite snapshot in the order of ``thinning.order_of_return``.

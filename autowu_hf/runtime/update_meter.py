@@ -21,9 +21,7 @@ from .finite import local_share
 from .param_groups import innermost
 
 _LOSS_SCALE = 256.0
-"""A gradient that has become so many times smaller between the backward and the step was not only clipped: a gradient
-scaler of torch has undone its scale of the loss.
-"""
+"""A gradient that is so many times smaller at the step was not only clipped: torch's scaler has undone its scale."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,15 @@ class Update:
     """One optimizer step, per unit of learning rate: u is the change of the weights divided by the LR.
 
     Args:
-        slope: -<g, u>, by how much the loss of the step's own batch would fall; g is the gradient before clipping.
+        slope: -<g, u>, by how much the loss of the step's batch would fall; g is the gradient before clipping.
         update_norm: ||u||, over the weights that are not all zero (see ``weight_norm``).
         weight_norm: ||w||, over the same; tensors that are zero throughout say nothing about the size of weights, such
             as LoRA's B or a fresh bias, and are left out of both norms.
-        alignment: -<g, u> / (||g|| ||u||) over all weights: 1 where the update is the gradient itself, as in SGD's
-            first step.
+        alignment: -<g, u> / (||g|| ||u||) over all weights, u being per unit of its group's own LR: 1 where the update
+            is the gradient itself, as in SGD's first step.
         resolution: ||lr u|| / ||w|| over all weights; far below the precision of the weights, rounding decides.
         clipping: by what the norm of the gradient was divided before the step, at least 1.
+        gradient_norm: ||g|| at the step.
     """
 
     slope: float
@@ -47,10 +46,11 @@ class Update:
     alignment: float
     resolution: float
     clipping: float
+    gradient_norm: float = math.nan
 
 
 class UpdateMeter:
-    """Measures the optimizer steps made while it is armed. What it copies, it copies to host memory, for one step.
+    """Measures the optimizer steps made while it is armed. What it copies lies in host memory, for one step.
 
     Args:
         optimizer: with accelerate's wraps or without.
@@ -69,16 +69,28 @@ class UpdateMeter:
         self._is_skipped = False
         self._accumulated: dict[int, Tensor] = {}
         self._told: float | None = None
-        self._is_sharded: Callable[[], bool] = lambda: False
+        self._is_sharded: Callable[[], bool] = bool
+        self._takes_back = True
 
-    def arm(self, is_sharded: Callable[[], bool] = lambda: False) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
+        kept = {name: self.__dict__[name] for name in ("updates", "_is_sharded", "_takes_back")}
+        return {**UpdateMeter(self._optimizer, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.__dict__.pop("was_armed"):
+            self.arm(self._is_sharded, self._takes_back)
+
+    def arm(self, is_sharded: Callable[[], bool] = bool, takes_back: bool = True) -> None:
         """Measures every step from now on.
 
         Args:
             is_sharded: called at a step: whether every process holds another share of the parameters, as under FSDP1;
                 FSDP2's parameters say so themselves.
+            takes_back: whether steps of weights in half precision are taken back.
         """
-        self._is_sharded = is_sharded
+        self._is_sharded, self._takes_back = is_sharded, takes_back
         if self._hooks:
             return
         this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
@@ -161,31 +173,35 @@ class UpdateMeter:
         before, self._before = self._before, []
         if self._is_skipped:
             return
-        lr, sums = self._lr(), torch.zeros(5, dtype=torch.float64)
+        lr, sums = self._lr(), torch.zeros(8, dtype=torch.float64)
+        own_lrs = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
         for parameter, weights, gradient in before:
             now = local_share(parameter)
             w, g = weights.to(now.device), gradient.to(now.device)
             d = _wide(now) - _wide(w)
             w2, g2, d2 = (_sum(t, t) for t in (w, g, d))
-            sums += torch.stack([-_sum(g, d), w2, g2, d2, d2 * (w2 > 0.0)]).cpu() / self._copies(parameter)
-            if now.dtype in _HALF:
+            down, own_lr = -_sum(g, d), own_lrs[id(parameter)]
+            aligned = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((g2, down, d2))]
+            sums += torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *aligned]).cpu() / self._copies(parameter)
+            if now.dtype in _HALF and self._takes_back:
                 now.copy_(w)
         clipping = self._clipping(math.sqrt(float(sums[2])))
         if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
             sums = collective.gather_sum(sums)
-        down, w2, g2, d2, seen_d2 = sums.tolist()
+        total_down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2 = sums.tolist()
         self._accumulated, self._told = {}, None
         if not before or lr <= 0.0 or clipping is None or not math.isfinite(sum(sums.tolist())):
             self.updates.append(None)
             return
         self.updates.append(
             Update(
-                slope=clipping * down / lr,
+                slope=clipping * total_down / lr,
                 update_norm=math.sqrt(seen_d2) / lr,
                 weight_norm=math.sqrt(w2),
-                alignment=down / math.sqrt(g2 * d2) if g2 * d2 > 0.0 else 0.0,
+                alignment=own_down / math.sqrt(own_g2 * own_d2) if own_g2 * own_d2 > 0.0 else 0.0,
                 resolution=math.sqrt(d2 / w2) if w2 > 0.0 else math.inf if d2 > 0.0 else 0.0,
                 clipping=clipping,
+                gradient_norm=math.sqrt(g2),
             )
         )
 
@@ -218,12 +234,7 @@ _armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
 
 
 def tell_clipping(norm: Any, max_norm: float) -> None:
-    """Gradients were clipped through accelerate.
-
-    Args:
-        norm: theirs before; None where accelerate does not know it.
-        max_norm: theirs afterwards, at most.
-    """
+    """Gradients were clipped through accelerate, from ``norm`` (None where it does not know) to at most ``max_norm``."""
     for meter in list(_armed):
         if norm is not None:
             meter._told = max((float(norm) + 1e-6) / float(max_norm), 1.0)

@@ -39,7 +39,7 @@ def test_unknown_option_lists_the_valid_ones():
 
 
 def test_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="unknown preset 'best'; pick one of default, scale, paper"):
+    with pytest.raises(ValueError, match="unknown preset 'best'; pick one of default, paper"):
         AutoWUSettings.from_options("best", {})
 
 
@@ -66,3 +66,22 @@ def test_paper_preset_is_the_authors_recipe_and_explicit_options_win():
 )
 def test_interval(test_every, cap, steps_per_epoch, interval):
     assert AutoWUSettings(test_every=test_every).resolve_interval(cap, steps_per_epoch) == interval
+
+
+def test_the_scale_is_used_where_no_range_is_given():
+    assert AutoWUSettings.from_options(None, {}).uses_scale
+    assert not AutoWUSettings.from_options("paper", {}).uses_scale
+    assert not AutoWUSettings.from_options(None, {"scale": False}).uses_scale
+    ranges = {"min_lr": 1e-5, "max_lr": 0.1, "growth": "linear", "max_warmup_fraction": 0.25}
+    for name, value in ranges.items():  # two of them the defaults
+        assert not AutoWUSettings.from_options(None, {name: value}).uses_scale
+    assert AutoWUSettings.from_options(None, {"growth": "linear", "scale": True}).uses_scale
+    assert not AutoWUSettings(max_lr=0.1).uses_scale
+
+
+def test_the_decay_is_that_of_the_scale_or_of_the_range():
+    settings = AutoWUSettings()
+    assert settings.curve(100, 20).decay_type == "rex"
+    assert settings.curve_by_scale(100, 20, 1e-3, 1e-2).decay_type == "constant_then_cosine"
+    linear = AutoWUSettings(decay_type="linear")
+    assert linear.curve(100, 20).decay_type == linear.curve_by_scale(100, 20, 1e-3, 1e-2).decay_type == "linear"

@@ -5,7 +5,7 @@ import pytest
 from rewind_runs import run, small, train_step, valley
 from tiny import get_schedule
 
-from autowu_hf.rewind import memory, snapshot
+from autowu_hf.rewind import Rewind, memory, snapshot
 
 
 def test_a_checkpoint_of_rewind_turned_off_leaves_it_off(monkeypatch):
@@ -74,6 +74,22 @@ def test_too_little_memory_is_said_and_the_run_goes_on_without(caplog, monkeypat
     factor = scheduler.rewind.lr_factor
     assert 10 < factor < 20  # all that a switch may want fits in between
     assert scheduler.peak_lr / factor / 1.1 < scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.peak_lr
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0.9, False), (1.1, True)])
+def test_a_single_snapshot_needs_room_for_itself_alone(caplog, monkeypatch, room, kept):
+    model, optimizer = small()
+    rewind = Rewind(optimizer, lambda: [model], None, None, 0.5, True)
+    size = snapshot.size(optimizer, [model])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2 * room * size}))
+    rewind.keep_one(2)
+    assert [s.step for s in rewind.snapshots] == ([2] if kept else [])
+    assert rewind.is_on is kept
+    assert ("its snapshots, 1 of" in caplog.text) is not kept
+    if kept:
+        rewind.plan(band=10.0)  # more of them do not fit
+        assert not rewind.is_on
+        assert rewind.snapshots == []
 
 
 @pytest.mark.parametrize(

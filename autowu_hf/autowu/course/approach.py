@@ -1,8 +1,10 @@
 """The approach: how a run around the scale begins. It measures the scale, grows the LR to it, and sees what is next.
 
 The LR stays tiny for the two steps that measure, grows linearly to the scale's peak over 5 % of the run, and stays
-there. Then the losses say what remains to be done:
+there. One more step is measured then, and where the optimizer's updates have become far larger or smaller than the
+first ones led to expect, the LR is corrected. From there on the losses say what remains to be done:
 
+* they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have fallen to half already: the start was a transient, or learning is quick; the LR grows on until they give
   way;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -12,25 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 from torch.optim import Optimizer
 
 from ...rewind import snapshot
-from ...runtime import collective
 from ...runtime.param_groups import innermost, weights_out_of_reach
-from .scale import Scale, ScaleSearch
-
-logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[np.float64]
+from . import signs
+from .legs import Leg, Sweep
+from .scale import Scale, settled_factor
+from .scale_search import ScaleSearch
 
 RAMP = 0.05
 """The share of the run over which the LR grows to the scale's peak."""
@@ -38,28 +34,13 @@ RAMP = 0.05
 LOOK = 0.3
 """The share of the run until which losses that have fallen to half make the LR grow on."""
 
-DECADE = 0.05
-"""The share of the run in which the LR then grows tenfold."""
-
 FEWEST_STEPS = 30
 """In a run of fewer optimizer steps there is no time to look on."""
 
-_FEWEST_LOSSES = 10
+BREAK_DIVISOR = 10.0
+"""By what the LR is divided where it has broken the run."""
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """A growth of the LR under the eyes of the minimum tests.
-
-    Args:
-        min_lr: where it begins.
-        max_lr: where it would end.
-        num_steps: in how many optimizer steps.
-    """
-
-    min_lr: float
-    max_lr: float
-    num_steps: int
+_MOST_BREAKS = 2
 
 
 class Approach:
@@ -72,6 +53,13 @@ class Approach:
 
     Attributes:
         search: the scale, or the search for it.
+        legs: the ways of the LR since the scale is known.
+        settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
+        factor: by what the LR was multiplied for that.
+        breaks: the steps done each time the losses had risen too far.
+        num_lost: the steps that were thrown away by going back.
+        wants_back: whether the run has to go back to where the first leg began, before its next step; see
+            ``went_back``.
         sweep: the growth that follows; None before that is known, and where none does.
         is_over: whether nothing is left to do here.
     """
@@ -80,9 +68,15 @@ class Approach:
         self, optimizer: Optimizer, ratios: Iterable[float], models: Callable[[], Sequence[nn.Module]]
     ) -> None:
         self.search = ScaleSearch(optimizer, ratios)
+        self.legs: list[Leg] = []
+        self.settled: float | None = None
+        self.factor = 1.0
+        self.num_lost = 0
+        self.breaks: list[int] = []
+        self.wants_back = False
         self.sweep: Sweep | None = None
         self.is_over = False
-        self._first = 0
+        self._sound_since = self._began = 0
         self.plan(2, None)
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
@@ -98,7 +92,11 @@ class Approach:
         """
         self._num_steps = num_steps
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
-        self._window = max(3, min(10, num_steps // 40))
+        self._window = signs.window(num_steps)
+        if self.legs:  # of a longer run
+            self.legs[-1] = dataclasses.replace(
+                self.legs[-1], end=min(self.legs[-1].end, self._end(self.legs[-1].since))
+            )
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.
@@ -116,33 +114,30 @@ class Approach:
         return self.search.scale
 
     @property
-    def ramp_end(self) -> int:
-        """The steps done when the LR reaches the scale's peak."""
-        return max(self._first + 1, min(max(3, round(RAMP * self._num_steps)), self._longest))
+    def peak_lr(self) -> float:
+        """The LR that the approach leads to, once the scale is known."""
+        return self.legs[-1].to_lr
 
     @property
     def end(self) -> int:
         """The steps done when the approach is over at the latest."""
+        end = self.legs[-1].end
         if self._num_steps < FEWEST_STEPS:
-            return self.ramp_end
-        return max(self.ramp_end, min(max(round(LOOK * self._num_steps), self.ramp_end + 3), self._longest))
+            return end if self.settled is not None or len(self.legs) > 1 else min(end + 1, self._longest)
+        return max(end, min(max(round(LOOK * self._num_steps), end + 3), self._longest))
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps, in optimizer units, for a group of ratio 1."""
-        if self.scale is None:
-            return self.search.lr
-        return ramp(step, self._first, self.ramp_end, self.scale.peak_lr)
+        return self.legs[-1].lr(step) if self.legs else self.search.lr
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        if self.scale is None:
+        if self.scale is None or self.search.is_settling or step in (self.legs[-1].end, self.end):
             return True
-        if step < self.ramp_end:
-            return False
-        return step % max(1, self._num_steps // 60) == 0 or step == self.end
+        return step % max(1, self._num_steps // 60) == 0
 
-    def advance(self, step: int, losses: Array) -> None:
-        """Takes in the run so far; sets ``sweep`` and ``is_over`` where it is time.
+    def advance(self, step: int, losses: signs.Array) -> None:
+        """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
 
         Args:
             step: the steps done.
@@ -151,77 +146,112 @@ class Approach:
         if self.scale is None:
             if self.search.obstacle is None:
                 self.search.take(float(losses[-1]) if len(losses) else math.nan)
-            found = self.search.scale
-            if found is not None and found.is_aligned:
-                self.search.reject("the first update is the gradient itself, as SGD's, so that its size says little")
             self.is_over = self.search.obstacle is not None
-            self._first = step
+            if self.search.scale is not None:
+                self._set_out(step, self.search.scale.peak_lr_for(self._num_steps))
             return
-        room = self._longest - step
-        if self._has_fallen(losses) and room >= _FEWEST_LOSSES and self.scale.trust < math.inf:
-            low, high = self.scale.peak_lr, self.scale.trust
-            self.sweep = Sweep(low, high, self._length(low, high, room))
+        if len(self.breaks) < _MOST_BREAKS and self._are_broken(losses):
+            self.breaks.append(step)
+            self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
+            return
+        if self.search.is_settling:
+            self._settle(step, losses)
+        elif self.settled is None and len(self.legs) == 1 and step == self.legs[0].end:
+            self.search.settle()
+        if step < self.legs[-1].end:
+            return
+        if self._have_halved(losses) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
+            self.sweep = Sweep.between(self.peak_lr, self.scale.trust, self._num_steps, self._longest - step)
         self.is_over = self.sweep is not None or step >= self.end
+        if self.is_over:
+            self.search.stop()
 
-    def _length(self, low: float, high: float, room: int) -> int:
-        return min(max(_FEWEST_LOSSES, round(DECADE * math.log10(high / low) * self._num_steps)), room)
+    def went_back(self, step: int) -> None:
+        """The run is where the first leg began again, after ``step`` steps."""
+        self.num_lost += step - self._began
+        self._began = step
 
-    def _has_fallen(self, losses: Array) -> bool:
-        """Whether the newest losses are less than half of the first ones."""
-        n = self._window
-        if self._num_steps < FEWEST_STEPS or len(losses) <= n + 1 or not np.isfinite(losses).all():
-            return False
-        before = losses[: max(3, min(n, self.ramp_end // 2))]
-        return bool(np.median(losses[-n:]) < 0.5 * np.median(before))
+    def _end(self, since: int) -> int:
+        """Where a leg ends that begins after so many steps."""
+        return max(since + 1, min(since - 2 + max(3, round(RAMP * self._num_steps)), self._longest))
 
-    def say_obstacle(self, min_lr: float, max_lr: float) -> None:
-        """Says on the main process why there is no scale, and what is done instead."""
-        if collective.is_main_process():
-            logger.info(
-                "AutoWU cannot tell the scale of the learning rate: %s; it looks from %g to %g instead",
-                self.search.obstacle,
-                min_lr,
-                max_lr,
-            )
+    def _set_out(self, step: int, peak_lr: float) -> None:
+        """The LR grows from 0 to ``peak_lr``."""
+        if not self.legs:
+            self._began = step
+        self.legs.append(Leg(step, self._end(step), 0.0, peak_lr))
+
+    def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
+        self.wants_back, self._sound_since = True, num_losses
+        self.search.stop()
+        self._set_out(step, peak_lr)
+
+    def _settle(self, step: int, losses: signs.Array) -> None:
+        """Looks at how large an update is by now, and corrects the LR."""
+        self.settled = self.search.take_settled()
+        if self.settled is None:
+            return
+        self.factor = settled_factor(self.settled, step)
+        if self.factor == 1.0:
+            return
+        peak_lr = self.factor * self.peak_lr
+        if self.factor < 1.0 and not signs.have_fallen(losses, 3, 3, 1.0):
+            self._go_back(step, len(losses), peak_lr)  # nothing is learned at this LR
+        else:
+            now = self.legs[-1].lr(step - 1)
+            self.legs.append(Leg(step, self._end(step), now, peak_lr))
+
+    @property
+    def _num_first(self) -> int:
+        return max(3, min(self._window, self.legs[0].end // 4))
+
+    def _have_halved(self, losses: signs.Array) -> bool:
+        n = self._num_steps
+        return n >= FEWEST_STEPS and signs.have_fallen(losses, self._num_first, self._window, 0.5)
+
+    def _are_broken(self, losses: signs.Array) -> bool:
+        since = max(self._sound_since, self.legs[0].since)
+        return self._num_steps >= FEWEST_STEPS and signs.are_broken(losses, self._num_first, self._window, since)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
-        sweep = None if self.sweep is None else [*dataclasses.astuple(self.sweep)]
-        return {"first": self._first, "is_over": self.is_over, "sweep": sweep, "search": self.search.state_dict()}
+        return {
+            "legs": [[*dataclasses.astuple(leg)] for leg in self.legs],
+            "settled": self.settled,
+            "factor": self.factor,
+            "breaks": [*self.breaks],
+            "num_lost": self.num_lost,
+            "began": self._began,
+            "sound_since": self._sound_since,
+            "is_over": self.is_over,
+            "sweep": None if self.sweep is None else [*dataclasses.astuple(self.sweep)],
+            "search": self.search.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
-        self._first, self.is_over = state["first"], state["is_over"]
+        self.legs = [Leg(*leg) for leg in state["legs"]]
+        self.settled, self.factor, self.num_lost = state["settled"], state["factor"], state["num_lost"]
+        self.breaks, self._sound_since, self._began = [*state["breaks"]], state["sound_since"], state["began"]
+        self.is_over = state["is_over"]
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
 
     def report(self) -> dict[str, Any]:
         """What the picture needs, and the scale."""
-        scale = None
-        if self.scale is not None:
-            numbers = {"lr": self.scale.lr, "peak_lr": self.scale.peak_lr, "held_by": self.scale.held_by}
-            scale = {**self.search.state_dict()["scale"], **numbers}
         return {
-            "scale": scale,
+            "scale": self.search.report(),
             "obstacle": self.search.obstacle,
-            "first": self._first,
             "first_lr": self.search.lr,
-            "ramp_end": self.ramp_end,
+            "legs": [dataclasses.asdict(leg) for leg in self.legs],
+            "settled": self.settled,
+            "factor": self.factor,
+            "breaks": [*self.breaks],
+            "num_lost": self.num_lost,
+            "looks": self._num_steps >= FEWEST_STEPS,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }
 
 
 def _is_sharded(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> bool:
     return snapshot.is_sharded(innermost(optimizer), models())
-
-
-def ramp(step: float, first: int, end: int, peak_lr: float) -> float:
-    """The linear growth to the scale's peak.
-
-    Args:
-        step: the steps done.
-        first: the steps done when it begins.
-        end: the steps done when it ends.
-        peak_lr: the LR from there on.
-    """
-    return peak_lr * (min(step, end) + 1 - first) / (end - first + 1)

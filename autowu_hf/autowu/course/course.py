@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch.optim import Optimizer
 
+from ...runtime import collective
 from ...runtime.loss_history import LossHistory
 from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .scale import Scale
+
+logger = logging.getLogger(__name__)
+
+
+FEWEST_TO_FIND = 3
+"""In fewer optimizer steps there is no LR to be found: two measure, and one grows. A run needs as many to train."""
 
 
 class Course:
@@ -41,9 +49,9 @@ class Course:
         self._ticks = 1
         self.sweep_start = 0
         self.losses_before: list[float] = []
-        self.approach = Approach(optimizer, ratios, history.models) if settings.scale else None
+        self.approach = Approach(optimizer, ratios, history.models) if settings.uses_scale else None
         if self.approach is not None and self.approach.is_over:
-            self.approach.say_obstacle(settings.min_lr, settings.max_lr)
+            self._say_obstacle(self.approach)
 
     @property
     def is_approach(self) -> bool:
@@ -66,6 +74,8 @@ class Course:
         cap = min(cap, num_training_steps - 1)
         if approach is not None:
             approach.plan(num_training_steps // ticks, cap // ticks if num_warmup_steps else None)
+            if cap // ticks < FEWEST_TO_FIND if num_warmup_steps else num_training_steps // ticks < 2 * FEWEST_TO_FIND:
+                self.give_up("the run is too short to measure it and to train")
             if approach.scale is not None:
                 self._plan_around_scale(approach, num_training_steps)
                 return
@@ -75,7 +85,7 @@ class Course:
 
     def _plan_around_scale(self, approach: Approach, num_training_steps: int) -> None:
         assert approach.scale is not None
-        low, high, steps = approach.lr(0), approach.scale.peak_lr, approach.end
+        low, high, steps = approach.search.lr, approach.peak_lr, approach.end
         if approach.sweep is not None:
             low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
         growth_steps = steps * self._ticks
@@ -105,17 +115,35 @@ class Course:
             return False
         else:
             self._history.flush()
-            had_scale = approach.scale is not None
+            legs, breaks = len(approach.legs), len(approach.breaks)
             approach.advance(done, self._history.gathered)
-            if had_scale and not approach.is_over:
+            if len(approach.breaks) > breaks and collective.is_main_process():
+                logger.info(
+                    "AutoWU: by step %d the losses have risen far above their start, at learning rate %.1e; it grows "
+                    "again, to at most %.1e",
+                    step,
+                    approach.legs[-2].lr(done - 1),
+                    approach.peak_lr,
+                )
+            if not approach.is_over and len(approach.legs) == legs:
                 return False
         if approach.sweep is not None:
             self.losses_before = self._history.gathered.tolist()
             self._history.reset()
             self.sweep_start = step
         if approach.is_over and approach.scale is None:
-            approach.say_obstacle(self._settings.min_lr, self._settings.max_lr)
+            self._say_obstacle(approach)
         return True
+
+    def _say_obstacle(self, approach: Approach) -> None:
+        """Says on the main process why there is no scale, and what is done instead."""
+        if collective.is_main_process():
+            logger.info(
+                "AutoWU cannot tell the scale of the learning rate: %s; it looks from %g to %g instead",
+                approach.search.obstacle,
+                self._settings.min_lr,
+                self._settings.max_lr,
+            )
 
     def give_up(self, obstacle: str) -> None:
         """There is no scale to be had.
@@ -125,7 +153,7 @@ class Course:
         """
         if self.approach is not None and not self.approach.is_over and self.approach.scale is None:
             self.approach.give_up(obstacle)
-            self.approach.say_obstacle(self._settings.min_lr, self._settings.max_lr)
+            self._say_obstacle(self.approach)
 
     @property
     def scale(self) -> Scale | None:
@@ -140,11 +168,14 @@ class Course:
         )
 
     @property
+    def num_lost(self) -> int:
+        """The scheduler steps of the approach whose weights were given up by going back."""
+        return 0 if self.approach is None else self.approach.num_lost * self._ticks
+
+    @property
     def base_lr(self) -> float | None:
         """The scale's peak LR, where a sweep goes on from it; None where there is no such sweep."""
-        if self.approach is None or self.approach.sweep is None or self.scale is None:
-            return None
-        return self.scale.peak_lr
+        return None if self.approach is None or self.approach.sweep is None else self.approach.peak_lr
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""

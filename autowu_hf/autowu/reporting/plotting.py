@@ -12,7 +12,7 @@ from ...loss_curve.divergence import ceiling
 from ...loss_curve.gp import GRID, Array, FastGP, GPParameters
 from ...loss_curve.spikes import usable
 from ...shapes import LRCurve
-from ..course.approach import ramp
+from ..course.legs import lr_of_legs
 from .report import headline, read_report, write_report
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _draw_lr(axes: Axes, report: dict[str, Any]) -> None:
             ha="right",
             color=_GREY,
         )
-    if switch is not None:
+    if switch is not None and switch < curve.num_training_steps:
         decay = np.unique(np.linspace(switch, curve.num_training_steps - 1, 2000).astype(int))
         values = [curve.decay(int(t), switch, peak) for t in decay]
         axes.plot(decay, values, color=_BLUE)
@@ -158,9 +158,7 @@ def _warmup_lr(report: dict[str, Any], curve: LRCurve, step: int) -> float:
     approach, start = report.get("approach"), report.get("sweep_start", 0)
     if approach is None or approach["scale"] is None or (approach["sweep"] is not None and step >= start):
         return curve.warmup(step - start)
-    if step < approach["first"]:
-        return float(approach["first_lr"])
-    return ramp(step, approach["first"], approach["ramp_end"], approach["scale"]["peak_lr"])
+    return lr_of_legs(approach["legs"], approach["first_lr"], step)
 
 
 def _draw_losses(axes: Axes, report: dict[str, Any]) -> None:

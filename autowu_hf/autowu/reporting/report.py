@@ -47,11 +47,12 @@ def describe(report: dict[str, Any]) -> str:
     elif report["ended_by"] == "cap" and scale is not None:
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
-        found = f"the losses ask for no more at step {step}"
+        looks = report["approach"]["looks"]
+        found = f"the losses ask for no more at step {step}" if looks else f"too few steps to look on from step {step}"
     else:
         found = f"{_ending(report)} at step {step}, minimum at step {minimum}"
     if scale is not None:
-        found = f"{scale} from the first gradients; {found}"
+        found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = report["num_training_steps"] - step
     return f"{found}; peak LR {_lr(report['peak_lr'])}{restored}, {_decay(report)} decay over {steps} steps"
@@ -61,6 +62,9 @@ def headline(report: dict[str, Any]) -> str:
     """The same as a title of the picture; before the switch, how far the warm-up is."""
     step, scale = report["switch_step"], _scale(report)
     if step is None:
+        approach = report.get("approach")
+        if approach is not None and approach["obstacle"] is None and approach["sweep"] is None:
+            return f"AutoWU: {scale or 'measuring the scale'}, step {report['step']}"
         return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
     if report["ended_by"] == "scale":
         found = "from the first gradients"
@@ -90,6 +94,19 @@ def _scale(report: dict[str, Any]) -> str | None:
     if approach is None or approach["scale"] is None:
         return None
     return f"scale {_lr(approach['scale']['lr'])}"
+
+
+def _corrections(approach: dict[str, Any]) -> str:
+    """What was done to the scale's LR."""
+    said = ""
+    if approach["factor"] != 1.0:
+        size = "larger" if approach["factor"] < 1.0 else "smaller"
+        said += f", times {approach['factor']:.2g} since later updates are {size}"
+    if approach["breaks"]:
+        said += ", a tenth of it since the losses rose too far by step " + " and again by step ".join(
+            map(str, approach["breaks"])
+        )
+    return said
 
 
 def _decay(report: dict[str, Any]) -> str:

@@ -52,6 +52,14 @@ class Reported(AdaptiveScheduler):
         return self._course.sweep_start + self._course.cap
 
     @property
+    def num_steps_lost(self) -> int:
+        """The scheduler steps so far that only looked: those whose weights were given up by going back."""
+        at_switch = 0
+        if self.switch_step is not None and self.rewound_to is not None:
+            at_switch = self.switch_step - self.rewound_to
+        return self._course.num_lost + at_switch
+
+    @property
     def takes_losses(self) -> bool:
         """Whether the losses of the steps to come are needed."""
         return self.switch_step is None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
+import math
+import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,24 +15,26 @@ import torch
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, plot_autowu
-from autowu_hf.autowu.course.approach import ramp
+from autowu_hf.autowu.course.legs import Leg
 from autowu_hf.autowu.reporting.report import headline
+from autowu_hf.runtime.finite import DivergedError
 
 
 def made(steps, seed=0, make=torch.optim.AdamW, **options):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     optimizer = make(model.parameters(), lr=1e-3)
-    return model, optimizer, get_autowu_schedule(optimizer, steps, **{"preset": "scale", **options})
+    return model, optimizer, get_autowu_schedule(optimizer, steps, **options)
 
 
 def run(model, optimizer, schedule, losses, since=0):
-    """Real gradients, of one batch per step, and given losses; the LR of every step."""
+    """Real gradients, of noise, and given losses; the LR of every step."""
     lrs = []
     for step in range(since, len(losses)):
-        x = torch.randn(32, 6, generator=torch.Generator().manual_seed(step))
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+        nn.functional.cross_entropy(model(x), y).backward()
         lrs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step(float(losses[step]))
@@ -54,7 +60,8 @@ def test_a_loss_that_falls_slowly_keeps_to_the_scale():
     lrs = run(model, optimizer, schedule, slowly(400))
     scale = schedule.report()["approach"]["scale"]
     assert schedule.ended_by == "scale"
-    assert schedule.peak_lr == pytest.approx(0.3 * min(scale["polyak"], scale["trust"] / 1.5))
+    assert schedule.peak_lr == pytest.approx(min(0.3 * scale["polyak"] / 4**0.25, 0.2 * scale["trust"]))
+    assert 0.1 < schedule.report()["approach"]["settled"] < 0.7
     assert schedule.switch_step == 120
     assert (schedule.minimum_step, schedule.rewound_to, schedule.tests) == (None, None, [])
     assert max(lrs[:2]) < 1e-3 * schedule.peak_lr
@@ -68,12 +75,13 @@ def test_a_loss_that_has_soon_fallen_to_half_is_followed_to_its_cliff():
     model, optimizer, schedule = made(400)
     run(model, optimizer, schedule, quickly(400, rise=28))
     report = schedule.report()
-    scale = report["approach"]["scale"]
-    assert report["approach"]["sweep"]["min_lr"] == scale["peak_lr"]
+    base_lr = report["approach"]["sweep"]["min_lr"]
+    assert base_lr == report["approach"]["legs"][-1]["to_lr"]
     assert schedule.ended_by in ("cliff", "divergence")
     assert 20 <= report["sweep_start"] < schedule.switch_step < 60
-    assert schedule.peak_lr >= scale["peak_lr"]
+    assert schedule.peak_lr >= base_lr
     assert schedule.rewound_to is not None
+    assert schedule.num_steps_lost == schedule.switch_step - schedule.rewound_to
     assert report["sweep_start"] <= schedule.rewound_to < schedule.switch_step
     assert len(report["losses"]) == schedule.switch_step
 
@@ -85,22 +93,23 @@ def test_a_sweep_that_meets_no_cliff_ends_between_the_scale_and_a_fifth_of_its_e
     assert schedule.ended_by == "cap"
     assert f"no cliff up to {scale['trust']:.1e}".replace("e-0", "e-") in headline(schedule.report())
     assert schedule.curve.max_lr == pytest.approx(scale["trust"])
-    highest = np.sqrt(scale["peak_lr"] * 0.2 * scale["trust"])
-    assert scale["peak_lr"] <= schedule.peak_lr <= max(highest, scale["peak_lr"]) * (1 + 1e-6)
+    lowest = schedule.report()["approach"]["sweep"]["min_lr"]
+    highest = np.sqrt(lowest * 0.2 * scale["trust"])
+    assert lowest <= schedule.peak_lr <= max(highest, lowest) * (1 + 1e-6)
 
 
 def test_a_short_run_does_not_look_on():
     model, optimizer, schedule = made(20)
     run(model, optimizer, schedule, quickly(20))
     assert schedule.ended_by == "scale"
-    assert schedule.switch_step == 3
+    assert schedule.switch_step == 4  # the measured ones, the growth, and one more that is measured
 
 
 def test_num_warmup_steps_is_the_longest_warm_up():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = get_autowu_schedule(optimizer, 400, 40, preset="scale")
+    schedule = get_autowu_schedule(optimizer, 400, 40)
     run(model, optimizer, schedule, quickly(400))
     assert schedule.switch_step <= 40
 
@@ -131,18 +140,130 @@ def test_an_optimizer_whose_weights_are_out_of_reach_is_said_at_once(caplog):
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_sgd_looks_over_the_range(caplog):
+def test_sgd_goes_at_what_its_momentum_leaves_of_the_scale():
+    peaks = []
+    for momentum in (0.0, 0.9):
+        model, optimizer, schedule = made(400, make=partial(torch.optim.SGD, momentum=momentum))
+        run(model, optimizer, schedule, slowly(400))
+        assert schedule.ended_by == "scale"
+        assert schedule.report()["approach"]["settled"] is None
+        peaks.append(schedule.peak_lr)
+    assert 0.05 * peaks[0] < peaks[1] < 0.11 * peaks[0]  # the second measured step has momentum already
+
+
+class FirstIsLarge(torch.optim.SGD):
+    """The sign of the gradient; the first two updates are ``times`` as large."""
+
+    times = 1.0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["steps"] = state.get("steps", 0) + 1
+                parameter.sub_(group["lr"] * (self.times if state["steps"] <= 2 else 1.0) * parameter.grad.sign())
+
+
+class Shrinking(FirstIsLarge):
+    times = 50.0
+
+
+def test_an_optimizer_whose_later_updates_are_small_gets_a_larger_lr(caplog):
+    model, optimizer, schedule = made(400, make=Shrinking)
     with caplog.at_level(logging.INFO, "autowu_hf"):
-        model, optimizer, schedule = made(400, make=torch.optim.SGD)
         lrs = run(model, optimizer, schedule, slowly(400))
-    assert sum("the gradient itself" in record.getMessage() for record in caplog.records) == 1
-    assert max(lrs) > 0.5
+    approach = schedule.report()["approach"]
+    assert approach["settled"] == pytest.approx(1 / 50, rel=0.05)
+    assert approach["factor"] == pytest.approx(0.25 / approach["settled"])
+    first, second = approach["legs"]
+    assert schedule.peak_lr == second["to_lr"] == pytest.approx(approach["factor"] * first["to_lr"])
+    assert lrs[first["end"]] == pytest.approx(first["to_lr"])
+    assert max(lrs) == pytest.approx(schedule.peak_lr)
+    assert "times 13 since later updates are smaller" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_optimizer_whose_updates_stay_large_gets_a_smaller_lr(learns):
+    """And starts again where nothing was learned at the larger one."""
+    model, optimizer, schedule = made(400, make=FirstIsLarge)
+    losses = slowly(400) if learns else np.full(400, 1.2)
+    run(model, optimizer, schedule, losses[:2])
+    before = [p.detach().clone() for p in model.parameters()]
+    lrs = run(model, optimizer, schedule, losses[:21], since=2)
+    assert not all(map(torch.equal, before, model.parameters())) or not learns
+    assert all(map(torch.equal, before, model.parameters())) is not learns
+    lrs += run(model, optimizer, schedule, losses, since=21)
+    approach = schedule.report()["approach"]
+    assert approach["factor"] == pytest.approx(0.25, rel=0.05)
+    assert schedule.peak_lr == pytest.approx(approach["factor"] * approach["legs"][0]["to_lr"])
+    assert approach["num_lost"] == schedule.num_steps_lost == (0 if learns else 19)
+    assert lrs[19] < (lrs[18] if learns else 0.1 * lrs[18])
+
+
+def rising(n, at, height=3.0):
+    losses = slowly(n)
+    losses[at:] += height
+    return losses
+
+
+def test_losses_that_rise_at_the_scale_send_the_run_back_at_a_tenth(caplog):
+    model, optimizer, schedule = made(400)
+    losses = rising(400, 12)
+    run(model, optimizer, schedule, losses[:2])
+    before = [p.detach().clone() for p in model.parameters()]
+    lrs = run(model, optimizer, schedule, losses[:11], since=2)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        lrs += run(model, optimizer, schedule, losses[:24], since=11)
+        breaks = schedule.report()["approach"]["breaks"]
+        assert len(breaks) == 1
+        assert 12 < breaks[0] <= 24
+        if breaks[0] == 24:
+            assert all(map(torch.equal, before, model.parameters()))
+        losses[breaks[0] :] = slowly(400)[breaks[0] :]
+        run(model, optimizer, schedule, losses, since=24)
+    first, second = schedule.report()["approach"]["legs"]
+    assert schedule.peak_lr == second["to_lr"] == pytest.approx(0.1 * first["to_lr"])
+    assert sum("have risen far above their start" in message for message in caplog.messages) == 1
+    assert f"a tenth of it since the losses rose too far by step {breaks[0]}" in caplog.messages[-1]
+
+
+def test_a_run_that_breaks_anywhere_ends_at_a_hundredth_of_the_scale():
+    model, optimizer, schedule = made(400)
+    run(model, optimizer, schedule, rising(400, 4))
+    approach = schedule.report()["approach"]
+    assert len(approach["breaks"]) == 2
+    assert schedule.peak_lr == pytest.approx(0.01 * approach["legs"][0]["to_lr"])
+    assert schedule.ended_by == "scale"
+
+
+def test_nan_at_the_scale_is_gone_after_the_way_back():
+    model, optimizer, schedule = made(400)
+    losses = slowly(400)
+    run(model, optimizer, schedule, losses[:10])
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    broken = np.where(np.arange(400) >= 10, np.nan, losses)
+    for step in range(10, 40):
+        run(model, optimizer, schedule, broken[: step + 1], since=step)
+        if schedule.report()["approach"]["breaks"]:
+            break
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_nan_at_the_scale_without_rewind_stops_the_run():
+    model, optimizer, schedule = made(400, rewind=False)
+    run(model, optimizer, schedule, slowly(400)[:10])
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(DivergedError, match="no earlier state to go back to"):
+        run(model, optimizer, schedule, np.where(np.arange(400) >= 10, np.nan, slowly(400)), since=10)
 
 
 def test_a_loss_without_gradients_gives_the_range_from_the_first_step_on():
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedules = [get_autowu_schedule(optimizer, 200, preset="scale", decay_type="rex")]
-    schedules.append(get_autowu_schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]), 200))
+    schedules = [get_autowu_schedule(optimizer, 200)]
+    schedules.append(get_autowu_schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]), 200, scale=False))
     lrs = []
     for schedule in schedules:
         lrs.append([])
@@ -153,8 +274,93 @@ def test_a_loss_without_gradients_gives_the_range_from_the_first_step_on():
     assert lrs[0] == lrs[1]
 
 
+def test_weights_that_stay_nan_stop_the_run():
+    model, optimizer, schedule = made(100)
+    losses = slowly(100)
+    run(model, optimizer, schedule, losses[:6])
+
+    def spoil(*_):
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.nan)
+
+    optimizer.register_step_post_hook(spoil)
+    with pytest.raises(DivergedError, match="parameters are infinite or NaN"):
+        run(model, optimizer, schedule, np.where(np.arange(100) >= 6, np.nan, losses), since=6)
+
+
+def test_one_nan_changes_nothing_else():
+    lrs = []
+    for losses in (quickly(400, rise=28), quickly(400, rise=28)):
+        losses[5] = math.nan if lrs else losses[5]
+        model, optimizer, schedule = made(400)
+        lrs.append(run(model, optimizer, schedule, losses[:60]))
+        assert schedule.report()["approach"]["sweep"] is not None
+    assert lrs[0][:24] == lrs[1][:24]
+
+
+def test_a_run_resumed_with_fewer_steps_still_reaches_its_peak_and_its_end():
+    model, optimizer, schedule = made(1000)
+    run(model, optimizer, schedule, slowly(1000)[:20])
+    _, other, again = made(40)
+    again.load_state_dict(schedule.state_dict())
+    lrs = run(model, other, again, slowly(40), since=20)
+    assert again.ended_by == "scale"
+    assert max(lrs) == pytest.approx(again.peak_lr)
+    assert other.param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(2, 0), (3, 0), (5, 0), (6, 0), (7, 0), (100, 1), (100, 2), (100, 3)])
+def test_the_shortest_runs_end_at_zero(steps, warm_up, caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        schedule = get_autowu_schedule(optimizer, steps, warm_up)
+        run(model, optimizer, schedule, slowly(steps))
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    is_too_short = steps < 6 or 0 < warm_up < 3
+    assert (schedule.report()["approach"]["scale"] is None) is is_too_short
+    assert ("too short to measure it" in caplog.text) is is_too_short
+    plot_autowu(schedule)
+
+
+@pytest.mark.parametrize("copies", [copy.deepcopy, lambda things: pickle.loads(pickle.dumps(things))])
+@pytest.mark.parametrize("cut", [1, 4, 21])
+def test_a_copy_measures_what_the_original_does(copies, cut):
+    losses = slowly(400)
+    things = made(400)
+    run(*things, losses[:cut])
+    other = copies(things)
+    assert run(*things, losses[:60], since=cut) == run(*other, losses[:60], since=cut)
+    assert other[2].report()["approach"]["scale"] is not None
+
+
+def test_the_ratios_of_groups_hide_no_gradient_descent():
+    peaks = []
+    for ratio in (1.0, 0.1):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+        groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": ratio}]
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+        schedule = get_autowu_schedule(optimizer, 400)
+        run(model, optimizer, schedule, slowly(400))
+        scale = schedule.report()["approach"]["scale"]
+        assert scale["alignment"] == pytest.approx(1.0, abs=1e-3)
+        assert scale["momentum"] == pytest.approx(0.9)
+        peaks.append(schedule.peak_lr)
+    assert peaks[0] < peaks[1] < 100 * peaks[0]
+
+
+def test_dampening_takes_the_momentum_back():
+    model, optimizer, schedule = made(400, make=partial(torch.optim.SGD, momentum=0.9, dampening=0.9))
+    run(model, optimizer, schedule, slowly(400)[:4])
+    assert schedule.report()["approach"]["scale"]["momentum"] == pytest.approx(0.0)
+
+
 @pytest.mark.parametrize("cut", [1, 2, 5, 30, 45, 120])
-@pytest.mark.parametrize("losses", [slowly(200), quickly(200, rise=25)], ids=["slowly", "quickly"])
+@pytest.mark.parametrize(
+    "losses", [slowly(200), quickly(200, rise=25), rising(200, 8)], ids=["slowly", "quickly", "rising"]
+)
 def test_a_run_that_was_resumed_goes_on_bit_for_bit(cut, losses):
     model, optimizer, schedule = made(200)
     whole = run(model, optimizer, schedule, losses)
@@ -171,7 +377,7 @@ def test_a_run_that_was_resumed_goes_on_bit_for_bit(cut, losses):
 
 
 def test_a_state_over_a_range_goes_on_over_its_range():
-    model, optimizer, schedule = made(200, preset=None)
+    model, optimizer, schedule = made(200, scale=False)
     run(model, optimizer, schedule, slowly(200)[:20])
     state = schedule.state_dict()
     del state["course"]  # as releases without a scale wrote it
@@ -193,12 +399,13 @@ def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
 
 
 def test_a_range_beside_the_scale_is_refused():
-    with pytest.raises(ValueError, match=r"scale=True finds the range .* leave them out, or scale=False"):
-        made(100, max_lr=0.1)
+    with pytest.raises(ValueError, match=r"scale=True finds the range .* leave that out, or scale=False"):
+        made(100, scale=True, max_lr=0.1)
 
 
-def test_the_ramp_is_linear_and_ends_at_the_peak():
-    assert [ramp(t, 2, 5, 1.0) for t in (2, 3, 4, 5, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+def test_a_leg_is_linear_and_stays_at_its_end():
+    assert [Leg(2, 5, 0.0, 1.0).lr(t) for t in (2, 3, 4, 5, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [Leg(2, 5, 1.0, 0.2).lr(t) for t in (2, 5)] == pytest.approx([0.8, 0.2])
 
 
 def test_the_picture_places_tests_and_gaussian_process_where_the_sweep_was():

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from autowu_hf.autowu.course.scale import Scale, ScaleSearch
+from autowu_hf.autowu.course.scale import Scale, settled_factor
+from autowu_hf.autowu.course.scale_search import ScaleSearch
+from autowu_hf.runtime import collective
 from autowu_hf.runtime.update_meter import Update
 
 
@@ -17,7 +19,7 @@ def update(slope=2.0, update_norm=4.0, weight_norm=8.0, resolution=1e-3, alignme
 
 
 def test_p_is_the_loss_over_the_slope_and_r_the_weights_over_the_update():
-    scale = Scale.from_updates([3.0, 1.0], [update(slope=1.0), update(slope=3.0)], alignment=0.5)
+    scale = Scale.from_updates([3.0, 1.0], [update(slope=1.0), update(slope=3.0)], alignment=0.5, momentum=0.9)
     assert scale.polyak == 1.0
     assert scale.trust == 2.0
     assert (scale.lr, scale.peak_lr, scale.held_by) == (1.0, 0.3, "polyak")
@@ -25,7 +27,7 @@ def test_p_is_the_loss_over_the_slope_and_r_the_weights_over_the_update():
 
 
 def test_r_holds_p_down():
-    scale = Scale.from_updates([300.0], [update()], alignment=1.0)
+    scale = Scale.from_updates([300.0], [update()], alignment=1.0, momentum=0.0)
     assert scale.polyak == 150.0
     assert scale.peak_lr == pytest.approx(0.2 * 2.0)
     assert scale.held_by == "trust"
@@ -34,21 +36,52 @@ def test_r_holds_p_down():
 
 @pytest.mark.parametrize("zero", [{"weight_norm": 0.0, "update_norm": 0.0}, {"update_norm": 0.0}])
 def test_weights_that_are_zero_hold_nothing_down(zero):
-    scale = Scale.from_updates([1.0], [update(**zero)], alignment=0.5)
+    scale = Scale.from_updates([1.0], [update(**zero)], alignment=0.5, momentum=0.0)
     assert scale.trust == math.inf
     assert scale.peak_lr == pytest.approx(0.3 * 0.5)
+
+
+def test_sgd_counts_what_its_momentum_adds_up_to_and_others_do_not():
+    numbers = [300.0], [update()]
+    plain, heavy = (Scale.from_updates(*numbers, alignment=1.0, momentum=m).peak_lr for m in (0.0, 0.9))
+    assert heavy == pytest.approx(0.1 * plain)
+    assert Scale.from_updates(*numbers, alignment=0.5, momentum=0.9).peak_lr == plain
+
+
+def test_p_falls_with_the_length_of_the_run_and_r_does_not():
+    by_p = Scale(polyak=1.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert by_p.peak_lr_for(20) == by_p.peak_lr_for(100) == by_p.peak_lr == pytest.approx(0.3)
+    assert by_p.peak_lr_for(1600) == pytest.approx(0.15)
+    by_r = Scale(polyak=100.0, trust=1.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert by_r.peak_lr_for(1600) == by_r.peak_lr == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("settled", "num_steps", "factor"),
+    [
+        (0.3, 20, 1.0),  # Adam on noise
+        (0.5, 4, 1.0),
+        (1.0, 20, 0.25),  # Lion
+        (1.0, 6, 6**-0.5),
+        (0.05, 20, 5.0),  # LAMB, whose first update was large
+        (1e-3, 20, 20.0),
+        (100.0, 20, 0.01),
+    ],
+)
+def test_the_size_of_later_updates_corrects_the_scale(settled, num_steps, factor):
+    assert settled_factor(settled, num_steps) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("loss", [0.0, -1.0, math.nan, math.inf])
 def test_a_loss_without_a_scale_is_refused(loss):
     with pytest.raises(ValueError, match="losses are not positive"):
-        Scale.from_updates([loss], [update()], alignment=0.5)
+        Scale.from_updates([loss], [update()], alignment=0.5, momentum=0.0)
 
 
 @pytest.mark.parametrize("slope", [0.0, -1.0, math.nan])
 def test_an_update_up_the_hill_is_refused(slope):
     with pytest.raises(ValueError, match="do not go down"):
-        Scale.from_updates([1.0], [update(slope=slope)], alignment=0.5)
+        Scale.from_updates([1.0], [update(slope=slope)], alignment=0.5, momentum=0.0)
 
 
 def problem(make, seed=0, size=1.0, dtype=torch.float32, **options):
@@ -60,7 +93,7 @@ def problem(make, seed=0, size=1.0, dtype=torch.float32, **options):
     return model, make(model.parameters(), **{"lr": 1e-3, **options})
 
 
-def search_on(model, optimizer, steps=8, factor=1.0, batches=None):
+def search_on(model, optimizer, steps=8, factor=1.0, clip=None):
     """Runs a search; it and the LRs of its steps."""
     search = ScaleSearch(optimizer, [1.0])
     search.start()
@@ -71,6 +104,8 @@ def search_on(model, optimizer, steps=8, factor=1.0, batches=None):
         loss = factor * nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
         optimizer.zero_grad()
         loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.param_groups[0]["lr"] = search.lr
         lrs.append(search.lr)
         optimizer.step()
@@ -154,3 +189,12 @@ def test_a_search_goes_on_from_its_state():
     finished.load_state_dict(second.state_dict())
     assert finished.scale == whole.scale
     assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize(("clip", "is_seen"), [(None, False), (100.0, False), (1e-3, True)])
+def test_a_clipping_that_cannot_be_seen_shows_in_equal_norms(monkeypatch, clip, is_seen):
+    """With several processes, a gradient that a backward leaves is not yet the mean, so that there is no before."""
+    monkeypatch.setattr(collective, "num_processes", lambda: 2)
+    search, _ = search_on(*problem(torch.optim.AdamW), clip=clip)
+    assert (search.scale is None) is is_seen
+    assert ("as if they were clipped" in str(search.obstacle)) is is_seen

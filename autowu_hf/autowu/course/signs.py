@@ -1,0 +1,57 @@
+"""What the losses of the approach say: whether they have fallen, and whether the LR has broken the run."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...loss_curve import divergence
+
+Array = npt.NDArray[np.float64]
+
+LIFT = 0.25
+"""The share of the first losses by which later ones must lie above them before the run counts as broken. Where a
+momentum of the optimizer swings in, losses rise a little and come back.
+"""
+
+_NOISES = 4.0
+
+
+def window(num_steps: int) -> int:
+    """The losses that are looked at together, of a run of so many optimizer steps."""
+    return max(3, min(10, num_steps // 40))
+
+
+def have_fallen(losses: Array, num_first: int, num_last: int, share: float) -> bool:
+    """Whether the last losses are less than a share of the first ones; medians of those that are finite.
+
+    Args:
+        losses: (n,), one per optimizer step.
+        num_first: how many of them count as the first.
+        num_last: how many count as the last.
+        share: of the first ones.
+    """
+    if len(losses) <= num_last + 1:
+        return False
+    first, last = (part[np.isfinite(part)] for part in (losses[:num_first], losses[-num_last:]))
+    if 2 * len(first) < num_first or 2 * len(last) < num_last:
+        return False
+    return bool(np.median(last) < share * np.median(first))
+
+
+def are_broken(losses: Array, num_first: int, num_last: int, since: int) -> bool:
+    """Whether the last losses lie far above the first ones, or are not finite: their median.
+
+    Args:
+        losses: (n,), one per optimizer step.
+        num_first: how many of them count as the first.
+        num_last: how many count as the last.
+        since: the place of the first loss that may count as one of the last.
+    """
+    last = losses[max(len(losses) - num_last, since) :]
+    first = losses[:num_first][np.isfinite(losses[:num_first])]
+    if len(last) < num_last or len(first) < 2:
+        return False
+    start = float(np.median(first))
+    level = start + max(LIFT * abs(start), _NOISES * divergence.noise(first))
+    return float(np.median(np.where(np.isfinite(last), last, np.inf))) > level

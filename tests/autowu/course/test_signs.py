@@ -1,0 +1,49 @@
+"""What the first losses of a run say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autowu_hf.autowu.course.signs import are_broken, have_fallen, window
+
+
+def losses(*levels, length=10, noise=0.01):
+    rng = np.random.default_rng(0)
+    return np.concatenate([level + noise * rng.standard_normal(length) for level in levels])
+
+
+def test_the_window_grows_with_the_run():
+    assert [window(steps) for steps in (10, 120, 200, 4000)] == [3, 3, 5, 10]
+
+
+def test_losses_have_fallen_where_the_last_are_below_a_share_of_the_first():
+    assert have_fallen(losses(2.0, 0.9), 5, 5, 0.5)
+    assert not have_fallen(losses(2.0, 1.1), 5, 5, 0.5)
+    assert have_fallen(losses(2.0, 1.9), 5, 5, 1.0)
+    assert not have_fallen(losses(2.0, 0.9)[:6], 5, 5, 0.5)
+    assert have_fallen(np.append(losses(2.0, 0.9), np.nan), 5, 5, 0.5)  # one that is not finite is left out
+    assert not have_fallen(np.append(losses(2.0, 0.9), [np.nan] * 3), 5, 5, 0.5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_losses_a_quarter_above_their_start_are_broken(unit):
+    assert are_broken(unit * losses(2.0, 2.6), 5, 5, 0)
+    assert not are_broken(unit * losses(2.0, 2.4), 5, 5, 0)
+    assert not are_broken(unit * losses(2.0, 1.0), 5, 5, 0)
+
+
+def test_noisy_losses_have_to_rise_by_more_than_their_noise():
+    noisy = losses(2.0, 2.6, noise=0.5)
+    assert not are_broken(noisy, 10, 5, 0)
+
+
+def test_losses_that_are_not_finite_are_broken():
+    for bad in (np.nan, np.inf):
+        assert are_broken(np.append(losses(2.0), [bad] * 5), 5, 5, 0)
+    assert not are_broken(np.append(losses(2.0), [np.nan]), 5, 5, 0)
+
+
+def test_losses_of_before_a_way_back_do_not_count_again():
+    assert not are_broken(losses(2.0, 4.0), 5, 5, 18)
+    assert are_broken(losses(2.0, 4.0, 4.0), 5, 5, 18)
