@@ -170,7 +170,7 @@ def test_the_readme_has_the_table_of_batch_sizes(load, capsys):
     batch_sizes = load("batch_sizes")
     batch_sizes.show(batch_sizes.RUNS)
     printed = capsys.readouterr().out.strip()
-    assert len(printed.splitlines()) == 2 + 8
+    assert len(printed.splitlines()) == 2 + 10
     assert printed in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 

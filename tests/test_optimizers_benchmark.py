@@ -80,15 +80,11 @@ def test_every_optimizer_runs_with_both_schedules(optimizers, name):
     autowu = optimizers.run(("digits MLP", name, 1, "autowu", None, 10))
     assert cosine["steps"] == autowu["steps"] == 8
     assert autowu["ended_by"]
-    assert autowu["looked"] == autowu["switch"] - (autowu["rewound_to"] or autowu["switch"])
+    assert 0 <= autowu["looked"] <= autowu["switch"]
     assert 0 < autowu["peak_lr"] <= 1
     for result in (cosine, autowu):
         optimizers.RUNS.row((*CELL, "cosine", None, 10), result)
         assert 0 <= result["test"] <= 1
-
-
-def test_steps_are_thrown_away_only_where_weights_were_taken_back(optimizers):
-    assert [optimizers.looked(20, 12), optimizers.looked(20, None), optimizers.looked(None, None)] == [8, 0, None]
 
 
 def test_muon_has_the_hidden_weights_and_adamw_the_rest(load):

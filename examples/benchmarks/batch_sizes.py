@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "sqrt rule": None,
     "AutoWU, paper, cosine": {"preset": "paper"},
     "AutoWU, paper, constant-cosine": {"preset": "paper", "decay_type": "constant_then_cosine"},
+    "AutoWU, range": {"scale": False},
     "AutoWU": {},
 }
 """Name -> AutoWU's options; None for the baseline."""

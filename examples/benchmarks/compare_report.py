@@ -25,7 +25,7 @@ EARLIER = {"autowu earlier": "AutoWU's first default", "autowu three tenths": "A
 """Defaults before today's, whose runs are kept. The first: "exponential" growth, a peak of a tenth of the LR at the
 cliff. The second: the growth of today, three tenths of the LR at the cliff, and nothing known of the noise.
 """
-OTHER = {**EARLIER, "autowu scale": 'AutoWU, `preset="scale"`'}
+OTHER = {**EARLIER, "autowu range": "AutoWU, `scale=False`"}
 """Settings of AutoWU that are shown beside the default, and have no rank: the ranks are those of methods."""
 LONG = 200
 """Steps from which on a run counts as long."""
@@ -214,7 +214,7 @@ def robustness(results: Results) -> None:
         print(f"| {NAMES.get(method, method)} |", " | ".join(cells), "|")
 
 
-SHOWN = ("autowu", "autowu scale", AT_ONE_LR, "schedule-free")
+SHOWN = ("autowu", "autowu range", AT_ONE_LR, "schedule-free")
 """The methods of the last table."""
 
 

@@ -49,6 +49,7 @@ RULES: dict[str, dict[str, Any]] = {
     "paper": {"preset": "paper"},
     "minimum": {"rewind": False, **MINIMUM},
     "minimum, rewind": MINIMUM,
+    "range": {"scale": False},
     "default": {},
 }
 
@@ -125,9 +126,10 @@ def table() -> None:
 
 def markdown() -> None:
     """Prints the table of README.md: means over the seeds, in points; for the GPT the test loss."""
-    columns = ("minimum", "minimum, rewind", DEFAULT)
-    print("| task | linear 5e-5 | 1e-4 | best fixed LR | LR at the minimum | the same, rewind | default | kept |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("minimum", "minimum, rewind", "range", DEFAULT)
+    head = "task", "linear 5e-5", "1e-4", "best fixed LR", "LR at the minimum", "the same, rewind", *columns[2:], "kept"
+    print("|", " | ".join(head), "|")
+    print("|---" * len(head) + "|")
     rows = RUNS.rows()
 
     def job(task: str, method: str, field: str = "metric") -> str:

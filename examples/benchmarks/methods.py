@@ -30,7 +30,7 @@ seeds to tune on as the one that is the best over all cells together (``tuning.b
 UNTUNED: dict[str, float | None] = {
     "autowu": None,
     "autowu paper": None,
-    "autowu scale": None,  # the LRs around the scale of the first gradients
+    "autowu range": None,  # the LRs from 1e-5 to 1, without the scale of the first gradients
     "cosine at 5e-5": 5e-5,  # the default of TrainingArguments
     AT_ONE_LR: None,  # what the rows of the tuned cosine give
     "cosine at sqrt": None,  # 1e-3 sqrt(batch / 256), the rule of the paper's baseline
@@ -84,7 +84,7 @@ def make(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr or 1e-3, weight_decay=0.01)
     if method.startswith("autowu"):
         _, _, preset = method.partition(" ")
-        options: dict[str, Any] = {"preset": preset} if preset else {}
+        options: dict[str, Any] = {"scale": False} if preset == "range" else {"preset": preset or None}
         return optimizer, get_autowu_schedule(optimizer, steps, steps_per_epoch=per_epoch, **options)
     if method == "autolrs":
         return optimizer, get_autolrs_schedule(optimizer, steps, num_candidates=autolrs_candidates(steps))

@@ -51,7 +51,7 @@ TUNING_SEEDS = (0, 1)
 """Of the runs that choose an LR."""
 SEEDS = (10, 11, 12)
 """Of the runs that are reported."""
-VARIANTS: dict[str, dict[str, Any]] = {"autowu": {}, "autowu scale": {"preset": "scale"}}
+VARIANTS: dict[str, dict[str, Any]] = {"autowu": {}, "autowu range": {"scale": False}}
 """Method -> AutoWU's options; ``--table`` has a column for each that has runs."""
 METHODS = ("cosine", *VARIANTS)
 
@@ -84,15 +84,10 @@ def run(job: Job) -> dict[str, Any]:
             "peak_lr": schedule.peak_lr,
             "switch": schedule.switch_step,
             "rewound_to": schedule.rewound_to,
-            "looked": looked(schedule.switch_step, schedule.rewound_to),
+            "looked": schedule.num_steps_lost,
         }
     results["seconds"] = round(time.perf_counter() - start, 2)
     return results | prepared.metrics()
-
-
-def looked(switch: int | None, rewound_to: int | None) -> int | None:
-    """The steps whose weights the switch threw away; None without a switch."""
-    return None if switch is None else 0 if rewound_to is None else switch - rewound_to
 
 
 def needed(

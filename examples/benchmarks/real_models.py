@@ -56,7 +56,7 @@ QUICK_CSV = Path("output") / "real_models_quick.csv"
 QUICK_TASKS = ("MiniLM, pairs, 10 steps", "ViT, 3 epochs")
 REPORTED = SEEDS[:3]
 
-AUTOWU: dict[str, dict[str, Any]] = {"autowu": {}, "autowu scale": {"preset": "scale"}}
+AUTOWU: dict[str, dict[str, Any]] = {"autowu": {}, "autowu range": {"scale": False}}
 """Name -> AutoWU's options. To try others, give them a name here."""
 METHODS = ("linear 5e-5", "practice", *AUTOWU, "cosine")
 
@@ -97,8 +97,7 @@ def run(job: Job) -> dict[str, Any]:
     if method in AUTOWU:
         results |= {key: getattr(schedule, key) for key in ("peak_lr", "ended_by", "rewound_to")}
         results["switch"] = schedule.switch_step
-        if schedule.rewound_to is not None:
-            results["looked"] = schedule.switch_step - schedule.rewound_to
+        results["looked"] = schedule.num_steps_lost
     tune, _, _ = prepared.evaluate(prepared.model, "tune")
     test, _, kept = prepared.evaluate(prepared.model, "test")
     measured = {"tune": tune, "test": test, "start": start}
