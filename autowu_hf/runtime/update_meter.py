@@ -234,7 +234,7 @@ _armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
 
 
 def tell_clipping(norm: Any, max_norm: float) -> None:
-    """Gradients were clipped through accelerate, from ``norm`` (None where it does not know) to at most ``max_norm``."""
+    """Gradients were clipped through accelerate, from ``norm`` (None: it does not know) to at most ``max_norm``."""
     for meter in list(_armed):
         if norm is not None:
             meter._told = max((float(norm) + 1e-6) / float(max_norm), 1.0)
