@@ -8,7 +8,7 @@ from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_
 from ranks import run_ranks
 from test_launchers import DEEPSPEED, needs_deepspeed, needs_fsdp2
 
-OPTIONS = {"max_lr": None}  # no range
+OPTIONS = {"scale": True, "max_lr": None}
 STEPS = 60
 
 
