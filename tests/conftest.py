@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import pytest
 import torch
+from accelerate.state import GradientState
 
 import autowu_hf
 
@@ -44,7 +45,11 @@ def load() -> Iterator[Callable[[str], Any]]:
 
 @pytest.fixture(autouse=True)
 def _registered() -> Any:
-    """Every test starts and ends with the package registered and the seeds fixed."""
+    """Every test starts and ends with the package registered, the seeds fixed, and outside of all data loaders."""
+    state = GradientState()
+    for loader in [*state.dataloader_references]:  # those of tests that broke off inside an epoch
+        if loader is not None:
+            state._remove_dataloader(loader)
     torch.manual_seed(0)
     np.random.seed(0)
     autowu_hf.register()
