@@ -16,7 +16,6 @@ from .scale import Scale
 
 logger = logging.getLogger(__name__)
 
-
 FEWEST_TO_FIND = 3
 """In fewer optimizer steps there is no LR to be found: two measure, and one grows. A run needs as many to train."""
 
@@ -74,7 +73,8 @@ class Course:
         cap = min(cap, num_training_steps - 1)
         if approach is not None:
             approach.plan(num_training_steps // ticks, cap // ticks if num_warmup_steps else None)
-            if cap // ticks < FEWEST_TO_FIND if num_warmup_steps else num_training_steps // ticks < 2 * FEWEST_TO_FIND:
+            room = cap if num_warmup_steps else num_training_steps // 2
+            if room // ticks < FEWEST_TO_FIND:
                 self.give_up("the run is too short to measure it and to train")
             if approach.scale is not None:
                 self._plan_around_scale(approach, num_training_steps)

@@ -36,7 +36,7 @@ class Leg:
 
 
 def lr_of_legs(legs: Sequence[Mapping[str, Any]], first_lr: float, step: float) -> float:
-    """The LR after ``step`` steps of an approach that is over.
+    """The LR after ``step`` steps of an approach.
 
     Args:
         legs: the fields of each, in their order.

@@ -39,7 +39,7 @@ class Scale:
         polyak: P.
         trust: R; infinite where all weights are zero.
         alignment: of the first update with the gradient (``Update.alignment``). At 1, as for SGD, the update carries no
-            scale of its own, and the scale says where to look rather than what to take.
+            scale of its own, and P and R are less sure.
         loss: the mean of the measured steps' losses, in the loss's unit.
         num_steps: the optimizer steps that were measured.
         momentum: of SGD, in [0, 1): its updates grow to 1 / (1 - momentum) of the first.
@@ -91,15 +91,15 @@ class Scale:
     def peak_lr_for(self, num_steps: int) -> float:
         """The LR for a run of so many optimizer steps.
 
-        The best LR falls slowly with their number (Bjorck et al. 2024, arXiv 2409.19913, with a power of 0.32). P does
-        not know of it, R, which bounds how far the weights turn in one step, needs not.
+        The best LR falls slowly with their number (Bjorck et al. 2024, arXiv 2409.19913, with a power of 0.32), and so
+        does 0.3 P. R bounds how far the weights turn in one step, whatever the number.
         """
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
         return min(POLYAK_SHARE * self.polyak / horizon, TRUST_SHARE * self.trust) * (1.0 - self.momentum)
 
     @property
     def is_aligned(self) -> bool:
-        """Whether the update is the gradient itself, so that the scale only says where to look."""
+        """Whether the first update was the gradient itself, as SGD's."""
         return self.alignment > ALIGNED
 
     @property

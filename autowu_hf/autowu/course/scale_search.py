@@ -34,6 +34,7 @@ class ScaleSearch:
         lr: the common LR that the next step has to run at.
         scale: None before it is known.
         obstacle: why there is none, as a part of a sentence; None while there may be one.
+        is_settling: whether a later step is being measured (``settle``).
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, plot_autowu
-from autowu_hf.autowu.course.legs import Leg
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
 
@@ -401,11 +400,6 @@ def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
 def test_a_range_beside_the_scale_is_refused():
     with pytest.raises(ValueError, match=r"scale=True finds the range .* leave that out, or scale=False"):
         made(100, scale=True, max_lr=0.1)
-
-
-def test_a_leg_is_linear_and_stays_at_its_end():
-    assert [Leg(2, 5, 0.0, 1.0).lr(t) for t in (2, 3, 4, 5, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert [Leg(2, 5, 1.0, 0.2).lr(t) for t in (2, 5)] == pytest.approx([0.8, 0.2])
 
 
 def test_the_picture_places_tests_and_gaussian_process_where_the_sweep_was():

@@ -1,0 +1,27 @@
+"""The ways of the LR, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from autowu_hf.autowu.course.legs import Leg, Sweep, lr_of_legs
+
+
+def test_a_leg_is_linear_and_stays_at_its_end():
+    assert [Leg(2, 5, 0.0, 1.0).lr(t) for t in (2, 3, 4, 5, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [Leg(2, 5, 1.0, 0.2).lr(t) for t in (2, 5)] == pytest.approx([0.8, 0.2])
+
+
+def test_each_step_is_on_the_leg_that_began_last():
+    legs = [dataclasses.asdict(leg) for leg in (Leg(2, 5, 0.0, 1.0), Leg(8, 9, 0.0, 0.1))]
+    lrs = [lr_of_legs(legs, 1e-5, step) for step in (0, 1, 2, 7, 8, 20)]
+    assert lrs == pytest.approx([1e-5, 1e-5, 0.25, 1.0, 0.05, 0.1])
+
+
+def test_a_sweep_takes_a_share_of_the_run_for_each_decade():
+    assert Sweep.between(1e-3, 1e-1, 1000, room=500) == Sweep(1e-3, 1e-1, 100)
+    assert Sweep.between(1e-3, 1e-1, 1000, room=60) == Sweep(1e-3, 1e-1, 60)
+    assert Sweep.between(1e-3, 1e-1, 50, room=40) == Sweep(1e-3, 1e-1, 10)  # as many as a test needs
+    assert Sweep.between(1e-3, 1e-1, 1000, room=9) is None
