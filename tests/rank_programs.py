@@ -392,8 +392,16 @@ def allow_deepspeed_on_a_cpu() -> None:
     state.update(process_index=rank, local_process_index=rank)
 
 
+def compile_nothing() -> None:
+    """DeepSpeed builds reductions through shared memory, where it can: two minutes of two cores, and gloo has its own."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def deepspeed_trainer_run(folder: str, config: dict[str, Any], **options: Any) -> dict[str, Any]:
     """``trainer_run`` under DeepSpeed."""
+    compile_nothing()
     return trainer_run(folder, deepspeed=config, use_cpu=False, before_trainer=allow_deepspeed_on_a_cpu, **options)
 
 
@@ -413,6 +421,7 @@ def sharded_loop(
         allow_fsdp_on_a_cpu()
         accelerator = Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
     else:
+        compile_nothing()
         config = {**deepspeed_config(2, optimizer=own_optimizer), "train_micro_batch_size_per_gpu": 8}
         accelerator = Accelerator(
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_accumulation_steps": 1}),

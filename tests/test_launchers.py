@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +21,11 @@ OPTIONS = {"test_every": 3, "rewind": False, "max_lr": 1e4}
 SAVED_AT = (25, 87)
 
 HAS_FSDP2 = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 6)
-HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 DEEPSPEED = {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu"}
 
 needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason="this accelerate has no FSDP2")
-needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed and a C++ compiler are not installed")
+needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not installed")
 
 
 @pytest.fixture(scope="module")
