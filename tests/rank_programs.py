@@ -393,7 +393,7 @@ def allow_deepspeed_on_a_cpu() -> None:
 
 
 def compile_nothing() -> None:
-    """DeepSpeed builds reductions through shared memory, where it can: two minutes of two cores, and gloo has its own."""
+    """DeepSpeed builds reductions through shared memory, where it can, for minutes; gloo has its own."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

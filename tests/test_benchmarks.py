@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -34,24 +35,27 @@ def wanted(compare, rows, methods=("cosine", "wsd", "autowu")):
 
 
 @pytest.mark.once
-def test_runs_are_made_once_and_a_killed_comparison_goes_on(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--csv", str(tmp_path / "runs.csv"), "--workers", "1"]
+def test_runs_are_made_once_and_a_killed_comparison_goes_on(tmp_path, compare):
+    """The file is as a kill leaves it: rows are missing, and the last one is cut."""
+    there = [row(compare, "cosine at 5e-5", 5e-5, seed, 0.3) for seed in (10, 11, 12, 13)]
+    path = tmp_path / "runs.csv"
+    with path.open("w") as file:
+        writer = csv.DictWriter(file, compare.RUNS.fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(there)
+        file.write("digits MLP,128,1")
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--csv", str(path), "--workers", "1"]
     command += ["--tasks", "digits MLP", "--budgets", "10", "--batches", "1", "--methods", "autowu", "cosine at 5e-5"]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    text = (tmp_path / "runs.csv").read_text()
-    rows = text.splitlines()
-    assert len(rows) == 1 + 10
-    assert all("torch 2" in line for line in rows[1:])
-    # As a kill leaves it: rows missing.
-    (tmp_path / "runs.csv").write_text("\n".join(rows[:8]) + "\n")
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    again = (tmp_path / "runs.csv").read_text().splitlines()
-    assert again[:8] == rows[:8]
-
-    def results(lines):
-        return sorted([line.split(",")[:9] for line in lines[1:]])
-
-    assert results(again) == results(rows)  # the same runs with the same results
+    rows = compare.RUNS.at(path).rows()
+    assert rows[:4] == there
+    made = {compare.RUNS.job(row): row for row in rows[4:]}
+    assert sorted(made, key=str) == sorted(
+        [(*CELL, "cosine at 5e-5", 5e-5, 14), *((*CELL, "autowu", None, seed) for seed in range(10, 15))], key=str
+    )
+    assert all("torch 2" in row["versions"] for row in made.values())
+    job = (*CELL, "autowu", None, 10)
+    assert made[job]["test"] == str(compare.run(job)["test"])  # the same run with the same result
 
 
 def test_the_grid_comes_first_then_what_it_found(compare, tuning):

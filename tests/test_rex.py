@@ -144,6 +144,7 @@ def test_trainer_runs_it_and_resumes_it_exactly(tmp_path, sampling):
         assert len(changes) == len(logged) - 1
 
 
+@pytest.mark.once
 def test_two_processes_of_an_accelerate_loop_share_the_lrs_and_resume_exactly(tmp_path):
     results = run_ranks(rex_loop, str(tmp_path))
     for whole, part in results:

@@ -84,6 +84,7 @@ def test_a_trainer_script_runs_unchanged(tmp_path):
     assert json.loads((tmp_path / "output" / "autowu.json").read_text())["step"] == 20
 
 
+@pytest.mark.once
 def test_a_module_runs_as_main_from_the_current_folder(tmp_path):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").touch()

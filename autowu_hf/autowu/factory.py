@@ -47,7 +47,8 @@ def get_autowu_schedule(
     weights stay.
 
     Args:
-        optimizer: of any torch kind. Its LR does not matter, only the ratios of its groups' LRs to it.
+        optimizer: of any torch kind. The ratios of its groups' LRs to its own LR are kept; the LR itself matters only
+            where nothing else tells one (``guard``).
         num_training_steps: T, the scheduler steps of the whole run, at least 2.
         num_warmup_steps: the longest warm-up, in scheduler steps; 0 means ``max_warmup_fraction`` of all steps, or the
             ten that a test needs, or half of the steps if there are fewer than twenty.
@@ -82,8 +83,9 @@ def get_autowu_schedule(
             works, else a logged warning. False: only the LR goes back.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory, in (0, 1), that the snapshots may take, 0.5.
-        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they show
-            nothing there either, the peak is at most 3 % of the LR at the cap.
+        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they tell
+            nothing there either, the peak is the LR that the optimizer was given, or ``max_lr`` if that is lower, and a
+            logged warning says so.
         scale: True lays the LRs around the scale that losses, gradients and weights of the first optimizer steps give
             (``autowu.course``), instead of growing from ``min_lr`` to ``max_lr``; False does not. None: True where
             neither ``min_lr``, ``max_lr``, ``growth`` nor ``max_warmup_fraction`` is given.

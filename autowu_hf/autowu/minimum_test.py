@@ -80,10 +80,21 @@ class MinimumTest:
         last = self.records[-1]
         if not self.rule.is_cliff:
             return last.minimum_step
-        record = verdict.minimum_passed(self.records, self.settings)
-        if record is None and verdict.is_positive(last.p_min, self.settings):
-            record = last
+        record = self._sure
         return float(last.step) if record is None else record.minimum_step
+
+    @property
+    def has_found(self) -> bool:
+        """Whether a test has been sure of a minimum, and none has taken it back."""
+        return self._sure is not None
+
+    @property
+    def _sure(self) -> MinimumTestRecord | None:
+        """The test by which the minimum had passed, else the last one if it is sure of it."""
+        record = verdict.minimum_passed(self.records, self.settings)
+        if record is None and self.records and verdict.is_positive(self.records[-1].p_min, self.settings):
+            return self.records[-1]
+        return record
 
     @property
     def cliff_step(self) -> float | None:

@@ -6,15 +6,10 @@ import math
 
 from ..rewind import Rewind
 from ..shapes import LRCurve
-from .verdict import Ending
+from .verdict import NOTHING, Ending
 
 CLIFF_SHARE = 0.2
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
-
-CAP_SHARE = 0.03
-"""The highest peak LR after a warm-up that ended at its cap, as a share of the LR there: with no cliff until then, that
-LR says little.
-"""
 
 MINIMUM_SHARE = 0.5
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the minimum. It matters where the cliff lies
@@ -35,14 +30,16 @@ class PeakRule:
         wanted: the rule by the options, "minimum" or "cliff".
         rewind: the cliff rule needs it to be on: the losses may then rise before the switch takes the weights back.
             None: it is.
+        own_lr: the LR that the optimizer was given; what remains where the losses say nothing.
 
     Attributes:
         base_lr: the scale's peak LR, where the warm-up is laid around one.
     """
 
-    def __init__(self, wanted: str, rewind: Rewind | None = None) -> None:
+    def __init__(self, wanted: str, rewind: Rewind | None = None, own_lr: float = 1e-3) -> None:
         self.wanted = wanted
         self._rewind = rewind
+        self._own_lr = own_lr
         self.base_lr: float | None = None
 
     def weigh(self, lr: float) -> float:
@@ -77,43 +74,46 @@ class PeakRule:
         """
         return ticks_per_step if self.is_cliff else 0
 
-    def peak_lr(self, ending: Ending, step: int, curve: LRCurve, ticks_per_step: int, guard: bool) -> float:
+    def peak_lr(self, ending: Ending, curve: LRCurve, ticks_per_step: int) -> float:
         """The LR that the decay starts from.
 
         Args:
             ending: how the warm-up ended.
-            step: the scheduler step at which it ended.
             curve: its LRs.
             ticks_per_step: scheduler steps per optimizer step.
-            guard: the option of that name.
         """
+        if ending.reason == NOTHING:
+            return self.lr_of_nothing(curve)
         lag = self.lag(ticks_per_step)
         found = peak_lr(
             self.name,
-            at_cap=ending.reason == "cap" and guard and self.base_lr is None,
             minimum_lr=curve.warmup(max(ending.minimum_step - lag, 0)),
             cliff_lr=curve.warmup(max(ending.cliff_step - lag, 0)),
-            last_lr=curve.warmup(step),
             lowest_lr=curve.warmup(0),
         )
         return self.weigh(found)
 
+    def lr_of_nothing(self, curve: LRCurve) -> float:
+        """The peak LR where the losses said nothing: the one that the optimizer was given, but none above the range.
 
-def peak_lr(rule: str, at_cap: bool, minimum_lr: float, cliff_lr: float, last_lr: float, lowest_lr: float) -> float:
+        Args:
+            curve: the LRs of the warm-up.
+        """
+        return min(self._own_lr, curve.max_lr)
+
+
+def peak_lr(rule: str, minimum_lr: float, cliff_lr: float, lowest_lr: float) -> float:
     """The LR that the decay starts from.
 
     Args:
         rule: the peak rule, "minimum" or "cliff".
-        at_cap: whether the warm-up ended at its cap, and not by what its losses did.
         minimum_lr: the LR at the minimum, t* of eq. (5).
         cliff_lr: the LR at the cliff.
-        last_lr: the LR at the end of the warm-up.
         lowest_lr: the LR that the warm-up started from.
 
     Returns:
         The LR, in the unit of the others.
     """
-    highest = CAP_SHARE * last_lr if at_cap else math.inf
     if rule == "cliff":
-        highest = min(highest, CLIFF_SHARE * cliff_lr, MINIMUM_SHARE * minimum_lr)
-    return max(min(minimum_lr, highest), lowest_lr)
+        return max(min(CLIFF_SHARE * cliff_lr, MINIMUM_SHARE * minimum_lr), lowest_lr)
+    return max(minimum_lr, lowest_lr)

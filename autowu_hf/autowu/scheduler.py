@@ -13,13 +13,13 @@ from ..rewind import Rewind
 from ..runtime import collective
 from ..runtime.checks import check_steps
 from ..runtime.loss_history import LossHistory
-from ..runtime.param_groups import weights_out_of_reach
+from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
 from .peak_rule import PeakRule
 from .reporting.report import describe
 from .reporting.reported import DECISION, Reported
 from .settings import AutoWUSettings
-from .verdict import Ending
+from .verdict import NOTHING, Ending
 from .warm_up import WarmUp
 from .way_back import WayBack, require_finite_parameters
 
@@ -44,8 +44,9 @@ class AutoWUScheduler(Reported):
             noise considered; None before the switch, and where none was looked for.
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
-        ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff", "cap" or
-            "divergence"; None before the switch.
+        ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff" or
+            "divergence"; "cap" at the longest warm-up; "nothing" there, where neither cliff nor minimum was seen and
+            the peak is the LR that the optimizer was given; None before the switch.
         rewound_to: the step whose weights the switch went back to; None before it, and where none were.
         tests: the ``MinimumTestRecord`` of every test so far.
 
@@ -78,7 +79,7 @@ class AutoWUScheduler(Reported):
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = history = LossHistory(optimizer, model=model)
         self.rewind = Rewind(optimizer, history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
-        self._rule = PeakRule(s.rule, self.rewind)
+        self._rule = PeakRule(s.rule, self.rewind, own_lr(optimizer))
         self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
         self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
@@ -91,7 +92,7 @@ class AutoWUScheduler(Reported):
         done = self.last_epoch if done is None else done
         course, ticks = self._course, self.ticks_per_step
         self._cadence.ticks_per_step = ticks
-        growth_steps = growth_steps or (course.curve.growth_steps if done else None)
+        growth_steps = growth_steps or (course.curve.growth_steps if done > course.sweep_start else None)
         course.plan(self.num_training_steps, self.num_warmup_steps, ticks, growth_steps)
         self._nearing, self._since = course.is_approach, course.sweep_start  # these are looked up at every step
         self._cap, self._curve = course.cap, course.curve
@@ -125,7 +126,7 @@ class AutoWUScheduler(Reported):
         if not cadence.is_between_steps or not course.come_closer(step, cadence.held):
             return
         self._plan(done=step)
-        if course.scale is not None and course.approach is not None:
+        if course.approach is not None and (course.scale is not None or course.approach.wants_back):
             if not self._way_back.keep_start(step, course.approach):
                 self._require_finite_parameters(step)
             if course.is_done:
@@ -135,7 +136,9 @@ class AutoWUScheduler(Reported):
                     self._require_finite_parameters(step)
                     self._check_at = step + _CHECK_AFTER * self.ticks_per_step
                 return
-        if not course.is_approach:
+        if course.is_blind:
+            self._decay_from(step, NOTHING, self._rule.lr_of_nothing(self.curve))
+        elif not course.is_approach:
             if course.scale is None:
                 self._warm_up.say_shortage(course.cap)
             step -= course.sweep_start
@@ -176,7 +179,7 @@ class AutoWUScheduler(Reported):
         if self._way_back.is_owed:
             self.rewound_to = self._since_start(self._way_back.make_up())
         elif self.switch_step is None and switch_step is not None:  # at the cap, where no test decides
-            self._switch(switch_step - start, Ending("cap", switch_step - start, switch_step - start))
+            self._switch(switch_step - start, self._warm_up.untested_ending(switch_step - start))
         elif self.switch_step is None and not course.is_approach:
             self._end_or_keep(step - start, self._warm_up.test_if_due(step - start, course.cap))
         self._set_lrs()
@@ -189,9 +192,9 @@ class AutoWUScheduler(Reported):
 
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
-        peak_lr = self._rule.peak_lr(ending, step, self.curve, self.ticks_per_step, self.settings.guard)
+        peak_lr = self._rule.peak_lr(ending, self.curve, self.ticks_per_step)
         self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
-        self.minimum_step = self._since_start(ending.minimum_step)
+        self.minimum_step = None if ending.reason == NOTHING else self._since_start(ending.minimum_step)
         step += self._course.sweep_start
         self._decay_from(step, ending.reason, peak_lr)
         if ending.reason == "divergence":
@@ -208,7 +211,7 @@ class AutoWUScheduler(Reported):
         self._warm_up.history.close()
         self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
         if collective.is_main_process():
-            logger.info(describe(self.report()))
+            logger.log(logging.WARNING if reason == NOTHING else logging.INFO, describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:
         course, max_lr = self._course, None

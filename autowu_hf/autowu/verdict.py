@@ -71,12 +71,17 @@ _SINGLE = {f.name: _KINDS[f.type] for f in dataclasses.fields(MinimumTestRecord)
 """The fields that are one number, with their types."""
 
 
+NOTHING = "nothing"
+"""The reason of an ending at the cap where the losses have told nothing on the way."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a warm-up ended.
 
     Args:
-        reason: "minimum", "cliff", "cap" or "divergence".
+        reason: "minimum", "cliff", "divergence"; or, at the longest warm-up, "cap", or ``NOTHING`` where neither cliff
+            nor minimum had been seen.
         minimum_step: of the minimum, as in ``MinimumTestRecord``, in scheduler steps.
         cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen.
     """

@@ -13,7 +13,7 @@ from .cadence import Cadence
 from .minimum_test import MinimumTest
 from .peak_rule import PeakRule
 from .settings import AutoWUSettings
-from .verdict import Ending, MinimumTestRecord
+from .verdict import NOTHING, Ending, MinimumTestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +90,24 @@ class WarmUp:
         if self.settings.guard and not self.cadence.held:
             record = self._test(step, is_last=True)
         if record is None:
-            return Ending("cap", minimum_step=step, cliff_step=step)
+            return self.untested_ending(step)
         diverged = record.diverged or not math.isfinite(self.history.gathered[-1])
         passed = self.minimum_test.has_passed(step)
-        return self._ending("divergence" if diverged else self.minimum_test.rule.name if passed else "cap", record)
+        return self._ending(
+            "divergence" if diverged else self.minimum_test.rule.name if passed else self._unsure, record
+        )
+
+    def untested_ending(self, step: int) -> Ending:
+        """The ending at the cap, ``step`` scheduler steps after the start, where no test looks once more."""
+        return Ending(self._unsure, minimum_step=step, cliff_step=step)
+
+    @property
+    def _unsure(self) -> str:
+        """The reason of an ending at the cap, if the last test is not sure; around a scale there is always something to
+        go by.
+        """
+        is_something = self.minimum_test.has_found or self.minimum_test.rule.base_lr is not None
+        return "cap" if is_something or not self.settings.guard else NOTHING
 
     def _ending(self, reason: str, record: MinimumTestRecord) -> Ending:
         minimum_step, cliff_step = self.minimum_test.minimum_step, self.minimum_test.cliff_step

@@ -12,7 +12,7 @@ from ..runtime import collective
 from ..runtime.finite import DivergedError, has_finite_parameters
 from ..shapes import LRCurve
 from .course.approach import Approach
-from .peak_rule import CAP_SHARE, CLIFF_SHARE, CLIFF_SPAN, MINIMUM_SHARE, PeakRule
+from .peak_rule import CLIFF_SHARE, CLIFF_SPAN, MINIMUM_SHARE, PeakRule
 from .warm_up import WarmUp
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class WayBack:
             if start is None:
                 return False
             approach.went_back(step // self._cadence.ticks_per_step)
+            if approach.is_over:
+                self._rewind.drop()
             if collective.is_main_process():
                 logger.info("AutoWU goes back to the weights and the optimizer's state of step %d", start)
             return True
@@ -98,14 +100,14 @@ class WayBack:
         return self._rule.weigh(CLIFF_SHARE * self._curve.warmup(max(step - tests - lag, 0)))
 
     def _wanted_lrs(self, step: int) -> list[float]:
-        """The LRs that the switch would go back to for the minimum that is known now, or at the cap."""
+        """The LRs that the switch would go back to for the minimum that is known now, or if nothing is found."""
         if self._rule.wanted == "cliff":
             share, lag = MINIMUM_SHARE, self._rule.lag(self._cadence.ticks_per_step)
         else:
             share, lag = 1.0, self._interval()
         places = [place - lag for place in self._minimum_test.minimum_steps or [step]]
         lrs = [self._rule.weigh(share * self._curve.warmup(max(place, 0))) for place in places]
-        return [*lrs, CAP_SHARE * self._curve.warmup(self._cap)]
+        return [*lrs, self._rule.lr_of_nothing(self._curve)]
 
     @property
     def is_owed(self) -> bool:

@@ -23,6 +23,19 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     Raises:
         ValueError: there is no such default, or no common step to schedule.
     """
+    default = own_lr(optimizer)
+    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+
+
+def own_lr(optimizer: Optimizer) -> float:
+    """The optimizer's default ``lr``: the one that its user gave it, for a group of ratio 1.
+
+    Args:
+        optimizer: any torch optimizer, or accelerate's wrap of one.
+
+    Raises:
+        ValueError: as in ``lr_ratios``.
+    """
     if type(optimizer).__name__ == "DummyOptim":
         raise ValueError(
             "DeepSpeed makes the optimizer of its config later than this; pass accelerate.utils.DummyScheduler("
@@ -40,7 +53,7 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
             f"the optimizer's default lr must be positive, got {defaults.get('lr')!r}; pass any positive lr: "
             "the schedule only keeps the ratios of the parameter groups' learning rates to it"
         )
-    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+    return default
 
 
 def innermost(optimizer: Any) -> Any:

@@ -81,7 +81,7 @@ def test_a_single_spike_moves_no_switch_by_more_than_one_test(curves):
         switch, _, _ = replay(record["losses"], cap, interval, EPOCH)
         seen = min(switch, cap)
         at_the_end = [place for place in (69, 164, 230, 241, 274) if place < seen]
-        for place in {*range(0, seen, 96 if cap <= 120 else 768), seen - 2, seen - 1, *at_the_end}:
+        for place in {*range(0, seen, 192 if cap <= 120 else 1536), seen - 2, seen - 1, *at_the_end}:
             losses = record["losses"].copy()
             losses[place] = 1e6
             with_spike, _, _ = replay(losses, cap, interval, EPOCH, stop=switch + 2 * interval)

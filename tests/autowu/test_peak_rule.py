@@ -8,22 +8,29 @@ import torch
 
 from autowu_hf import AutoWUScheduler, get_autowu_schedule
 from autowu_hf.autowu.peak_rule import PeakRule, peak_lr
+from autowu_hf.autowu.verdict import Ending
+from autowu_hf.shapes import LRCurve
 
 
 @pytest.mark.parametrize(
-    ("rule", "at_cap", "minimum_lr", "cliff_lr", "expected"),
+    ("rule", "minimum_lr", "cliff_lr", "expected"),
     [
-        ("minimum", False, 0.02, 1.0, 0.02),
-        ("minimum", True, 0.02, 1.0, 0.015),
-        ("cliff", False, 0.02, 0.1, 0.01),  # half of the LR at the minimum
-        ("cliff", False, 0.08, 0.1, 0.02),  # a fifth of the LR at the cliff
-        ("cliff", False, 0.5, 0.5, 0.1),
-        ("cliff", True, 0.5, 0.5, 0.015),  # three hundredths of the LR at the cap
-        ("cliff", False, 1e-5, 2e-5, 1e-5),  # never below where it started
+        ("minimum", 0.02, 1.0, 0.02),
+        ("cliff", 0.02, 0.1, 0.01),  # half of the LR at the minimum
+        ("cliff", 0.08, 0.1, 0.02),  # a fifth of the LR at the cliff
+        ("cliff", 0.5, 0.5, 0.1),
+        ("cliff", 1e-5, 2e-5, 1e-5),  # never below where it started
     ],
 )
-def test_the_peak_is_the_lowest_of_what_the_rule_allows(rule, at_cap, minimum_lr, cliff_lr, expected):
-    assert peak_lr(rule, at_cap, minimum_lr, cliff_lr, last_lr=0.5, lowest_lr=1e-5) == pytest.approx(expected)
+def test_the_peak_is_the_lowest_of_what_the_rule_allows(rule, minimum_lr, cliff_lr, expected):
+    assert peak_lr(rule, minimum_lr, cliff_lr, lowest_lr=1e-5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("own_lr", "expected"), [(1e-3, 1e-3), (1e-7, 1e-7), (0.5, 0.1)])
+def test_nothing_found_leaves_the_lr_that_the_optimizer_was_given(own_lr, expected):
+    curve = LRCurve(100, 50, 1e-5, 0.1, "exponential", "rex", 0.2)
+    rule = PeakRule("cliff", own_lr=own_lr)
+    assert rule.peak_lr(Ending("nothing", 50, 50), curve, 1) == pytest.approx(expected)
 
 
 def a_run_without_memory(steps: int, state: dict | None = None) -> AutoWUScheduler:

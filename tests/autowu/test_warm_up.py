@@ -41,6 +41,8 @@ def test_it_is_over_when_the_minimum_has_passed_and_at_the_cap_at_the_latest():
     assert 140 < ending.minimum_step < 160 < step < 220
     assert [record.step for record in part.minimum_test.records] == list(range(5, step + 1, 5))
     assert first_answer(warm_up(test_every=5, guard=False), losses, 100) == (100, Ending("cap", 100, 100))
+    step, ending = first_answer(warm_up(test_every=5, guard=True), losses, 100)
+    assert (step, ending.reason) == (100, "nothing")  # the losses still fall
 
 
 def test_the_cliff_is_seen_later_than_the_minimum():

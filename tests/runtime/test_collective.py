@@ -23,6 +23,7 @@ def launch(processes: int) -> str:
     return done.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("processes", [2])
 def test_processes_gather_their_losses_and_share_the_decision(processes):
     assert f"{processes} processes agree" in launch(processes)

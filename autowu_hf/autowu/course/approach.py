@@ -5,6 +5,7 @@ there. One more step is measured then, and where the optimizer's updates have be
 first ones led to expect, the LR is corrected. From there on the losses say what remains to be done:
 
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
+* they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same;
 * they have fallen to half already: the start was a transient, or learning is quick; the LR grows on until they give
   way;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -23,10 +24,10 @@ from torch.optim import Optimizer
 
 from ...rewind import snapshot
 from ...runtime.param_groups import innermost, weights_out_of_reach
-from . import signs
 from .legs import Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
+from .signs import FEWEST_STEPS, Array, Signs, have_fallen
 
 RAMP = 0.05
 """The share of the run over which the LR grows to the scale's peak."""
@@ -34,11 +35,11 @@ RAMP = 0.05
 LOOK = 0.3
 """The share of the run until which losses that have fallen to half make the LR grow on."""
 
-FEWEST_STEPS = 30
-"""In a run of fewer optimizer steps there is no time to look on."""
+STALL = 0.12
+"""The share of the run by which SGD must have learned something."""
 
 BREAK_DIVISOR = 10.0
-"""By what the LR is divided where it has broken the run."""
+"""By what the LR is divided where it has broken the run, or taught it nothing."""
 
 _MOST_BREAKS = 2
 
@@ -57,6 +58,7 @@ class Approach:
         settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
         factor: by what the LR was multiplied for that.
         breaks: the steps done each time the losses had risen too far.
+        stalled: the steps done when nothing had been learned; None before.
         num_lost: the steps that were thrown away by going back.
         wants_back: whether the run has to go back to where the first leg began, before its next step; see
             ``went_back``.
@@ -73,6 +75,7 @@ class Approach:
         self.factor = 1.0
         self.num_lost = 0
         self.breaks: list[int] = []
+        self.stalled: int | None = None
         self.wants_back = False
         self.sweep: Sweep | None = None
         self.is_over = False
@@ -92,11 +95,9 @@ class Approach:
         """
         self._num_steps = num_steps
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
-        self._window = signs.window(num_steps)
         if self.legs:  # of a longer run
-            self.legs[-1] = dataclasses.replace(
-                self.legs[-1], end=min(self.legs[-1].end, self._end(self.legs[-1].since))
-            )
+            last = self.legs[-1]
+            self.legs[-1] = dataclasses.replace(last, end=min(last.end, self._end(last.since)))
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.
@@ -136,7 +137,7 @@ class Approach:
             return True
         return step % max(1, self._num_steps // 60) == 0
 
-    def advance(self, step: int, losses: signs.Array) -> None:
+    def advance(self, step: int, losses: Array) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
 
         Args:
@@ -150,7 +151,13 @@ class Approach:
             if self.search.scale is not None:
                 self._set_out(step, self.search.scale.peak_lr_for(self._num_steps))
             return
-        if len(self.breaks) < _MOST_BREAKS and self._are_broken(losses):
+        if (losses <= 0.0).any():  # 0 is no bound of theirs, so that P says nothing
+            self.search.give_up("the losses are not positive throughout")
+            self.wants_back = self.is_over = True
+            return
+        seen = Signs(self._num_steps, self.legs[0].end)
+        since = max(self._sound_since, self.legs[0].since)
+        if len(self.breaks) < _MOST_BREAKS and seen.are_broken(losses, since):
             self.breaks.append(step)
             self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
             return
@@ -160,7 +167,12 @@ class Approach:
             self.search.settle()
         if step < self.legs[-1].end:
             return
-        if self._have_halved(losses) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
+        is_unsure = self.scale.is_aligned and self.stalled is None and not self.breaks
+        if is_unsure and step >= STALL * self._num_steps and seen.are_stalled(losses):
+            self.stalled = step
+            self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
+            return
+        if seen.have_halved(losses) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
             self.sweep = Sweep.between(self.peak_lr, self.scale.trust, self._num_steps, self._longest - step)
         self.is_over = self.sweep is not None or step >= self.end
         if self.is_over:
@@ -186,7 +198,7 @@ class Approach:
         self.search.stop()
         self._set_out(step, peak_lr)
 
-    def _settle(self, step: int, losses: signs.Array) -> None:
+    def _settle(self, step: int, losses: Array) -> None:
         """Looks at how large an update is by now, and corrects the LR."""
         self.settled = self.search.take_settled()
         if self.settled is None:
@@ -195,23 +207,11 @@ class Approach:
         if self.factor == 1.0:
             return
         peak_lr = self.factor * self.peak_lr
-        if self.factor < 1.0 and not signs.have_fallen(losses, 3, 3, 1.0):
+        if self.factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
             self._go_back(step, len(losses), peak_lr)  # nothing is learned at this LR
         else:
             now = self.legs[-1].lr(step - 1)
             self.legs.append(Leg(step, self._end(step), now, peak_lr))
-
-    @property
-    def _num_first(self) -> int:
-        return max(3, min(self._window, self.legs[0].end // 4))
-
-    def _have_halved(self, losses: signs.Array) -> bool:
-        n = self._num_steps
-        return n >= FEWEST_STEPS and signs.have_fallen(losses, self._num_first, self._window, 0.5)
-
-    def _are_broken(self, losses: signs.Array) -> bool:
-        since = max(self._sound_since, self.legs[0].since)
-        return self._num_steps >= FEWEST_STEPS and signs.are_broken(losses, self._num_first, self._window, since)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
@@ -220,6 +220,7 @@ class Approach:
             "settled": self.settled,
             "factor": self.factor,
             "breaks": [*self.breaks],
+            "stalled": self.stalled,
             "num_lost": self.num_lost,
             "began": self._began,
             "sound_since": self._sound_since,
@@ -233,7 +234,7 @@ class Approach:
         self.legs = [Leg(*leg) for leg in state["legs"]]
         self.settled, self.factor, self.num_lost = state["settled"], state["factor"], state["num_lost"]
         self.breaks, self._sound_since, self._began = [*state["breaks"]], state["sound_since"], state["began"]
-        self.is_over = state["is_over"]
+        self.is_over, self.stalled = state["is_over"], state["stalled"]
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
 
@@ -242,11 +243,13 @@ class Approach:
         return {
             "scale": self.search.report(),
             "obstacle": self.search.obstacle,
+            "is_blind": self.search.is_blind,
             "first_lr": self.search.lr,
             "legs": [dataclasses.asdict(leg) for leg in self.legs],
             "settled": self.settled,
             "factor": self.factor,
             "breaks": [*self.breaks],
+            "stalled": self.stalled,
             "num_lost": self.num_lost,
             "looks": self._num_steps >= FEWEST_STEPS,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),

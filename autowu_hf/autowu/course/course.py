@@ -79,6 +79,9 @@ class Course:
             if approach.scale is not None:
                 self._plan_around_scale(approach, num_training_steps)
                 return
+        if num_warmup_steps:
+            cap = max(cap - self.sweep_start, ticks)
+        cap = min(cap, num_training_steps - 1 - self.sweep_start)
         growth_steps = growth_steps or cap
         self.cap = min(cap, growth_steps)
         self.curve = settings.curve(num_training_steps, growth_steps)
@@ -117,17 +120,17 @@ class Course:
             self._history.flush()
             legs, breaks = len(approach.legs), len(approach.breaks)
             approach.advance(done, self._history.gathered)
-            if len(approach.breaks) > breaks and collective.is_main_process():
+            if (len(approach.breaks) > breaks or approach.stalled == done) and collective.is_main_process():
                 logger.info(
-                    "AutoWU: by step %d the losses have risen far above their start, at learning rate %.1e; it grows "
-                    "again, to at most %.1e",
+                    "AutoWU: by step %d the losses have %s, at learning rate %.1e; it grows again, to at most %.1e",
                     step,
+                    "not fallen" if approach.stalled == done else "risen far above their start",
                     approach.legs[-2].lr(done - 1),
                     approach.peak_lr,
                 )
             if not approach.is_over and len(approach.legs) == legs:
                 return False
-        if approach.sweep is not None:
+        if approach.is_over and (approach.sweep is not None or approach.wants_back):
             self.losses_before = self._history.gathered.tolist()
             self._history.reset()
             self.sweep_start = step
@@ -137,7 +140,7 @@ class Course:
 
     def _say_obstacle(self, approach: Approach) -> None:
         """Says on the main process why there is no scale, and what is done instead."""
-        if collective.is_main_process():
+        if not self.is_blind and collective.is_main_process():
             logger.info(
                 "AutoWU cannot tell the scale of the learning rate: %s; it looks from %g to %g instead",
                 approach.search.obstacle,
@@ -159,6 +162,11 @@ class Course:
     def scale(self) -> Scale | None:
         """The scale, once it is known."""
         return None if self.approach is None else self.approach.scale
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the losses will tell nothing at any LR."""
+        return self.approach is not None and self.approach.search.is_blind
 
     @property
     def is_done(self) -> bool:

@@ -27,8 +27,17 @@ TRUST_SHARE = 0.2
 HORIZON, HORIZON_POWER = 100, 0.25
 """From so many optimizer steps on the peak LR falls with this power of them."""
 
+BLIND_SHARE = 3e-5
+"""The share of R below which P is that of losses that are next to nothing, whatever the model does; those of policy
+gradients, for example, whose advantages cancel. Of a language model with a billion weights P is still a thousandth.
+"""
+
 ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
+
+
+class BlindLossesError(ValueError):
+    """The losses are next to nothing beside what a step can change, so that they tell nothing, whatever the LR."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +74,20 @@ class Scale:
             momentum: as the optimizer's groups have it; it counts where the first update was the gradient.
 
         Raises:
-            ValueError: the losses or the slopes are not positive, on average, so that P means nothing.
+            BlindLossesError: P is below ``BLIND_SHARE`` of R.
+            ValueError: a loss is not positive, or the mean slope is not, so that P means nothing.
         """
         loss = sum(losses) / len(losses)
         slope = sum(update.slope for update in updates) / len(updates)
-        if not (loss > 0.0 and math.isfinite(loss)):
-            raise ValueError(f"the first losses are not positive (their mean is {loss:.3g})")
         if not (slope > 0.0 and math.isfinite(slope)):
             raise ValueError("the first updates do not go down the gradient")
         weights = math.hypot(*(update.weight_norm for update in updates))
         norm = math.hypot(*(update.update_norm for update in updates))
         trust = weights / norm if norm > 0.0 and weights > 0.0 else math.inf
+        if max(map(abs, losses)) < BLIND_SHARE * slope * trust < math.inf:
+            raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
+        if not (min(losses) > 0.0 and math.isfinite(loss)):
+            raise ValueError(f"the first losses are not positive (their mean is {loss:.3g})")
         return cls(loss / slope, trust, alignment, loss, len(updates), momentum if alignment > ALIGNED else 0.0)
 
     @property

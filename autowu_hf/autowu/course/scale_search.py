@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime import collective
 from ...runtime.update_meter import Update, UpdateMeter
-from .scale import ALIGNED, Scale
+from .scale import ALIGNED, BlindLossesError, Scale
 
 FIRST_LR, FIRST_LR_HALF = 1e-5, 1e-3
 """Of the first measured step, for weights of the usual size, 0.1, in full and in half precision. It only has to be
@@ -34,12 +34,14 @@ class ScaleSearch:
         lr: the common LR that the next step has to run at.
         scale: None before it is known.
         obstacle: why there is none, as a part of a sentence; None while there may be one.
+        is_blind: whether the losses will tell nothing at any LR (``BlindLossesError``).
         is_settling: whether a later step is being measured (``settle``).
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
         self.scale: Scale | None = None
         self.obstacle: str | None = None
+        self.is_blind = False
         self.updates: list[Update] = []
         self.losses: list[float] = []
         self._meter = UpdateMeter(optimizer, ratios)
@@ -69,13 +71,13 @@ class ScaleSearch:
             self._meter.arm(is_sharded)
 
     def give_up(self, obstacle: str) -> None:
-        """Measures no more.
+        """Measures no more; a scale that is known counts no longer.
 
         Args:
             obstacle: why, as a part of a sentence.
         """
-        self.obstacle = obstacle
-        self._meter.disarm()
+        self.scale, self.obstacle = None, obstacle
+        self.stop()
 
     def settle(self) -> None:
         """Measures one more step, now that the optimizer has settled."""
@@ -140,7 +142,7 @@ class ScaleSearch:
             try:
                 self.scale = Scale.from_updates(self.losses, self.updates, self._alignment, self._momentum)
             except ValueError as error:
-                self.obstacle = str(error)
+                self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
             self.give_up("no update of the first steps could be told from rounding")
 
@@ -160,6 +162,7 @@ class ScaleSearch:
             "updates": [asdict(update) for update in self.updates],
             "scale": None if self.scale is None else asdict(self.scale),
             "obstacle": self.obstacle,
+            "is_blind": self.is_blind,
             "is_settling": self.is_settling,
         }
 
@@ -177,7 +180,7 @@ class ScaleSearch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self.lr, self._steps, self.obstacle = state["lr"], state["steps"], state["obstacle"]
-        self._alignment = state["alignment"]
+        self._alignment, self.is_blind = state["alignment"], state["is_blind"]
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
         self.scale = None if state["scale"] is None else Scale(**state["scale"])

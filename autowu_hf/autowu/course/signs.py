@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,12 +11,52 @@ from ...loss_curve import divergence
 
 Array = npt.NDArray[np.float64]
 
+FEWEST_STEPS = 30
+"""In a run of fewer optimizer steps there is no time to look on."""
+
+LEARNED = 0.95
+"""Of the first losses: what the later ones must be below before something counts as learned."""
+
 LIFT = 0.25
 """The share of the first losses by which later ones must lie above them before the run counts as broken. Where a
 momentum of the optimizer swings in, losses rise a little and come back.
 """
 
 _NOISES = 4.0
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What the losses of one run's approach say; nothing in a run of fewer than ``FEWEST_STEPS``.
+
+    Args:
+        num_steps: optimizer steps of the run.
+        ramp_end: the steps done when the LR had first grown to the scale's peak.
+    """
+
+    num_steps: int
+    ramp_end: int
+
+    @property
+    def _num_first(self) -> int:
+        return max(3, min(window(self.num_steps), self.ramp_end // 4))
+
+    def have_halved(self, losses: Array) -> bool:
+        """Whether the losses (n,) have fallen to half."""
+        return self._are_below(losses, 0.5)
+
+    def are_stalled(self, losses: Array) -> bool:
+        """Whether nothing has been learned yet."""
+        return self.num_steps >= FEWEST_STEPS and not self._are_below(losses, LEARNED)
+
+    def are_broken(self, losses: Array, since: int) -> bool:
+        """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""
+        last = window(self.num_steps)
+        return self.num_steps >= FEWEST_STEPS and are_broken(losses, self._num_first, last, since)
+
+    def _are_below(self, losses: Array, share: float) -> bool:
+        last = window(self.num_steps)
+        return self.num_steps >= FEWEST_STEPS and have_fallen(losses, self._num_first, last, share)
 
 
 def window(num_steps: int) -> int:

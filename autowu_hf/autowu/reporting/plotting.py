@@ -156,7 +156,7 @@ def _curve(report: dict[str, Any]) -> LRCurve:
 
 def _warmup_lr(report: dict[str, Any], curve: LRCurve, step: int) -> float:
     approach, start = report.get("approach"), report.get("sweep_start", 0)
-    if approach is None or approach["scale"] is None or (approach["sweep"] is not None and step >= start):
+    if approach is None or (step >= start and (approach["scale"] is None or approach["sweep"] is not None)):
         return curve.warmup(step - start)
     return lr_of_legs(approach["legs"], approach["first_lr"], step)
 

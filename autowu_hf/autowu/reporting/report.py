@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..course.scale import Scale
-from ..verdict import MinimumTestRecord
+from ..verdict import NOTHING, MinimumTestRecord
 
 
 def log_values(
@@ -44,7 +44,7 @@ def describe(report: dict[str, Any]) -> str:
     scale = _scale(report)
     if report["ended_by"] == "minimum":
         found = f"minimum at step {minimum} of {step}"
-    elif report["ended_by"] == "cap" and scale is not None:
+    elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
         looks = report["approach"]["looks"]
@@ -55,7 +55,8 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = report["num_training_steps"] - step
-    return f"{found}; peak LR {_lr(report['peak_lr'])}{restored}, {_decay(report)} decay over {steps} steps"
+    given = ", which the optimizer was given" if report["ended_by"] == NOTHING else ""
+    return f"{found}; peak LR {_lr(report['peak_lr'])}{given}{restored}, {_decay(report)} decay over {steps} steps"
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -70,7 +71,7 @@ def headline(report: dict[str, Any]) -> str:
         found = "from the first gradients"
     elif report["ended_by"] == "minimum":
         found = f"minimum at {report['minimum_step']}, seen at step {step}"
-    elif report["ended_by"] == "cap" and scale is not None:
+    elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
         found = _ending(report)
     else:
         found = f"{_ending(report)} at step {step}"
@@ -84,6 +85,10 @@ def headline(report: dict[str, Any]) -> str:
 def _ending(report: dict[str, Any]) -> str:
     if report["ended_by"] == "cap" and _scale(report) is not None:
         return f"no cliff up to {_lr(report['curve']['max_lr'])}"
+    if report["ended_by"] == NOTHING and (report["approach"] or {}).get("is_blind"):
+        return str(report["approach"]["obstacle"])
+    if report["ended_by"] == NOTHING:
+        return f"the losses told nothing up to LR {_lr(report['curve']['max_lr'])}"
     names = {"cliff": "cliff", "cap": "warm-up ended by its cap,", "divergence": "losses diverged"}
     return names[report["ended_by"]]
 
@@ -106,6 +111,8 @@ def _corrections(approach: dict[str, Any]) -> str:
         said += ", a tenth of it since the losses rose too far by step " + " and again by step ".join(
             map(str, approach["breaks"])
         )
+    if approach.get("stalled") is not None:
+        said += f", a tenth of it since nothing had been learned by step {approach['stalled']}"
     return said
 
 
@@ -116,7 +123,7 @@ def _decay(report: dict[str, Any]) -> str:
 
 def _lr(lr: float) -> str:
     """1.0e-3, say."""
-    return f"{lr:.1e}".replace("e-0", "e-")
+    return f"{lr:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:

@@ -128,6 +128,58 @@ def test_where_there_is_no_scale_the_range_is_looked_over_and_it_is_said(caplog)
             assert max(lrs) > 0.5
 
 
+def test_losses_that_fall_below_zero_later_take_the_scale_back(caplog):
+    """0 is no bound of theirs: the run goes back to before the growth, and looks over the range from there."""
+    model, optimizer, schedule = made(400)
+    start = None
+    losses = slowly(400) - np.where(np.arange(400) < 12, 0.0, 2.0)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        for step in range(60):
+            run(model, optimizer, schedule, losses[: step + 1], since=step)
+            if step == 1:
+                start = copy.deepcopy(model.state_dict())
+            if schedule.report()["sweep_start"]:
+                break
+    assert "not positive throughout; it looks from 1e-05 to 1 instead" in caplog.text
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+    began = schedule.report()["sweep_start"]
+    assert began == step + 1 == schedule.num_steps_lost + 2
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+    lrs = run(model, optimizer, schedule, losses, since=began)
+    assert max(lrs) > 0.5
+    assert schedule.report()["approach"]["scale"] is None
+    assert schedule.switch_step is not None
+    assert lrs[-1] < 0.1 * max(lrs)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, -1e-9])
+def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, caplog):
+    """A policy gradient's, whose advantages cancel."""
+    model, optimizer, schedule = made(400)
+    lrs = run(model, optimizer, schedule, size * np.random.default_rng(0).random(400))
+    assert (schedule.switch_step, schedule.ended_by, schedule.peak_lr) == (2, "nothing", 1e-3)
+    assert max(lrs) == 1e-3
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the first losses are next to nothing" in said
+    assert "peak LR 1.0e-3, which the optimizer was given" in said
+
+
+def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_tenth(caplog):
+    flat = 2.3 + 0.01 * np.random.default_rng(0).standard_normal(400)
+    for make, lost in ((partial(torch.optim.SGD, momentum=0.9), True), (torch.optim.AdamW, False)):
+        model, optimizer, schedule = made(400, make=make)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "autowu_hf"):
+            run(model, optimizer, schedule, flat)
+        scale = schedule.report()["approach"]["scale"]
+        wanted = schedule._course.scale.peak_lr_for(400)
+        assert scale is not None
+        assert schedule.peak_lr == pytest.approx(wanted / 10 if lost else wanted)
+        assert (schedule.num_steps_lost > 0) == lost == ("have not fallen" in caplog.text)
+        assert schedule.num_steps_lost <= 0.15 * 400
+        assert ("since nothing had been learned by step" in caplog.text) == lost
+
+
 def test_an_optimizer_whose_weights_are_out_of_reach_is_said_at_once(caplog):
     class Lomo(torch.optim.SGD):
         """By its name an optimizer that steps inside the backward."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autowu_hf.autowu.course.scale import Scale, settled_factor
+from autowu_hf.autowu.course.scale import BlindLossesError, Scale, settled_factor
 from autowu_hf.autowu.course.scale_search import ScaleSearch
 from autowu_hf.runtime import collective
 from autowu_hf.runtime.update_meter import Update
@@ -72,7 +72,13 @@ def test_the_size_of_later_updates_corrects_the_scale(settled, num_steps, factor
     assert settled_factor(settled, num_steps) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("loss", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, -2e-9]])
+def test_losses_that_are_next_to_nothing_are_told_from_others(losses):
+    with pytest.raises(BlindLossesError, match="next to nothing"):
+        Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0)
+
+
+@pytest.mark.parametrize("loss", [-1.0, math.nan, math.inf])
 def test_a_loss_without_a_scale_is_refused(loss):
     with pytest.raises(ValueError, match="losses are not positive"):
         Scale.from_updates([loss], [update()], alignment=0.5, momentum=0.0)

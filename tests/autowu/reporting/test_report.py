@@ -65,6 +65,18 @@ def test_the_docstring_of_describe_shows_what_it_returns():
             "AutoWU: warm-up ended by its cap, at step 146; back to step 91; peak LR 3.0e-2, then constant then cosine",
         ),
         (
+            {
+                "ended_by": "nothing",
+                "minimum_step": None,
+                "peak_lr": 5e-5,
+                "curve": {"max_lr": 1.0, "decay_type": "rex"},
+                "approach": None,
+            },
+            "the losses told nothing up to LR 1.0e+0, at step 146; peak LR 5.0e-5, which the optimizer was given, "
+            "weights and optimizer state of step 91, rex decay over 654 steps",
+            "AutoWU: the losses told nothing up to LR 1.0e+0; back to step 91; peak LR 5.0e-5, then rex",
+        ),
+        (
             {"ended_by": "divergence"},
             "losses diverged at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, "
             "rex decay over 654 steps",

@@ -1,0 +1,219 @@
+"""What ``nothing_found.py`` trains: small tasks whose losses tell little about the LR, or nothing.
+
+A reward model and DPO begin at ln 2, with hardly any noise; a classifier with a fresh head stays near there for long;
+a contrastive fine-tune ends before anything can be seen; the value of a policy gradient's loss is 0 whatever happens,
+and so is that of some losses that are made for their gradients alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from data import digits, docstrings, shuffled, stdlib_bytes
+from fine_tuning_tasks import Measured, PreparedRun, cross_entropy, measured, vit
+from models import SentenceClassifier, mlp, pretrained_minilm, small_gpt
+from real_model_texts import pairs, tokens
+from torch import Tensor, nn
+
+LAYERS = 2
+"""Of MiniLM's six that are kept."""
+LENGTH = 32
+"""Of the GPT's rows, in bytes."""
+BETA = 0.1
+"""Of DPO."""
+GROUP = 8
+"""Actions that are drawn for every input of the policy."""
+
+TextPair = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def cut_minilm(labels: int) -> SentenceClassifier:
+    """MiniLM without its upper layers, and a fresh head."""
+    encoder = pretrained_minilm()
+    encoder.encoder.layer = encoder.encoder.layer[:LAYERS]
+    return SentenceClassifier(encoder, 384, labels)
+
+
+# A reward model -------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def text_pairs() -> list[tuple[str, str]]:
+    """Docstrings, and each with its words in another order; in a fixed random order."""
+    rng = random.Random(0)
+    texts, _ = docstrings()
+    found = []
+    for text in rng.sample(texts, len(texts)):
+        words = text.split()[:20]
+        found.append((" ".join(words), " ".join(rng.sample(words, len(words)))))
+    return found
+
+
+def reward_model(seed: int) -> PreparedRun:
+    """Learns to give a text a higher score than the same words in disorder; the metric is the share of held-out pairs
+    that it ranks right.
+    """
+    known = text_pairs()
+    held_out, train = known[:300], known[300:]
+    draw = shuffled(len(train), 8, seed)
+
+    def both(chosen: list[tuple[str, str]]) -> TextPair:
+        return tokens([better for better, _ in chosen]), tokens([worse for _, worse in chosen])
+
+    def margins(model: nn.Module, batch: TextPair) -> Tensor:
+        return (model(batch[0]) - model(batch[1]))[:, 0]
+
+    def loss_of(model: nn.Module, batch: TextPair) -> Tensor:
+        return -nn.functional.logsigmoid(margins(model, batch)).mean()
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Measured:
+        model.eval()
+        margin = margins(model, both(held_out))
+        return ranked_right(margin), float(-nn.functional.logsigmoid(margin).mean()), math.nan
+
+    def batch(step: int) -> TextPair:
+        return both([train[i] for i in draw(step).tolist()])
+
+    return PreparedRun(cut_minilm(1), batch, 150, len(train) // 8, loss_of, evaluate)
+
+
+def ranked_right(margin: Tensor) -> float:
+    """The share of margins above 0; those that are 0 count as one half."""
+    return float(((margin > 0).double() + 0.5 * (margin == 0)).mean())
+
+
+# Classification with a fresh head -------------------------------------------------------------------------------------
+
+
+def two_classes(seed: int) -> PreparedRun:
+    """Tells docstrings of one half of the modules from those of the other."""
+    texts, labels = docstrings()
+    order = random.Random(0).sample(range(len(texts)), len(texts))
+    held_out, train = order[:300], order[300:]
+    targets = torch.tensor(labels) % 2
+    draw = shuffled(len(train), 8, seed)
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Measured:
+        model.eval()
+        return measured(model(tokens([texts[i] for i in held_out])), targets[held_out])
+
+    def batch(step: int) -> tuple[Any, Tensor]:
+        which = [train[i] for i in draw(step).tolist()]
+        return tokens([texts[i] for i in which]), targets[which]
+
+    return PreparedRun(cut_minilm(2), batch, 300, len(train) // 8, cross_entropy, evaluate)
+
+
+# Preferences, from a fresh model --------------------------------------------------------------------------------------
+
+
+def log_likelihood(model: Any, ids: Tensor) -> Tensor:
+    """(n,): of rows (n, length)."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return -nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
+
+
+def preferences(seed: int) -> PreparedRun:
+    """DPO (Rafailov et al. 2023): source text against the same bytes in disorder. The metric is the share of held-out
+    pairs whose margin over the reference is positive.
+    """
+    source = stdlib_bytes()
+    model = small_gpt(LENGTH, 64)
+    reference = copy.deepcopy(model).eval()
+
+    def rows(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        starts = torch.randint(0, len(source) - LENGTH, (n,), generator=generator)
+        chosen = torch.stack([source[start : start + LENGTH] for start in starts])
+        disorder = torch.rand(chosen.shape, generator=generator).argsort(1)
+        return chosen, chosen.gather(1, disorder)
+
+    def margins(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        chosen, rejected = batch
+        with torch.no_grad():
+            before = log_likelihood(reference, chosen) - log_likelihood(reference, rejected)
+        return BETA * (log_likelihood(model, chosen) - log_likelihood(model, rejected) - before)
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return -nn.functional.logsigmoid(margins(model, batch)).mean()
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Measured:
+        model.eval()
+        margin = margins(model, rows(400, 1))
+        return ranked_right(margin), float(-nn.functional.logsigmoid(margin).mean()), math.nan
+
+    return PreparedRun(model, lambda step: rows(8, 10_000 * (seed + 1) + step), 200, 100, loss_of, evaluate)
+
+
+# Losses made for their gradients --------------------------------------------------------------------------------------
+
+
+def policy(seed: int) -> PreparedRun:
+    """A policy gradient with advantages relative to a group (GRPO: Shao et al. 2024): classes of digits are drawn, and
+    the right one is rewarded. The metric is the reward of the likeliest class.
+    """
+    x, y = digits(0.5)
+    draw = shuffled(1200, 16, seed)
+
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, right = batch
+        log_probs = model(inputs).log_softmax(1)
+        actions = log_probs.detach().exp().multinomial(GROUP, replacement=True)
+        rewards = (actions == right[:, None]).float()
+        advantages = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
+        chosen = log_probs.gather(1, actions)
+        return -(advantages * (chosen - chosen.detach()).exp()).mean()
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Measured:
+        model.eval()
+        return measured(model(x[1200:]), y[1200:])
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        return x[draw(step)], y[draw(step)]
+
+    return PreparedRun(mlp(64, 10), batch, 300, 75, loss_of, evaluate)
+
+
+def of_vit(value: Callable[[Tensor], Tensor]) -> Callable[[int], PreparedRun]:
+    """The digits ViT of ``fine_tuning.py``, three epochs.
+
+    Args:
+        value: the loss -> one with gradients in the same direction, whose value tells nothing.
+    """
+
+    def prepare(seed: int) -> PreparedRun:
+        run = vit(seed, 3)
+        run.loss_of = lambda model, batch: value(cross_entropy(model, batch))
+        return run
+
+    return prepare
+
+
+def ten_steps(seed: int) -> PreparedRun:
+    """The contrastive fine-tune of ``real_models.py``."""
+    run = pairs(seed, 10)
+    evaluate = run.evaluate
+    run.evaluate = lambda model: evaluate(model, "test")
+    return run
+
+
+TASKS: dict[str, Callable[[int], PreparedRun]] = {
+    "policy gradient": policy,
+    "ViT, loss always 0": of_vit(lambda loss: loss - loss.detach()),
+    "ViT, loss always 1": of_vit(lambda loss: loss / loss.detach()),
+    "MiniLM, pairs, 10 steps": ten_steps,
+    "DPO, fresh GPT": preferences,
+    "reward model": reward_model,
+    "two classes, cut MiniLM": two_classes,
+}
+"""Task -> what makes a run of it, for a seed that stands in the global random numbers already; cheap ones first."""
