@@ -5,7 +5,7 @@
     python examples/benchmarks/nothing_found.py           # all that is not in the CSV yet; two worker processes
     python examples/benchmarks/nothing_found.py --table   # the CSV as a table
 
-``nothing_found_tasks.py`` lists the tasks. Each is run on five seeds, the classifier on ten, by AutoWU without any option
+``nothing_found_tasks.py`` lists the tasks. Each is run on five seeds, the classifier on ten, by AutoWU without options
 and by transformers' default, a linear decay from 5e-5; both have AdamW with that LR and gradients clipped at 1.0, as in
 Trainer.
 """
