@@ -19,7 +19,7 @@ import contextlib
 import functools
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -65,7 +65,11 @@ DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "range": ([], {"scale": False}),
 }
 """Design -> what it changes in the code, and AutoWU's options."""
-CELLS = [(task, batch, budget) for task, spec in TASKS.items() for batch in spec.batches for budget in compare.BUDGETS]
+Cell = tuple[str, int, int]
+"""A task, a batch size, a budget in percent."""
+CELLS: list[Cell] = [
+    (task, batch, budget) for task, spec in TASKS.items() for batch in spec.batches for budget in compare.BUDGETS
+]
 
 
 @contextlib.contextmanager
@@ -96,9 +100,9 @@ def run(job: Job) -> dict[str, Any]:
 
 
 @functools.cache
-def tuned() -> dict[tuple[str, int, int], float]:
+def tuned() -> dict[Cell, float]:
     """Cell -> the metric of the tuned cosine, median over the reported seeds."""
-    found: dict[tuple[str, int, int], list[float]] = {}
+    found: dict[Cell, list[float]] = {}
     for row in compare.RUNS.rows():
         task, batch, budget, method, _, seed = compare.RUNS.job(row)
         if method == "cosine" and seed in SEEDS:
@@ -106,25 +110,24 @@ def tuned() -> dict[tuple[str, int, int], float]:
     return {cell: statistics.median(values) for cell, values in found.items()}
 
 
-def gaps(rows: list[Row], design: str, seeds: tuple[int, ...]) -> dict[tuple[str, int, int], float]:
-    """Cell -> the gap, mean over the seeds; cells that lack a run are not there."""
-    found: dict[tuple[str, int, int], list[float]] = {}
+def gaps(rows: list[Row]) -> dict[tuple[str, int], dict[Cell, float]]:
+    """Design and seed -> cell -> the gap."""
+    found: dict[tuple[str, int], dict[Cell, float]] = {}
     for row in rows:
-        name, task, batch, budget, seed = RUNS.job(row)
-        if name == design and seed in seeds:
-            cell = (task, batch, budget)
-            found.setdefault(cell, []).append(percent_of_gain(float(row["test"]), tuned()[cell], TASKS[task].chance))
-    return {cell: statistics.mean(values) for cell, values in found.items() if len(values) == len(seeds)}
+        design, task, batch, budget, seed = RUNS.job(row)
+        cell = (task, batch, budget)
+        gap = percent_of_gain(float(row["test"]), tuned()[cell], TASKS[task].chance)
+        found.setdefault((design, seed), {})[cell] = gap
+    return found
 
 
 def finalists(rows: list[Row]) -> list[str]:
     """The default and the designs that are best on the first seed; none before all of its runs are there."""
-    means = {}
-    for design in DESIGNS:
-        by_cell = gaps(rows, design, (FIRST_SEED,))
-        if len(by_cell) < len(CELLS):
-            return []
-        means[design] = statistics.mean(by_cell.values())
+    found = gaps(rows)
+    by_design = {design: found.get((design, FIRST_SEED), {}) for design in DESIGNS}
+    if any(len(by_cell) < len(CELLS) for by_cell in by_design.values()):
+        return []
+    means = {design: statistics.mean(by_cell.values()) for design, by_cell in by_design.items()}
     others = sorted((design for design in DESIGNS if design != "default"), key=lambda design: -means[design])
     return ["default", *others[:BEST]]
 
@@ -143,15 +146,14 @@ def show(rows: list[Row]) -> None:
     print(f"| design | seed {FIRST_SEED} | {' | '.join(budgets)} | worst of 100 steps or more | seed {SECOND_SEED} |")
     print("|---|---|" + "---|" * len(budgets) + "---|---|")
     steps = {RUNS.job(row)[1:4]: int(row["steps"]) for row in rows}
+    found = gaps(rows)
     for design in DESIGNS:
-        first, second = (gaps(rows, design, (seed,)) for seed in (FIRST_SEED, SECOND_SEED))
+        first, second = (found.get((design, seed), {}) for seed in (FIRST_SEED, SECOND_SEED))
         if not first:
             continue
-        of_budget: list[Callable[[tuple[str, int, int]], bool]] = [
-            functools.partial(lambda budget, cell: cell[2] == budget, budget) for budget in compare.BUDGETS
-        ]
         columns = [_mean_and_median([*first.values()])]
-        columns += [_mean_and_median([gap for cell, gap in first.items() if of(cell)]) for of in of_budget]
+        for budget in compare.BUDGETS:
+            columns.append(_mean_and_median([gap for cell, gap in first.items() if cell[2] == budget]))
         long = {cell: gap for cell, gap in first.items() if steps[cell] >= 100}
         worst = min(long, key=lambda cell: long[cell], default=None)
         columns.append("" if worst is None else f"{long[worst]:+.0f} ({', '.join(map(str, worst))} %)")

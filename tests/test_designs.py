@@ -1,0 +1,58 @@
+"""The designs of the default side by side; see ``examples/benchmarks/designs.py``."""
+
+from __future__ import annotations
+
+import pytest
+
+CELL = ("digits MLP", 32, 10)
+
+
+@pytest.fixture(scope="module")
+def designs(load):
+    return load("designs")
+
+
+def row(designs, design, cell, seed, test):
+    return designs.RUNS.row((design, *cell, seed), {"steps": 84, "test": test, "peak_lr": 0.01})
+
+
+def test_a_patch_lasts_for_its_block(designs):
+    from autowu_hf.autowu.course import approach, scale
+
+    before = (scale.POLYAK_SHARE, approach.LOOK)
+    for patches, _ in designs.DESIGNS.values():
+        with designs.patched(patches):
+            for module, name, value in patches:
+                assert getattr(module, name) is value
+    assert before == (scale.POLYAK_SHARE, approach.LOOK)
+
+
+@pytest.mark.once
+def test_a_design_changes_the_run(designs):
+    peaks = {design: designs.run((design, *CELL, 1))["peak_lr"] for design in ("default", "0.2 P", "range")}
+    assert peaks["0.2 P"] < 0.95 * peaks["default"]
+    assert peaks["range"] != peaks["default"]
+
+
+def test_the_second_seed_is_for_the_default_and_the_best_of_the_first(designs):
+    assert len(designs.CELLS) == 54
+    jobs = designs.needed([])
+    assert len(jobs) == 54 * len(designs.DESIGNS)
+    assert {job[-1] for job in jobs} == {designs.FIRST_SEED}
+    rows = []
+    for place, design in enumerate(designs.DESIGNS):
+        for cell in designs.CELLS:
+            chance = designs.TASKS[cell[0]].chance
+            test = chance + (designs.tuned()[cell] - chance) * (0.5 + 0.01 * place)
+            rows.append(row(designs, design, cell, designs.FIRST_SEED, test))
+    assert designs.needed(rows[:-1]) == [("range", *designs.CELLS[-1], designs.FIRST_SEED)]
+    later = designs.needed(rows)
+    assert {job[-1] for job in later} == {designs.SECOND_SEED}
+    assert {job[0] for job in later} == {"default", *list(designs.DESIGNS)[-3:]}
+
+
+def test_a_line_has_mean_and_median_gap(designs, capsys):
+    chance, tuned = designs.TASKS[CELL[0]].chance, designs.tuned()[CELL]
+    designs.show([row(designs, "0.2 P", CELL, designs.FIRST_SEED, chance + 1.1 * (tuned - chance))])
+    *_, line = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in line.strip("|").split("|")][:3] == ["0.2 P", "+10.0 / +10.0", "+10.0 / +10.0"]

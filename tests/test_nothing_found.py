@@ -1,0 +1,66 @@
+"""The runs whose losses tell little or nothing; see ``examples/benchmarks/nothing_found.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from margins import assert_above, assert_close
+
+
+@pytest.fixture(scope="module")
+def nothing_found(load):
+    return load("nothing_found")
+
+
+@pytest.fixture(scope="module")
+def tasks(load):
+    return load("nothing_found_tasks")
+
+
+def test_every_task_runs_by_both_methods_and_nothing_twice(nothing_found):
+    jobs = nothing_found.needed([])
+    assert len(jobs) == 2 * (6 * 5 + 10)
+    assert {job[0] for job in jobs} == set(nothing_found.TASKS)
+    row = nothing_found.RUNS.row(jobs[3], {"test": 0.5})
+    assert nothing_found.needed([row]) == [*jobs[:3], *jobs[4:]]
+
+
+@pytest.mark.once
+def test_losses_that_are_always_0_leave_the_default_lr(nothing_found):
+    results = nothing_found.run(("policy gradient", "autowu", 10))
+    assert (results["ended_by"], results["peak_lr"], results["looked"]) == ("nothing", 5e-5, 0)
+    assert results["test"] >= results["start"]
+
+
+def test_the_value_of_a_policy_gradients_loss_is_next_to_nothing_and_its_gradient_is_not(tasks):
+    torch.manual_seed(0)
+    run = tasks.TASKS["policy gradient"](0)
+    loss = run.loss_of(run.model, run.batches(0))
+    loss.backward()
+    assert abs(loss.item()) < 1e-6
+    assert_above(sum(p.grad.abs().sum().item() for p in run.model.parameters()), 0.1, 1.0)
+
+
+def test_dpo_begins_at_ln_2_and_ranks_by_chance(tasks):
+    torch.manual_seed(0)
+    run = tasks.TASKS["DPO, fresh GPT"](0)
+    metric, loss, _ = run.evaluate(run.model)
+    assert metric == 0.5
+    assert_close([loss], [0.6931472], 1e-6)
+
+
+def test_the_table_has_the_gap_and_the_worst_seed(nothing_found, capsys):
+    def row(method, seed, test, **results):
+        columns = {"steps": 60, "start": 0.2, "test": test, **results}
+        return nothing_found.RUNS.row(("policy gradient", method, seed), columns)
+
+    rows = [row("linear 5e-5", seed, 0.3) for seed in (10, 11, 12)]
+    for seed, test, ending in ((10, 0.35, "nothing"), (11, 0.1, "nothing"), (12, 0.35, "scale")):
+        rows.append(row("autowu", seed, test, peak_lr=5e-5, ended_by=ending))
+    nothing_found.show(rows)
+    *_, line = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        *("policy gradient", "60", "20.0", "30.0", "35.0", "+50"),
+        *("20.0", "10.0", "5.0e-05 to 5.0e-05", "nothing 2, scale 1"),
+    ]
