@@ -16,6 +16,7 @@ METHOD = 2
 
 RANKS = {
     "_version": 0,
+    "console": 0,
     "shapes": 0,
     "runtime": 0,
     "loss_curve": 1,

@@ -106,6 +106,8 @@ class AutoWUScheduler(Reported):
 
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
+            if step == self.ticks_per_step and collective.is_main_process():
+                logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
             if self._nearing:
                 self._warm_up.observe(loss)
                 self._come_closer(step)
@@ -211,7 +213,8 @@ class AutoWUScheduler(Reported):
         self._warm_up.history.close()
         self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
         if collective.is_main_process():
-            logger.log(logging.WARNING if reason == NOTHING else logging.INFO, describe(self.report()))
+            level = logging.WARNING if reason == NOTHING else logging.INFO
+            logger.log(level, "AutoWU: %s", describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:
         course, max_lr = self._course, None

@@ -78,7 +78,8 @@ class WayBack:
             if approach.is_over:
                 self._rewind.drop()
             if collective.is_main_process():
-                logger.info("AutoWU goes back to the weights and the optimizer's state of step %d", start)
+                done = start // self._cadence.ticks_per_step
+                logger.info("AutoWU goes back to the weights and the optimizer's state of step %d", done)
             return True
         if approach.is_over:
             self._rewind.drop()

@@ -271,8 +271,12 @@ def test_steps_without_any_loss_warn_once():
 def test_the_switch_is_logged_in_one_line(caplog):
     with caplog.at_level(logging.INFO, logger="autowu_hf"):
         run(get_schedule(optimizer_of(), 600, peak_rule="minimum"), valley(300), 400)
-    (line,) = [record.getMessage() for record in caplog.records]
-    pattern = r"minimum at step 1\d\d of 2\d\d; peak LR \d\.\de-\d, weights and optimizer state of step 1\d\d, "
+    first, line = [record.getMessage() for record in caplog.records]
+    assert first.startswith(
+        "AutoWU looks for the learning rate from 1e-05 to 1 within 300 of 600 steps. The loss may rise"
+    )
+    assert first.endswith("the weights then go back")
+    pattern = r"AutoWU: minimum at step 1\d\d of 2\d\d; peak LR \d\.\de-\d, weights and optimizer state of step 1\d\d, "
     assert re.fullmatch(pattern + r"cosine decay over 3\d\d steps", line)
 
 

@@ -6,8 +6,7 @@ first ones led to expect, the LR is corrected. From there on the losses say what
 
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same;
-* they have fallen to half already: the start was a transient, or learning is quick; the LR grows on until they give
-  way;
+* they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
 
@@ -34,9 +33,6 @@ RAMP = 0.05
 
 LOOK = 0.3
 """The share of the run until which losses that have fallen to half make the LR grow on."""
-
-STALL = 0.12
-"""The share of the run by which SGD must have learned something."""
 
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run, or taught it nothing."""
@@ -97,7 +93,7 @@ class Approach:
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
         if self.legs:  # of a longer run
             last = self.legs[-1]
-            self.legs[-1] = dataclasses.replace(last, end=min(last.end, self._end(last.since)))
+            self.legs[-1] = dataclasses.replace(last, end=min(last.end, self.ramp_end(last.since)))
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.
@@ -125,6 +121,10 @@ class Approach:
         end = self.legs[-1].end
         if self._num_steps < FEWEST_STEPS:
             return end if self.settled is not None or len(self.legs) > 1 else min(end + 1, self._longest)
+        return self.look_end(end)
+
+    def look_end(self, end: int) -> int:
+        """The steps done when the losses are looked at no more, in a growth that ends after ``end`` steps."""
         return max(end, min(max(round(LOOK * self._num_steps), end + 3), self._longest))
 
     def lr(self, step: float) -> float:
@@ -168,7 +168,7 @@ class Approach:
         if step < self.legs[-1].end:
             return
         is_unsure = self.scale.is_aligned and self.stalled is None and not self.breaks
-        if is_unsure and step >= STALL * self._num_steps and seen.are_stalled(losses):
+        if is_unsure and seen.are_stalled(losses, step):
             self.stalled = step
             self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
             return
@@ -183,7 +183,7 @@ class Approach:
         self.num_lost += step - self._began
         self._began = step
 
-    def _end(self, since: int) -> int:
+    def ramp_end(self, since: int) -> int:
         """Where a leg ends that begins after so many steps."""
         return max(since + 1, min(since - 2 + max(3, round(RAMP * self._num_steps)), self._longest))
 
@@ -191,7 +191,7 @@ class Approach:
         """The LR grows from 0 to ``peak_lr``."""
         if not self.legs:
             self._began = step
-        self.legs.append(Leg(step, self._end(step), 0.0, peak_lr))
+        self.legs.append(Leg(step, self.ramp_end(step), 0.0, peak_lr))
 
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
         self.wants_back, self._sound_since = True, num_losses
@@ -204,14 +204,14 @@ class Approach:
         if self.settled is None:
             return
         self.factor = settled_factor(self.settled, step)
+        peak_lr = self.factor * self.peak_lr
         if self.factor == 1.0:
             return
-        peak_lr = self.factor * self.peak_lr
         if self.factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
             self._go_back(step, len(losses), peak_lr)  # nothing is learned at this LR
         else:
             now = self.legs[-1].lr(step - 1)
-            self.legs.append(Leg(step, self._end(step), now, peak_lr))
+            self.legs.append(Leg(step, self.ramp_end(step), now, peak_lr))
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
@@ -234,7 +234,7 @@ class Approach:
         self.legs = [Leg(*leg) for leg in state["legs"]]
         self.settled, self.factor, self.num_lost = state["settled"], state["factor"], state["num_lost"]
         self.breaks, self._sound_since, self._began = [*state["breaks"]], state["sound_since"], state["began"]
-        self.is_over, self.stalled = state["is_over"], state["stalled"]
+        self.is_over, self.stalled = state["is_over"], state.get("stalled")
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
 

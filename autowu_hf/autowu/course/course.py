@@ -13,6 +13,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .scale import Scale
+from .signs import FEWEST_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class Course:
             if (len(approach.breaks) > breaks or approach.stalled == done) and collective.is_main_process():
                 logger.info(
                     "AutoWU: by step %d the losses have %s, at learning rate %.1e; it grows again, to at most %.1e",
-                    step,
+                    done,
                     "not fallen" if approach.stalled == done else "risen far above their start",
                     approach.legs[-2].lr(done - 1),
                     approach.peak_lr,
@@ -137,6 +138,28 @@ class Course:
         if approach.is_over and approach.scale is None:
             self._say_obstacle(approach)
         return True
+
+    def announce(self, num_training_steps: int, rewinds: bool) -> str:
+        """What will be done, in one line.
+
+        Args:
+            num_training_steps: T, in scheduler steps.
+            rewinds: whether weights can be put back.
+        """
+        steps, approach, settings = num_training_steps // self._ticks, self.approach, self._settings
+        back = "the weights then go back" if rewinds else "only the learning rate goes back then, for rewind is off"
+        if approach is None or approach.is_over:
+            return (
+                f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g} within "
+                f"{self.cap // self._ticks} of {steps} steps. The loss may rise on the way; {back}"
+            )
+        end = approach.ramp_end(2)
+        if steps < FEWEST_STEPS:
+            return f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, and grows to it"
+        return (
+            f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step "
+            f"{end}, and watches the losses until step {approach.look_end(end)}. The loss may rise on the way; {back}"
+        )
 
     def _say_obstacle(self, approach: Approach) -> None:
         """Says on the main process why there is no scale, and what is done instead."""

@@ -180,7 +180,7 @@ class ScaleSearch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self.lr, self._steps, self.obstacle = state["lr"], state["steps"], state["obstacle"]
-        self._alignment, self.is_blind = state["alignment"], state["is_blind"]
+        self._alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
         self.scale = None if state["scale"] is None else Scale(**state["scale"])

@@ -14,6 +14,9 @@ Array = npt.NDArray[np.float64]
 FEWEST_STEPS = 30
 """In a run of fewer optimizer steps there is no time to look on."""
 
+STALL = 0.12
+"""The share of the run by which SGD must have learned something."""
+
 LEARNED = 0.95
 """Of the first losses: what the later ones must be below before something counts as learned."""
 
@@ -45,9 +48,10 @@ class Signs:
         """Whether the losses (n,) have fallen to half."""
         return self._are_below(losses, 0.5)
 
-    def are_stalled(self, losses: Array) -> bool:
-        """Whether nothing has been learned yet."""
-        return self.num_steps >= FEWEST_STEPS and not self._are_below(losses, LEARNED)
+    def are_stalled(self, losses: Array, step: int) -> bool:
+        """Whether nothing has been learned by ``step``, and something should have been."""
+        is_time = self.num_steps >= FEWEST_STEPS and step >= STALL * self.num_steps
+        return is_time and not self._are_below(losses, LEARNED)
 
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""

@@ -13,7 +13,7 @@ from ...loss_curve.gp import GRID, Array, FastGP, GPParameters
 from ...loss_curve.spikes import usable
 from ...shapes import LRCurve
 from ..course.legs import lr_of_legs
-from .report import headline, read_report, write_report
+from .report import headline, in_optimizer_steps, read_report, write_report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,6 +70,7 @@ def plot_autowu(
                 'pass the scheduler of lr_scheduler_type="autowu", or the path of an autowu.json'
             )
         report = scheduler.report()
+    report = in_optimizer_steps(report)
 
     figure = Figure(figsize=(8.0, 7.2), dpi=100, layout="constrained")
     lr_axes, loss_axes, test_axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 4, 2))

@@ -30,8 +30,35 @@ def log_values(
     return values
 
 
+def in_optimizer_steps(report: dict[str, Any]) -> dict[str, Any]:
+    """A report whose steps are all optimizer steps, as people count them. In an accelerate loop of several processes
+    the schedule makes one step a process for each of them.
+
+    Args:
+        report: what ``AutoWUScheduler.report`` returned.
+    """
+    ticks = report.get("ticks_per_step", 1)
+    if ticks == 1:
+        return report
+
+    def part(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        found = {name: values[name] for name in names if values.get(name) is not None}
+        return {**values, **{name: round(value / ticks) for name, value in found.items()}}
+
+    report = part(report, (*_STEPS, "step", "warmup_cap", "sweep_start"))
+    return {
+        **report,
+        "ticks_per_step": 1,
+        "curve": part(report["curve"], _STEPS),
+        "tests": [part(record, ("step", "minimum_step", "cliff_step")) for record in report["tests"]],
+    }
+
+
+_STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "rewound_to")
+
+
 def describe(report: dict[str, Any]) -> str:
-    """The switch in one line, as it is logged.
+    """The switch in one line, as it is logged; in optimizer steps.
 
     Args:
         report: what ``AutoWUScheduler.report`` returned after the switch.
@@ -40,6 +67,7 @@ def describe(report: dict[str, Any]) -> str:
         For example "cliff at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, rex
         decay over 654 steps".
     """
+    report = in_optimizer_steps(report)
     step, minimum = report["switch_step"], report["minimum_step"]
     scale = _scale(report)
     if report["ended_by"] == "minimum":
@@ -61,6 +89,7 @@ def describe(report: dict[str, Any]) -> str:
 
 def headline(report: dict[str, Any]) -> str:
     """The same as a title of the picture; before the switch, how far the warm-up is."""
+    report = in_optimizer_steps(report)
     step, scale = report["switch_step"], _scale(report)
     if step is None:
         approach = report.get("approach")

@@ -95,6 +95,7 @@ class Reported(AdaptiveScheduler):
         return {
             "settings": dataclasses.asdict(self.settings),
             "step": self.last_epoch,
+            "ticks_per_step": self.ticks_per_step,
             **{name: getattr(self, name) for name in names},
             **self._course.report(),
             "tests": [dataclasses.asdict(record) for record in self.tests],

@@ -97,6 +97,26 @@ def test_a_sweep_that_meets_no_cliff_ends_between_the_scale_and_a_fifth_of_its_e
     assert lowest <= schedule.peak_lr <= max(highest, lowest) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (400, "grows to it by step 20, and watches the losses until step 120."),
+        (20, "first 2 of 20 steps, and grows to it"),
+    ],
+)
+def test_the_first_step_says_what_will_be_done(steps, expected, caplog):
+    model, optimizer, schedule = made(steps)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, slowly(steps)[:1])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps")
+    assert expected in said
+    lrs = run(model, optimizer, schedule, slowly(steps), since=1)
+    if steps == 400:
+        assert lrs[20] == max(lrs)
+        assert lrs[18] < max(lrs)
+
+
 def test_a_short_run_does_not_look_on():
     model, optimizer, schedule = made(20)
     run(model, optimizer, schedule, quickly(20))

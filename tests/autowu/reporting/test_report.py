@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from autowu_hf.autowu.reporting.report import describe, headline, read_report, write_report
+from autowu_hf.autowu.reporting.report import describe, headline, in_optimizer_steps, read_report, write_report
 
 
 def test_round_trip_with_non_finite_losses(tmp_path):
@@ -43,6 +43,21 @@ def switched(**changes):
         "settings": {"decay_type": "rex"},
     }
     return {**report, **changes}
+
+
+def test_a_person_reads_optimizer_steps():
+    """In an accelerate loop of two processes the schedule makes two steps for each of them."""
+    test = {"step": 240, "minimum_step": 228.0, "cliff_step": 236.4, "p_min": [0.5]}
+    report = {
+        **switched(ticks_per_step=2, curve={"num_training_steps": 1600, "growth_steps": 400, "decay_type": "rex"}),
+        **{"switch_step": 292, "minimum_step": 228, "rewound_to": 182, "num_training_steps": 1600, "tests": [test]},
+    }
+    assert describe(report) == describe(switched())
+    assert headline(report) == headline(switched())
+    seen = in_optimizer_steps(report)
+    assert (seen["curve"]["growth_steps"], seen["tests"][0]["cliff_step"], seen["ticks_per_step"]) == (200, 118, 1)
+    assert report["switch_step"] == 292
+    assert in_optimizer_steps(switched()) == switched()
 
 
 def test_the_docstring_of_describe_shows_what_it_returns():

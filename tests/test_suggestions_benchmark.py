@@ -1,0 +1,59 @@
+"""What the tools suggest beside the tuned LRs; see ``examples/benchmarks/suggestions.py``."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+CELL = ("digits MLP", 32)
+
+
+@pytest.fixture(scope="module")
+def suggestions(load):
+    return load("suggestions")
+
+
+@pytest.fixture(scope="module")
+def tuned(suggestions):
+    return suggestions.tuned_lrs()
+
+
+def row(suggestions, tool, lr, seed=10):
+    return suggestions.RUNS.row((*CELL, tool, seed), {"lr": lr, "seconds": 1.0})
+
+
+def test_every_tool_suggests_for_every_task_and_batch_size(suggestions):
+    jobs = suggestions.needed([])
+    assert len(jobs) == 9 * 2 * 3 * 3
+    assert suggestions.needed([row(suggestions, "suggest_lr", 0.1)]) == [
+        job for job in jobs if job != (*CELL, "suggest_lr", 10)
+    ]
+
+
+def test_the_tuned_lr_is_the_one_that_compare_reports(suggestions, tuned, load):
+    results = load("compare_results").Results(load("compare").RUNS)
+    assert len(tuned) == 54
+    assert {cell: results.reported_lr(cell) for cell in results.cells} == tuned
+
+
+def test_a_distance_is_that_of_the_median_seed_and_infinite_without_a_suggestion(suggestions, tuned):
+    lr = tuned[(*CELL, 10)]
+    rows = [row(suggestions, "suggest_lr", value, seed) for seed, value in ((10, lr), (11, 10 * lr), (12, 100 * lr))]
+    assert suggestions.distances(rows, "suggest_lr", tuned)[(*CELL, 10)] == pytest.approx(1.0)
+    nothing = [row(suggestions, "Lightning", math.nan, seed) for seed in (10, 11, 12)]
+    assert set(suggestions.distances(nothing, "Lightning", tuned).values()) == {math.inf}
+    assert len(suggestions.distances(rows, "suggest_lr", tuned)) == 3  # of one task and batch size, three budgets
+
+
+@pytest.mark.once
+def test_our_suggestion_needs_no_more_than_the_run(suggestions):
+    results = suggestions.run((*CELL, "suggest_lr", 10))
+    assert 1e-4 < float(results["lr"]) < 1.0
+
+
+def test_the_table_counts_what_is_near(suggestions, tuned, capsys):
+    suggestions.show([row(suggestions, "suggest_lr", tuned[(*CELL, 10)])])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| suggest_lr"))
+    near = sum(abs(math.log10(tuned[(*CELL, budget)] / tuned[(*CELL, 10)])) <= 0.5 for budget in (10, 30, 100))
+    assert line.startswith(f"| suggest_lr | {near} of 3 |")
