@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from ..rewind import Rewind
 from ..runtime import collective
-from ..runtime.checks import check_steps
+from ..runtime.checks import check_steps, whole
 from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
@@ -71,7 +71,8 @@ class AutoWUScheduler(Reported):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(optimizer, num_training_steps, num_warmup_steps)
-        check_steps(num_training_steps, num_warmup_steps, steps_per_epoch)
+        steps_per_epoch = whole(steps_per_epoch)
+        check_steps(self.num_training_steps, self.num_warmup_steps, steps_per_epoch)
         self.settings = s = AutoWUSettings() if settings is None else settings
         self.switch_step = self.minimum_step = self.rewound_to = None
         self.peak_lr = self.ended_by = None

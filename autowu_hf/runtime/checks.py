@@ -30,6 +30,21 @@ def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch:
         )
 
 
+def whole(value: Any) -> Any:
+    """A whole number as an int, if it is one of another kind (100.0, NumPy's, a tensor of one); else as it is.
+
+    Args:
+        value: of an argument that is to be a number of steps.
+    """
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return value
+    return int(number) if number.is_integer() else value
+
+
 def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key: str) -> None:
     """What a scheduler asks of a state before it loads it.
 

@@ -33,6 +33,15 @@ _MISSING = (
 )
 
 
+_COUNTED = 6
+"""So many floats that go up by equal steps from the start are no losses."""
+
+_COUNTS = (
+    "what step() gets goes up by {step:g} each time, to {last:g} now, like a count of epochs; the schedule takes it for "
+    "the loss. Pass the loss, scheduler.step(loss), or nothing where accelerator.backward is called"
+)
+
+
 class LossHistory:
     """The loss of every optimizer step while it is open; until ``flush`` the newest stay on their process and device.
 
@@ -53,6 +62,7 @@ class LossHistory:
         self.gathered: Array = np.empty(0)
         self._pending: list[Tensor | float] = []
         self._warned = False
+        self._first: list[float] = []
         self._tap = LossTap(optimizer)
 
     def open(self) -> None:
@@ -71,11 +81,23 @@ class LossHistory:
         overheard = self._tap.take(wanted=loss is None)
         if loss is not None:
             self._pending.append(_checked(loss))
+            if type(loss) is float and len(self._first) < _COUNTED:
+                self._look_for_count(loss)
         elif overheard is not None:
             self._pending.extend(overheard)  # none while micro-batches accumulate
         elif not self._warned:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=_caller_level())
+
+    def _look_for_count(self, loss: float) -> None:
+        """Warns where the first losses are a count, as of epochs; torch's schedules once took one."""
+        self._first.append(loss)
+        if len(self._first) < _COUNTED:
+            return
+        increments = np.diff(self._first)
+        if increments[0] > 0.0 and np.allclose(increments, increments[0], rtol=1e-6, atol=0.0):
+            said = _COUNTS.format(last=loss, step=increments[0])
+            warnings.warn(said, UserWarning, stacklevel=_caller_level())
 
     def models(self) -> Sequence[nn.Module]:
         """The model that was given, or those of the accelerator that was heard last; none before one was."""
@@ -145,6 +167,11 @@ def _caller_level() -> int:
 def _checked(loss: Any) -> Tensor | float:
     if isinstance(loss, Tensor):
         return scalar(loss, "step()").clone()
+    if isinstance(loss, (int, np.integer)):
+        raise ValueError(
+            f"step() takes the loss of the optimizer step just done, got the whole number {loss}; torch's schedules "
+            "once took an epoch there. Pass the loss, or nothing where accelerator.backward is called"
+        )
     try:
         return float(loss)
     except (TypeError, ValueError):

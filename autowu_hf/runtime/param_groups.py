@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
-    """The ratio of every group's own LR to the optimizer's default ``lr``, which the schedule keeps.
+    """The ratio of every group's LR to the optimizer's own, which the schedule keeps.
 
     Args:
         optimizer: any torch optimizer, or accelerate's wrap of one.
@@ -21,14 +21,15 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
         One ratio per parameter group.
 
     Raises:
-        ValueError: there is no such default, or no common step to schedule.
+        ValueError: the LRs of all groups are 0, or there is no common step to schedule.
     """
-    default = own_lr(optimizer)
-    return [float(group.get("initial_lr", group["lr"])) / default for group in optimizer.param_groups]
+    own = own_lr(optimizer)
+    return [lr / own for lr in _group_lrs(optimizer)]
 
 
 def own_lr(optimizer: Optimizer) -> float:
-    """The optimizer's default ``lr``: the one that its user gave it, for a group of ratio 1.
+    """The optimizer's own LR: its default ``lr`` where a group has it, else the largest of the groups'. Some optimizers
+    have no default, and in others no group goes by it.
 
     Args:
         optimizer: any torch optimizer, or accelerate's wrap of one.
@@ -46,14 +47,20 @@ def own_lr(optimizer: Optimizer) -> float:
         refuse_layer_wise(inner)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    defaults = innermost(optimizer).defaults  # DeepSpeed's ZeRO optimizers have none of their own
-    default = float(defaults.get("lr") or 0.0)
-    if default <= 0.0:
+    lrs = _group_lrs(optimizer)
+    if not max(lrs, default=0.0) > 0.0:
         raise ValueError(
-            f"the optimizer's default lr must be positive, got {defaults.get('lr')!r}; pass any positive lr: "
-            "the schedule only keeps the ratios of the parameter groups' learning rates to it"
+            f"a parameter group must have a positive lr, got {', '.join(f'{lr:g}' for lr in lrs)}; pass any positive "
+            "lr: the schedule keeps the ratios of the groups' learning rates, and zeros have none (the state of a "
+            "finished run has them)"
         )
-    return default
+    default = innermost(optimizer).defaults.get("lr")  # DeepSpeed's ZeRO optimizers have no defaults of their own
+    return float(default) if default is not None and float(default) in lrs and float(default) > 0.0 else max(lrs)
+
+
+def _group_lrs(optimizer: Optimizer) -> list[float]:
+    """Of every group, before any schedule."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
 def innermost(optimizer: Any) -> Any:

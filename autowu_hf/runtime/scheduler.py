@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checks import check_state, check_steps
+from .checks import check_state, check_steps, whole
 from .loss_history import LossHistory
 from .param_groups import lr_ratios, set_lrs
 
@@ -56,6 +56,7 @@ class AdaptiveScheduler(LRScheduler):
     """Whether ``write_report`` writes files."""
 
     def __init__(self, optimizer: Optimizer, num_training_steps: int, num_warmup_steps: int = 0) -> None:
+        num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, None)
         self._ratios = lr_ratios(optimizer)
         self.num_training_steps = num_training_steps

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
-from ..runtime.param_groups import device_of, innermost
+from ..runtime.param_groups import device_of, innermost, own_lr
 from ..runtime.random_state import get_random_state
 from ..runtime.scheduler import AdaptiveScheduler
 from .line_search import Closure, Line, require_search
@@ -68,7 +68,7 @@ class SalsaScheduler(AdaptiveScheduler):
         super().__init__(optimizer, num_training_steps, num_warmup_steps)
         self.settings = s = SalsaSettings() if settings is None else settings
         self._inner: Optimizer = innermost(optimizer)
-        self._initial_lr = s.initial_lr or float(self._inner.defaults["lr"])
+        self._initial_lr = s.initial_lr or own_lr(self._inner)
         self.lr = self._initial_lr / lr_per_alpha(self._inner, self._inner.defaults)
         self.switch_step: int | None = None if s.line_search else 0
         self.ended_by: str | None = None

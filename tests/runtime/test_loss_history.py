@@ -96,3 +96,25 @@ def test_reset_forgets_all():
         history.reset()
         history.flush()
         assert history.gathered.tolist() == []
+
+
+@pytest.mark.parametrize("loss", [3, np.int64(3)])
+def test_a_whole_number_is_no_loss(loss):
+    """As of an epoch, which torch's schedules once took."""
+    with pytest.raises(ValueError, match="got the whole number 3; torch's schedules once took an epoch there"):
+        LossHistory().observe(loss)
+
+
+@pytest.mark.parametrize("step", [1.0, 0.01])
+def test_a_count_of_epochs_is_warned_of_once(step):
+    history = LossHistory()
+    with pytest.warns(UserWarning, match="like a count of epochs") as record:
+        for i in range(40):
+            history.observe(i * step)
+    assert len(record) == 1
+
+
+def test_losses_that_rise_are_no_count():
+    history = LossHistory()
+    for loss in (1.0, 1.1, 1.2, 1.3, 1.4, 1.49, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1):
+        history.observe(loss)

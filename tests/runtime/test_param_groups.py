@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.runtime.param_groups import lr_ratios, set_lrs
+from autowu_hf.runtime.param_groups import lr_ratios, own_lr, set_lrs
 
 
 def groups_of(*lrs: float, default: float) -> torch.optim.Optimizer:
@@ -21,6 +21,48 @@ def test_ratios_are_to_the_default_and_survive_a_schedule_and_a_wrap():
     get_autowu_schedule(optimizer, 10)
     assert lr_ratios(optimizer) == [1.0, 0.5]
     assert lr_ratios(Accelerator(cpu=True).prepare(optimizer)) == [1.0, 0.5]
+
+
+class WithoutDefault(torch.optim.SGD):
+    """As some optimizers for hidden weights are: the LR is in the groups only."""
+
+    def __init__(self, groups):
+        super().__init__(groups, lr=1e-3)
+        del self.defaults["lr"]
+
+
+@pytest.mark.parametrize(
+    ("lrs", "default", "own", "ratios"),
+    [
+        ((1e-3, 1e-2), 1e-3, 1e-3, [1.0, 10.0]),  # a head that learns faster
+        ((2e-5,), 1e-3, 2e-5, [1.0]),
+        ((0.1, 0.01), 1e-3, 0.1, [1.0, 0.1]),  # no group goes by the default
+        ((0.0, 0.1), 0.1, 0.1, [0.0, 1.0]),  # a frozen group
+        ((0.02, 3e-4), None, 0.02, [1.0, 0.015]),  # a hybrid of two optimizers
+    ],
+)
+def test_the_own_lr_is_one_that_a_group_has(lrs, default, own, ratios):
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in lrs]
+    optimizer = WithoutDefault(groups) if default is None else torch.optim.SGD(groups, lr=default)
+    assert own_lr(optimizer) == own
+    assert lr_ratios(optimizer) == pytest.approx(ratios)
+    schedule = get_autowu_schedule(optimizer, 100, max_lr=0.5)
+    reached = []
+    for _ in range(25):
+        reached.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step(1.0)
+    assert reached[0] == pytest.approx([1e-5 * ratio for ratio in ratios])
+    assert max(max(lrs) for lrs in reached) <= 0.5 * max(ratios)
+
+
+def test_an_optimizer_that_another_schedule_has_used_keeps_its_ratios():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.4)
+    other = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.4, total_steps=4)
+    for _ in range(4):
+        optimizer.step()
+        other.step()
+    assert lr_ratios(optimizer) == [1.0]
 
 
 def test_set_lrs_sets_every_group():
@@ -55,7 +97,7 @@ def test_a_layer_wise_optimizer_is_refused():
     [
         (
             torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0),
-            "the optimizer's default lr must be positive, got 0.0; pass any positive lr",
+            "a parameter group must have a positive lr, got 0; pass any positive lr",
         ),
         (None, "optimizer must be a torch.optim.Optimizer, got NoneType"),
     ],
