@@ -37,8 +37,8 @@ _COUNTED = 6
 """So many floats that go up by equal steps from the start are no losses."""
 
 _COUNTS = (
-    "what step() gets goes up by {step:g} each time, to {last:g} now, like a count of epochs; the schedule takes it for "
-    "the loss. Pass the loss, scheduler.step(loss), or nothing where accelerator.backward is called"
+    "what step() gets goes up by {step:g} each time, to {last:g} now, like a count of epochs. It is taken "
+    "for the loss. Pass the loss, scheduler.step(loss), or nothing where accelerator.backward is called"
 )
 
 
