@@ -49,18 +49,29 @@ def test_dpo_begins_at_ln_2_and_ranks_by_chance(tasks):
     assert_close([loss], [0.6931472], 1e-6)
 
 
+def test_the_table_in_the_readme_is_what_the_committed_runs_give(nothing_found, capsys):
+    nothing_found.show(nothing_found.RUNS.rows())
+    printed = capsys.readouterr().out.strip()
+    assert len(printed.splitlines()) >= 2 + 5
+    readme = (nothing_found.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- nothing found -->\n{printed}\n<!-- end nothing found -->" in readme
+
+
 def test_the_table_has_the_gap_and_the_worst_seed(nothing_found, capsys):
     def row(method, seed, test, **results):
         columns = {"steps": 60, "start": 0.2, "test": test, **results}
         return nothing_found.RUNS.row(("policy gradient", method, seed), columns)
 
-    rows = [row("linear 5e-5", seed, 0.3) for seed in (10, 11, 12)]
-    for seed, test, ending in ((10, 0.35, "nothing"), (11, 0.1, "nothing"), (12, 0.35, "scale")):
+    rows = [row("linear 5e-5", seed, 0.3) for seed in nothing_found.SEEDS]
+    for seed in nothing_found.SEEDS:
+        test, ending = (0.1, "nothing") if seed == 11 else (0.35, "scale")
         rows.append(row("autowu", seed, test, peak_lr=5e-5, ended_by=ending))
+    nothing_found.show(rows[:-1])
+    assert "policy" not in capsys.readouterr().out  # a run is missing
     nothing_found.show(rows)
     *_, line = capsys.readouterr().out.splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
         *("policy gradient", "60", "20.0", "30.0", "35.0", "+50"),
-        *("20.0", "10.0", "5.0e-05 to 5.0e-05", "nothing 2, scale 1"),
+        *("20.0", "10.0", "5.0e-05 to 5.0e-05", "nothing 1, scale 4"),
     ]

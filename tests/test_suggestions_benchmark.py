@@ -46,6 +46,14 @@ def test_a_distance_is_that_of_the_median_seed_and_infinite_without_a_suggestion
     assert len(suggestions.distances(rows, "suggest_lr", tuned)) == 3  # of one task and batch size, three budgets
 
 
+def test_the_tables_in_the_readme_are_what_the_committed_rows_give(suggestions, capsys):
+    suggestions.show(suggestions.RUNS.rows())
+    printed = capsys.readouterr().out.strip()
+    assert len(printed.splitlines()) == 5 + 1 + 2 + 18
+    readme = (suggestions.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- suggestions -->\n{printed}\n<!-- end suggestions -->" in readme
+
+
 @pytest.mark.once
 def test_our_suggestion_needs_no_more_than_the_run(suggestions):
     results = suggestions.run((*CELL, "suggest_lr", 10))

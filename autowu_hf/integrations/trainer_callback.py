@@ -25,10 +25,10 @@ class AutoWUCallback(TrainerCallback):
     no state of it; and it has the processes share their losses before a checkpoint. Beside a schedule of transformers
     it does nothing.
 
-    For "autowu" it also adds ``autowu/phase`` (0 in the warm-up, 1 in the decay), ``autowu/p_min`` (the median over the
-    last test's subsets) and ``autowu/peak_lr`` (from the switch on) to the training logs, and writes ``autowu.json``
-    and ``autowu.png`` into ``output_dir`` at the switch and at the end of training. Pass one in
-    ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
+    For "autowu" it also adds ``autowu/phase`` (0 in the warm-up, 1 in the decay), ``autowu/p_cliff`` or
+    ``autowu/p_min`` (what the last test goes by, the median over its subsets) and ``autowu/peak_lr`` (from the switch
+    on) to the training logs, and writes ``autowu.json`` and ``autowu.png`` into ``output_dir`` at the switch and at the
+    end of training. Pass one in ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
 
     Args:
         plot: draw ``autowu.png``, where matplotlib is installed.

@@ -78,8 +78,9 @@ def needed(rows: list[Row]) -> list[Job]:
 
 
 def show(rows: list[Row]) -> None:
-    """Prints a line a task: the metric of the untrained model, after transformers' default and after AutoWU, medians
-    over the seeds; AutoWU's gap to transformers' default in percent of what that gains; and its worst seed.
+    """Prints a line for each task whose runs are all there: the metric of the untrained model, after transformers'
+    default and after AutoWU, medians over the seeds; AutoWU's gap to transformers' default in percent of what that
+    gains; and its worst seed.
     """
     columns = (*("task", "steps", "untrained", "linear 5e-5", "AutoWU", "gap, % of the gain"), "worst seed: untrained")
     print(f"| {' | '.join((*columns, 'after AutoWU', 'peak LR', 'ended by'))} |\n|{'---|' * 10}")
@@ -88,7 +89,7 @@ def show(rows: list[Row]) -> None:
             method: [row for row in rows if (row["task"], row["method"]) == (name, method)] for method in METHODS
         }
         own = by_method["autowu"]
-        if not all(by_method.values()):
+        if any(len(found) < len(MORE_SEEDS.get(name, SEEDS)) for found in by_method.values()):
             continue
         start, linear, test = (
             statistics.median(float(row[column]) for row in by_method[method])

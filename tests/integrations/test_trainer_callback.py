@@ -32,8 +32,12 @@ def test_a_run_finds_its_lr_logs_it_and_writes_its_report(tmp_path: Path):
     assert [e["autowu/phase"] for e in logs] == [float(e["step"] >= scheduler.switch_step) for e in logs]
     assert all(("autowu/peak_lr" in e) == (e["step"] >= scheduler.switch_step) for e in logs)
     assert logs[-1]["autowu/peak_lr"] == scheduler.peak_lr
-    assert logs[-1]["autowu/p_min"] == statistics.median(scheduler.tests[-1].p_min)
-    assert_above(logs[-1]["autowu/p_min"], 0.5, 0.5)  # that the loss has passed its minimum
+    assert {key for e in logs for key in e if "/p_" in key} == {"autowu/p_cliff"}
+    assert all("autowu/p_cliff" not in e for e in logs if e["step"] >= scheduler.switch_step)
+    tests = {test.step: test.p_cliff for test in scheduler.tests}
+    seen = {e["step"]: e["autowu/p_cliff"] for e in logs if e["step"] in tests and "autowu/p_cliff" in e}
+    assert_above(len(seen), 2, len(tests))
+    assert seen == {step: statistics.median(tests[step]) for step in seen}
     assert logs[scheduler.switch_step]["learning_rate"] == scheduler.peak_lr
 
     report = json.loads((tmp_path / "autowu.json").read_text())

@@ -14,17 +14,18 @@ from ..verdict import NOTHING, MinimumTestRecord
 
 
 def log_values(
-    phase: str, tests: Sequence[MinimumTestRecord], peak_lr: float | None, scale: Scale | None
+    phase: str, tests: Sequence[MinimumTestRecord], peak_rule: str, peak_lr: float | None, scale: Scale | None
 ) -> dict[str, float]:
     """What the training logs get beside the loss: ``autowu/phase``, 0 in the warm-up and 1 in the decay;
-    ``autowu/scale``, once it is known; ``autowu/p_min``, the median over the last test's subsets; ``autowu/peak_lr``,
-    from the switch on.
+    ``autowu/scale``, once it is known; until the switch what the last test goes by, the median over its subsets:
+    ``autowu/p_cliff``, or ``autowu/p_min`` under that rule; and ``autowu/peak_lr`` from the switch on.
     """
     values = {"autowu/phase": float(phase == "decay")}
     if scale is not None:
         values["autowu/scale"] = scale.lr
-    if tests:
-        values["autowu/p_min"] = statistics.median(tests[-1].p_min)
+    if tests and phase == "warmup":
+        name = "p_cliff" if peak_rule == "cliff" else "p_min"
+        values[f"autowu/{name}"] = statistics.median(getattr(tests[-1], name))
     if peak_lr is not None:
         values["autowu/peak_lr"] = peak_lr
     return values

@@ -87,7 +87,7 @@ class Reported(AdaptiveScheduler):
 
     def log_values(self) -> dict[str, float]:
         """See ``report.log_values``."""
-        return log_values(self.phase, self.tests, self.peak_lr, self._course.scale)
+        return log_values(self.phase, self.tests, self.peak_rule, self.peak_lr, self._course.scale)
 
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
