@@ -85,8 +85,10 @@ class MinimumTest:
 
     @property
     def has_found(self) -> bool:
-        """Whether a test has been sure of a minimum, and none has taken it back."""
-        return self._sure is not None
+        """Whether a test has been sure of a minimum that lies further below the start than the losses' noise, and none
+        has taken it back.
+        """
+        return self._sure is not None and self._sure.gain > math.sqrt(self._sure.noise)
 
     @property
     def _sure(self) -> MinimumTestRecord | None:

@@ -135,6 +135,13 @@ def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and
     assert "the losses told nothing up to LR 1.0e-1, at step 50; peak LR 7.0e-3, which the optimizer was given" in said
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_minimum_within_the_noise_is_nothing(seed):
+    scheduler = get_schedule(optimizer_of(default=0.007), 100)
+    run(scheduler, 2.3 + 0.02 * np.random.default_rng(seed).standard_normal(50), 100)
+    assert (scheduler.ended_by, scheduler.peak_lr) == ("nothing", 0.007)
+
+
 def test_a_loss_that_rises_slowly_from_its_start_leaves_a_small_lr():
     """It is at its minimum when the run begins, as of a model that needs no more training."""
     scheduler = get_schedule(optimizer_of(), 400)
