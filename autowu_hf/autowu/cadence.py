@@ -104,8 +104,9 @@ class Cadence:
         if self.settings.guard:
             instead = "one look at its end decides on the learning rate"
         return (
-            f"the longest warm-up, of {cap} steps, leaves room for {room} minimum tests, and it takes {patience} in a "
-            f"row to end it, so {instead}; more steps, a larger max_warmup_fraction or a smaller test_every give room"
+            f"the longest warm-up, of {cap // self.ticks_per_step} steps, leaves room for {room} minimum tests, and it "
+            f"takes {patience} in a row to end it, so {instead}; more steps, a larger max_warmup_fraction or a smaller "
+            "test_every give room"
         )
 
     def tell_epoch(self, steps_per_epoch: int | None, step: int, cap: int) -> None:

@@ -30,7 +30,8 @@ class PeakRule:
         wanted: the rule by the options, "minimum" or "cliff".
         rewind: the cliff rule needs it to be on: the losses may then rise before the switch takes the weights back.
             None: it is.
-        own_lr: the LR that the optimizer was given; what remains where the losses say nothing.
+        own_lr: the LR that the optimizer was given, but none above a ``max_lr`` that was given; what remains where the
+            losses say nothing.
 
     Attributes:
         base_lr: the scale's peak LR, where the warm-up is laid around one.
@@ -83,7 +84,7 @@ class PeakRule:
             ticks_per_step: scheduler steps per optimizer step.
         """
         if ending.reason == NOTHING:
-            return self.lr_of_nothing(curve)
+            return self.lr_of_nothing()
         lag = self.lag(ticks_per_step)
         found = peak_lr(
             self.name,
@@ -93,13 +94,9 @@ class PeakRule:
         )
         return self.weigh(found)
 
-    def lr_of_nothing(self, curve: LRCurve) -> float:
-        """The peak LR where the losses said nothing: the one that the optimizer was given, but none above the range.
-
-        Args:
-            curve: the LRs of the warm-up.
-        """
-        return min(self._own_lr, curve.max_lr)
+    def lr_of_nothing(self) -> float:
+        """The peak LR where the losses said nothing: the one that the optimizer was given, or the highest allowed."""
+        return self._own_lr
 
 
 def peak_lr(rule: str, minimum_lr: float, cliff_lr: float, lowest_lr: float) -> float:

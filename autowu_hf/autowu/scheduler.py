@@ -80,7 +80,7 @@ class AutoWUScheduler(Reported):
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = history = LossHistory(optimizer, model=model)
         self.rewind = Rewind(optimizer, history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
-        self._rule = PeakRule(s.rule, self.rewind, own_lr(optimizer))
+        self._rule = PeakRule(s.rule, self.rewind, min(own_lr(optimizer), s.highest_lr))
         self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
         self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
@@ -140,7 +140,7 @@ class AutoWUScheduler(Reported):
                     self._check_at = step + _CHECK_AFTER * self.ticks_per_step
                 return
         if course.is_blind:
-            self._decay_from(step, NOTHING, self._rule.lr_of_nothing(self.curve))
+            self._decay_from(step, NOTHING, self._rule.lr_of_nothing())
         elif not course.is_approach:
             if course.scale is None:
                 self._warm_up.say_shortage(course.cap)

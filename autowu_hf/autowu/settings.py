@@ -99,6 +99,11 @@ class AutoWUSettings:
         return [name for name in RANGE_OPTIONS if getattr(self, name) != getattr(type(self), name)]
 
     @property
+    def highest_lr(self) -> float:
+        """``max_lr`` where it was given; else there is no limit."""
+        return self.max_lr if self.max_lr != type(self).max_lr else math.inf
+
+    @property
     def uses_scale(self) -> bool:
         """Whether the LRs are laid around the scale: ``scale``, or what stands for None."""
         return not self._given_range() if self.scale is None else self.scale

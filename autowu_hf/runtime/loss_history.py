@@ -92,7 +92,7 @@ class LossHistory:
     def _look_for_count(self, loss: float) -> None:
         """Warns where the first losses are a count, as of epochs; torch's schedules once took one."""
         self._first.append(loss)
-        if len(self._first) < _COUNTED:
+        if len(self._first) < _COUNTED or not all(map(math.isfinite, self._first)):
             return
         increments = np.diff(self._first)
         if increments[0] > 0.0 and np.allclose(increments, increments[0], rtol=1e-6, atol=0.0):
@@ -165,12 +165,13 @@ def _caller_level() -> int:
 
 
 def _checked(loss: Any) -> Tensor | float:
-    if isinstance(loss, Tensor):
+    is_whole = isinstance(loss, Tensor) and not (loss.is_floating_point() or loss.is_complex())
+    if isinstance(loss, Tensor) and not is_whole:
         return scalar(loss, "step()").clone()
-    if isinstance(loss, (int, np.integer)):
+    if is_whole or isinstance(loss, (int, np.integer)):
         raise ValueError(
-            f"step() takes the loss of the optimizer step just done, got the whole number {loss}; torch's schedules "
-            "once took an epoch there. Pass the loss, or nothing where accelerator.backward is called"
+            f"step() takes the loss of the optimizer step just done, got the whole number {float(loss):g}; torch's "
+            "schedules once took an epoch there. Pass the loss, or nothing where accelerator.backward is called"
         )
     try:
         return float(loss)

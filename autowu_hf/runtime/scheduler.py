@@ -203,6 +203,7 @@ class AdaptiveScheduler(LRScheduler):
         Raises:
             ValueError: fewer than 2.
         """
+        num_training_steps = whole(num_training_steps)
         check_steps(num_training_steps, 0, None)
         self.num_training_steps = num_training_steps
         done = self._plan_rest()

@@ -26,11 +26,11 @@ def test_the_peak_is_the_lowest_of_what_the_rule_allows(rule, minimum_lr, cliff_
     assert peak_lr(rule, minimum_lr, cliff_lr, lowest_lr=1e-5) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("own_lr", "expected"), [(1e-3, 1e-3), (1e-7, 1e-7), (0.5, 0.1)])
-def test_nothing_found_leaves_the_lr_that_the_optimizer_was_given(own_lr, expected):
+@pytest.mark.parametrize("own_lr", [1e-3, 1e-7, 5.0])
+def test_nothing_found_leaves_the_lr_that_the_optimizer_was_given(own_lr):
     curve = LRCurve(100, 50, 1e-5, 0.1, "exponential", "rex", 0.2)
     rule = PeakRule("cliff", own_lr=own_lr)
-    assert rule.peak_lr(Ending("nothing", 50, 50), curve, 1) == pytest.approx(expected)
+    assert rule.peak_lr(Ending("nothing", 50, 50), curve, 1) == own_lr
 
 
 def a_run_without_memory(steps: int, state: dict | None = None) -> AutoWUScheduler:

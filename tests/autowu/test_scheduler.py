@@ -135,6 +135,18 @@ def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and
     assert "the losses told nothing up to LR 1.0e-1, at step 50; peak LR 7.0e-3, which the optimizer was given" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "lr", "said"),
+    [({"max_lr": 0.1}, 0.1, "which is max_lr"), ({"scale": False}, 5.0, "which the optimizer was given")],
+)
+def test_the_given_lr_is_kept_below_a_given_max_lr(options, lr, said, caplog):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5.0)
+    scheduler = get_schedule(optimizer, 100, **options)
+    run(scheduler, np.ones(50), 100)
+    assert (scheduler.ended_by, scheduler.peak_lr) == ("nothing", lr)
+    assert said in caplog.text
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_minimum_within_the_noise_is_nothing(seed):
     scheduler = get_schedule(optimizer_of(default=0.007), 100)

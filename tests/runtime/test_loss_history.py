@@ -98,7 +98,7 @@ def test_reset_forgets_all():
         assert history.gathered.tolist() == []
 
 
-@pytest.mark.parametrize("loss", [3, np.int64(3)])
+@pytest.mark.parametrize("loss", [3, np.int64(3), torch.tensor(3)])
 def test_a_whole_number_is_no_loss(loss):
     """As of an epoch, which torch's schedules once took."""
     with pytest.raises(ValueError, match="got the whole number 3; torch's schedules once took an epoch there"):

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from ...rewind import snapshot
 from ...runtime.param_groups import innermost, weights_out_of_reach
-from .legs import Leg, Sweep
+from .legs import FEWEST_LOSSES, Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
 from .signs import FEWEST_STEPS, Array, Signs, have_fallen
@@ -92,8 +92,7 @@ class Approach:
         self._num_steps = num_steps
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
         if self.legs:  # of a longer run
-            last = self.legs[-1]
-            self.legs[-1] = dataclasses.replace(last, end=min(last.end, self.ramp_end(last.since)))
+            self.legs[-1] = (last := self.legs[-1]).cut(self.ramp_end(last.since))
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.
@@ -133,9 +132,9 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        if self.scale is None or self.search.is_settling or step in (self.legs[-1].end, self.end):
+        if self.scale is None or self.search.is_settling or step % max(1, self._num_steps // 60) == 0:
             return True
-        return step % max(1, self._num_steps // 60) == 0
+        return step in (self.legs[-1].end, self.end, Signs(self._num_steps, self.legs[0].end).stall_step)
 
     def advance(self, step: int, losses: Array) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -151,8 +150,9 @@ class Approach:
             if self.search.scale is not None:
                 self._set_out(step, self.search.scale.peak_lr_for(self._num_steps))
             return
-        if (losses <= 0.0).any():  # 0 is no bound of theirs, so that P says nothing
+        if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
             self.search.give_up("the losses are not positive throughout")
+            self.search.is_blind = self._longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
         seen = Signs(self._num_steps, self.legs[0].end)
@@ -167,7 +167,7 @@ class Approach:
             self.search.settle()
         if step < self.legs[-1].end:
             return
-        is_unsure = self.scale.is_aligned and self.stalled is None and not self.breaks
+        is_unsure = self.scale.is_aligned and not self.breaks and self._longest - step > 3
         if is_unsure and seen.are_stalled(losses, step):
             self.stalled = step
             self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)

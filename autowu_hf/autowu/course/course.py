@@ -82,7 +82,7 @@ class Course:
                 return
         if num_warmup_steps:
             cap = max(cap - self.sweep_start, ticks)
-        cap = min(cap, num_training_steps - 1 - self.sweep_start)
+        cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
         growth_steps = growth_steps or cap
         self.cap = min(cap, growth_steps)
         self.curve = settings.curve(num_training_steps, growth_steps)

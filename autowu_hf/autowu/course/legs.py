@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DECADE = 0.05
 """The share of the run in which the LR of a sweep grows tenfold."""
 
-_FEWEST_LOSSES = 10
+FEWEST_LOSSES = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Leg:
     end: int
     from_lr: float
     to_lr: float
+
+    def cut(self, end: int) -> Leg:
+        """The same way, over after ``end`` steps at the latest."""
+        return replace(self, end=min(self.end, end))
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps."""
@@ -64,7 +68,7 @@ class Sweep:
     @classmethod
     def between(cls, min_lr: float, max_lr: float, num_steps: int, room: int) -> Sweep | None:
         """The growth in a run of ``num_steps`` that may take ``room`` steps; None where there is too little room."""
-        if room < _FEWEST_LOSSES:
+        if room < FEWEST_LOSSES:
             return None
         wanted = round(DECADE * math.log10(max_lr / min_lr) * num_steps)
-        return cls(min_lr, max_lr, min(max(_FEWEST_LOSSES, wanted), room))
+        return cls(min_lr, max_lr, min(max(FEWEST_LOSSES, wanted), room))

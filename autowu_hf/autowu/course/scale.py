@@ -84,7 +84,7 @@ class Scale:
         weights = math.hypot(*(update.weight_norm for update in updates))
         norm = math.hypot(*(update.update_norm for update in updates))
         trust = weights / norm if norm > 0.0 and weights > 0.0 else math.inf
-        if max(map(abs, losses)) < BLIND_SHARE * slope * trust < math.inf:
+        if math.isfinite(loss) and max(map(abs, losses)) < BLIND_SHARE * slope * trust < math.inf:
             raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
         if not (min(losses) > 0.0 and math.isfinite(loss)):
             raise ValueError(f"the first losses are not positive (their mean is {loss:.3g})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ FEWEST_STEPS = 30
 STALL = 0.12
 """The share of the run by which SGD must have learned something."""
 
-LEARNED = 0.95
+LEARNED = 0.98
 """Of the first losses: what the later ones must be below before something counts as learned."""
 
 LIFT = 0.25
@@ -48,10 +49,19 @@ class Signs:
         """Whether the losses (n,) have fallen to half."""
         return self._are_below(losses, 0.5)
 
+    @property
+    def stall_step(self) -> int:
+        """The steps done when something should have been learned, and enough of them at the scale's peak."""
+        return max(math.ceil(STALL * self.num_steps), self.ramp_end + 2 * window(self.num_steps) + 2)
+
     def are_stalled(self, losses: Array, step: int) -> bool:
-        """Whether nothing has been learned by ``step``, and something should have been."""
-        is_time = self.num_steps >= FEWEST_STEPS and step >= STALL * self.num_steps
-        return is_time and not self._are_below(losses, LEARNED)
+        """Whether nothing has been learned by ``step``, if that is ``stall_step``. The newer half of the losses since
+        the growth is compared with the first ones.
+        """
+        if self.num_steps < FEWEST_STEPS or step != self.stall_step:
+            return False
+        num_last = (step - self.ramp_end) // 2
+        return len(losses) >= self._num_first + num_last and _share(losses, self._num_first, num_last) >= LEARNED
 
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""
@@ -77,12 +87,17 @@ def have_fallen(losses: Array, num_first: int, num_last: int, share: float) -> b
         num_last: how many count as the last.
         share: of the first ones.
     """
+    return _share(losses, num_first, num_last) < share
+
+
+def _share(losses: Array, num_first: int, num_last: int) -> float:
+    """The median of the last losses over that of the first; NaN where too few are there, or finite."""
     if len(losses) <= num_last + 1:
-        return False
+        return math.nan
     first, last = (part[np.isfinite(part)] for part in (losses[:num_first], losses[-num_last:]))
-    if 2 * len(first) < num_first or 2 * len(last) < num_last:
-        return False
-    return bool(np.median(last) < share * np.median(first))
+    if 2 * len(first) < num_first or 2 * len(last) < num_last or np.median(first) <= 0.0:
+        return math.nan
+    return float(np.median(last) / np.median(first))
 
 
 def are_broken(losses: Array, num_first: int, num_last: int, since: int) -> bool:

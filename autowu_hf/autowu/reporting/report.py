@@ -84,7 +84,10 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = report["num_training_steps"] - step
-    given = ", which the optimizer was given" if report["ended_by"] == NOTHING else ""
+    given = ""
+    if report["ended_by"] == NOTHING:
+        is_highest = report["peak_lr"] == report["settings"].get("max_lr")
+        given = ", which is max_lr" if is_highest else ", which the optimizer was given"
     return f"{found}; peak LR {_lr(report['peak_lr'])}{given}{restored}, {_decay(report)} decay over {steps} steps"
 
 

@@ -200,6 +200,35 @@ def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_tenth(caplog):
         assert ("since nothing had been learned by step" in caplog.text) == lost
 
 
+@pytest.mark.parametrize("steps", [30, 36, 50, 60, 100, 400])
+def test_sgd_that_learns_is_never_called_stalled(steps):
+    for momentum in (0.0, 0.9):
+        model, optimizer, schedule = made(steps, make=partial(torch.optim.SGD, momentum=momentum))
+        run(model, optimizer, schedule, slowly(steps) - 0.2 * np.minimum(np.arange(steps) / (0.1 * steps), 1.0))
+        assert schedule.report()["approach"]["stalled"] is None
+
+
+def test_a_loss_of_0_is_no_loss_below_it():
+    model, optimizer, schedule = made(400)
+    losses = slowly(400)
+    losses[30] = 0.0
+    run(model, optimizer, schedule, losses)
+    assert schedule.ended_by == "scale"
+
+
+@pytest.mark.parametrize("rewind", [True, False])
+@pytest.mark.parametrize(("steps", "warm_up"), [(4, 3), (5, 3), (5, 4), (40, 12)])
+def test_a_scale_that_is_taken_back_with_no_room_to_look_leaves_the_given_lr(steps, warm_up, rewind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = get_autowu_schedule(optimizer, steps, warm_up, rewind=rewind)
+    run(model, optimizer, schedule, np.where(np.arange(steps) < 2, 1.0, -1.0))
+    assert (schedule.ended_by, schedule.peak_lr) == ("nothing", 1e-3)
+    assert schedule.switch_step <= warm_up
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
 def test_an_optimizer_whose_weights_are_out_of_reach_is_said_at_once(caplog):
     class Lomo(torch.optim.SGD):
         """By its name an optimizer that steps inside the backward."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autowu_hf.autowu.course.signs import are_broken, have_fallen, window
+from autowu_hf.autowu.course.signs import Signs, are_broken, have_fallen, window
 
 
 def losses(*levels, length=10, noise=0.01):
@@ -24,6 +24,19 @@ def test_losses_have_fallen_where_the_last_are_below_a_share_of_the_first():
     assert not have_fallen(losses(2.0, 0.9)[:6], 5, 5, 0.5)
     assert have_fallen(np.append(losses(2.0, 0.9), np.nan), 5, 5, 0.5)  # one that is not finite is left out
     assert not have_fallen(np.append(losses(2.0, 0.9), [np.nan] * 3), 5, 5, 0.5)
+
+
+def test_a_run_is_judged_once_and_is_not_stalled_where_nothing_can_be_known():
+    seen = Signs(400, 20)
+    assert seen.stall_step == 48
+    flat = np.full(48, 2.0)
+    assert seen.are_stalled(flat, 48)
+    assert not seen.are_stalled(flat, 49)
+    assert not seen.are_stalled(flat[:10], 48)
+    assert not seen.are_stalled(np.full(48, np.nan), 48)
+    assert not seen.are_stalled(np.concatenate([np.full(30, 2.0), np.full(18, 1.9)]), 48)
+    assert Signs(30, 3).stall_step == 11
+    assert not Signs(20, 3).are_stalled(np.full(11, 2.0), Signs(20, 3).stall_step)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1000.0])
