@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import console
 from ._version import __version__
 from .autolrs import AutoLRSScheduler, get_autolrs_schedule
 from .autowu import AutoWUScheduler, get_autowu_schedule, plot_autowu
 from .clars import CLARS, per_sample_gradient_norms
-from .console import install
 from .registration import register, unregister
 from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
@@ -65,5 +65,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-install()
+console.install()
 register()

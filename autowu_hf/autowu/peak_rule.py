@@ -34,13 +34,14 @@ class PeakRule:
             losses say nothing.
 
     Attributes:
+        own_lr: as given.
         base_lr: the scale's peak LR, where the warm-up is laid around one.
     """
 
     def __init__(self, wanted: str, rewind: Rewind | None = None, own_lr: float = 1e-3) -> None:
         self.wanted = wanted
         self._rewind = rewind
-        self._own_lr = own_lr
+        self.own_lr = own_lr
         self.base_lr: float | None = None
 
     def weigh(self, lr: float) -> float:
@@ -84,7 +85,7 @@ class PeakRule:
             ticks_per_step: scheduler steps per optimizer step.
         """
         if ending.reason == NOTHING:
-            return self.lr_of_nothing()
+            return self.own_lr
         lag = self.lag(ticks_per_step)
         found = peak_lr(
             self.name,
@@ -93,10 +94,6 @@ class PeakRule:
             lowest_lr=curve.warmup(0),
         )
         return self.weigh(found)
-
-    def lr_of_nothing(self) -> float:
-        """The peak LR where the losses said nothing: the one that the optimizer was given, or the highest allowed."""
-        return self._own_lr
 
 
 def peak_lr(rule: str, minimum_lr: float, cliff_lr: float, lowest_lr: float) -> float:

@@ -140,7 +140,7 @@ class AutoWUScheduler(Reported):
                     self._check_at = step + _CHECK_AFTER * self.ticks_per_step
                 return
         if course.is_blind:
-            self._decay_from(step, NOTHING, self._rule.lr_of_nothing())
+            self._decay_from(step, NOTHING, self._rule.own_lr)
         elif not course.is_approach:
             if course.scale is None:
                 self._warm_up.say_shortage(course.cap)

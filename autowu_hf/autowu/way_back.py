@@ -108,7 +108,7 @@ class WayBack:
             share, lag = 1.0, self._interval()
         places = [place - lag for place in self._minimum_test.minimum_steps or [step]]
         lrs = [self._rule.weigh(share * self._curve.warmup(max(place, 0))) for place in places]
-        return [*lrs, self._rule.lr_of_nothing()]
+        return [*lrs, self._rule.own_lr]
 
     @property
     def is_owed(self) -> bool:

@@ -14,7 +14,6 @@ today's. Within a point today's stays, since parts of it are there for other opt
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import os
@@ -165,17 +164,5 @@ def _mean_and_median(values: list[float]) -> str:
     return f"{statistics.mean(values):+.1f} / {statistics.median(values):+.1f}" if values else ""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, default=RUNS.path, help="instead of designs.csv")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
-    options = parser.parse_args()
-    table = RUNS.at(options.csv)
-    if not options.table:
-        table.complete(run, needed, options.workers)
-    show(table.rows())
-
-
 if __name__ == "__main__":
-    main()
+    RUNS.command(__doc__, run, needed, show)

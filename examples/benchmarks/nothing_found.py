@@ -12,7 +12,6 @@ Trainer.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -106,17 +105,5 @@ def show(rows: list[Row]) -> None:
         print(f"| {' | '.join((name, own[0]['steps'], *values, gap, *extremes, peak, counts))} |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, default=RUNS.path, help="instead of nothing_found.csv")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
-    options = parser.parse_args()
-    table = RUNS.at(options.csv)
-    if not options.table:
-        table.complete(run, needed, options.workers)
-    show(table.rows())
-
-
 if __name__ == "__main__":
-    main()
+    RUNS.command(__doc__, run, needed, show)

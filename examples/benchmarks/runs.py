@@ -17,6 +17,7 @@ on where it was.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import platform
@@ -160,6 +161,31 @@ class RunTable:
                     file.flush()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def command(
+        self,
+        doc: str | None,
+        run: Callable[[Job], Mapping[str, Any]],
+        needed: Callable[[list[Row]], list[Job]],
+        show: Callable[[list[Row]], None],
+    ) -> None:
+        """The command line of a script that completes its table and shows it.
+
+        Args:
+            doc: of the script.
+            run: as in ``complete``.
+            needed: as in ``complete``.
+            show: prints the rows.
+        """
+        parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--csv", type=Path, default=self.path, help=f"instead of {self.path.name}")
+        parser.add_argument("--workers", type=int, default=2)
+        parser.add_argument("--table", action="store_true", help="print the table of what is there, and run nothing")
+        options = parser.parse_args()
+        table = self.at(options.csv)
+        if not options.table:
+            table.complete(run, needed, options.workers)
+        show(table.rows())
 
     def _appending(self) -> io.TextIOWrapper:
         """The file, open at the end of its last whole row."""

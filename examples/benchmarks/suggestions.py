@@ -12,7 +12,6 @@ The suggestion is compared with the LR that the cosine was tuned to in ``compare
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import math
@@ -199,17 +198,5 @@ def show(rows: list[Row]) -> None:
             print(f"| {task} | {batch} | {' | '.join(entries)} |")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, default=RUNS.path, help="instead of suggestions.csv")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print the tables of what is there, and run nothing")
-    options = parser.parse_args()
-    table = RUNS.at(options.csv)
-    if not options.table:
-        table.complete(run, needed, options.workers)
-    show(table.rows())
-
-
 if __name__ == "__main__":
-    main()
+    RUNS.command(__doc__, run, needed, show)

@@ -91,8 +91,7 @@ class Approach:
         """
         self._num_steps = num_steps
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
-        if self.legs:  # of a longer run
-            self.legs[-1] = (last := self.legs[-1]).cut(self.ramp_end(last.since))
+        self.legs[-1:] = [leg.cut(self.ramp_end(leg.since)) for leg in self.legs[-1:]]  # it may be of a longer run
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.

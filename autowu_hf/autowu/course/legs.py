@@ -11,6 +11,7 @@ DECADE = 0.05
 """The share of the run in which the LR of a sweep grows tenfold."""
 
 FEWEST_LOSSES = 10
+"""That a growth needs, for the minimum tests to say anything."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from typing import Any
 from ..course.scale import Scale
 from ..verdict import NOTHING, MinimumTestRecord
 
+_STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "rewound_to")
+"""Fields of a report, and of its curve, that are scheduler steps."""
+
 
 def log_values(
     phase: str, tests: Sequence[MinimumTestRecord], peak_rule: str, peak_lr: float | None, scale: Scale | None
@@ -53,9 +56,6 @@ def in_optimizer_steps(report: dict[str, Any]) -> dict[str, Any]:
         "curve": part(report["curve"], _STEPS),
         "tests": [part(record, ("step", "minimum_step", "cliff_step")) for record in report["tests"]],
     }
-
-
-_STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "rewound_to")
 
 
 def describe(report: dict[str, Any]) -> str:
