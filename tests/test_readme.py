@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from margins import assert_below
 
 from autowu_hf import get_autowu_schedule
 
@@ -84,14 +85,23 @@ def test_there_are_two_whole_runs_to_paste():
     assert [name for name, _ in SNIPPETS] == ["README.md", "examples/README.md"]
 
 
+FOUND = {
+    "README.md": "print(scheduler.ended_by, *scheduler.losses[:1], loss.item())",
+    "examples/README.md": "print(trainer.lr_scheduler.ended_by, *(trainer.lr_scheduler.losses[i] for i in (0, -1)))",
+}
+"""What tells of a snippet's run, after its last line: the ending, an early loss and a late one."""
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
-def test_a_snippet_runs_as_it_stands(name, snippet, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
-    )
+def test_a_snippet_runs_as_it_stands_and_finds_something(name, snippet, tmp_path):
+    command = [sys.executable, "-c", f"{snippet}\n{FOUND[name]}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = done.stdout.strip().splitlines()[-1]
+    *_, last, found = done.stdout.strip().splitlines()
+    ended_by, early, late = found.split()
+    assert ended_by in (("scale", "cliff", "cap") if name == "examples/README.md" else ("scale", "cliff"))
+    assert_below(float(late), 0.7 * float(early), 0.1)
     assert last.startswith(("learning rate found: ", "decay "))
     assert 1e-5 <= float(last.split()[-1]) <= 1.0  # min_lr and max_lr
     assert list(tmp_path.rglob("autowu.png"))

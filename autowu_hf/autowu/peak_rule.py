@@ -6,7 +6,7 @@ import math
 
 from ..rewind import Rewind
 from ..shapes import LRCurve
-from .verdict import NOTHING, Ending
+from .verdict import DIVERGENCE, NOTHING, Ending
 
 CLIFF_SHARE = 0.2
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
@@ -31,7 +31,7 @@ class PeakRule:
         rewind: the cliff rule needs it to be on: the losses may then rise before the switch takes the weights back.
             None: it is.
         own_lr: the LR that the optimizer was given, but none above a ``max_lr`` that was given; what remains where the
-            losses say nothing.
+            losses say nothing, and the highest peak where they have only diverged.
 
     Attributes:
         own_lr: as given.
@@ -87,13 +87,11 @@ class PeakRule:
         if ending.reason == NOTHING:
             return self.own_lr
         lag = self.lag(ticks_per_step)
-        found = peak_lr(
-            self.name,
-            minimum_lr=curve.warmup(max(ending.minimum_step - lag, 0)),
-            cliff_lr=curve.warmup(max(ending.cliff_step - lag, 0)),
-            lowest_lr=curve.warmup(0),
-        )
-        return self.weigh(found)
+        cliff_lr, lowest_lr = curve.warmup(max(ending.cliff_step - lag, 0)), curve.warmup(0)
+        if ending.reason == DIVERGENCE and not ending.has_minimum:  # the losses only say which LR is too high
+            return self.weigh(min(max(CLIFF_SHARE * cliff_lr, lowest_lr), self.own_lr))
+        minimum_lr = curve.warmup(max(ending.minimum_step - lag, 0))
+        return self.weigh(peak_lr(self.name, minimum_lr, cliff_lr, lowest_lr))
 
 
 def peak_lr(rule: str, minimum_lr: float, cliff_lr: float, lowest_lr: float) -> float:

@@ -19,7 +19,7 @@ from .peak_rule import PeakRule
 from .reporting.report import describe
 from .reporting.reported import DECISION, Reported
 from .settings import AutoWUSettings
-from .verdict import NOTHING, Ending
+from .verdict import DIVERGENCE, NOTHING, Ending
 from .warm_up import WarmUp
 from .way_back import WayBack, require_finite_parameters
 
@@ -41,7 +41,7 @@ class AutoWUScheduler(Reported):
         phase: "warmup" or "decay".
         switch_step: scheduler steps done when the warm-up ended; None before.
         minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one that is as good, the
-            noise considered; None before the switch, and where none was looked for.
+            noise considered; None before the switch, and where none was seen.
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
         ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff" or
@@ -197,10 +197,10 @@ class AutoWUScheduler(Reported):
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
         peak_lr = self._rule.peak_lr(ending, self.curve, self.ticks_per_step)
         self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
-        self.minimum_step = None if ending.reason == NOTHING else self._since_start(ending.minimum_step)
+        self.minimum_step = self._since_start(ending.minimum_step) if ending.has_minimum else None
         step += self._course.sweep_start
         self._decay_from(step, ending.reason, peak_lr)
-        if ending.reason == "divergence":
+        if ending.reason == DIVERGENCE:
             if self.rewound_to is None:
                 self._require_finite_parameters(step)
             # What broke the run may break it again, whatever the LR.
@@ -214,7 +214,8 @@ class AutoWUScheduler(Reported):
         self._warm_up.history.close()
         self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
         if collective.is_main_process():
-            level = logging.WARNING if reason == NOTHING else logging.INFO
+            was_seen = self.minimum_step is not None or self._rule.base_lr is not None
+            level = logging.WARNING if reason == NOTHING or (reason == DIVERGENCE and not was_seen) else logging.INFO
             logger.log(level, "AutoWU: %s", describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:

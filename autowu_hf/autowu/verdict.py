@@ -71,6 +71,9 @@ _SINGLE = {f.name: _KINDS[f.type] for f in dataclasses.fields(MinimumTestRecord)
 """The fields that are one number, with their types."""
 
 
+DIVERGENCE = "divergence"
+"""The reason of an ending where the losses have blown up."""
+
 NOTHING = "nothing"
 """The reason of an ending at the cap where the losses have told nothing on the way."""
 
@@ -80,15 +83,19 @@ class Ending:
     """How a warm-up ended.
 
     Args:
-        reason: "minimum", "cliff", "divergence"; or, at the longest warm-up, "cap", or ``NOTHING`` where neither cliff
-            nor minimum had been seen.
-        minimum_step: of the minimum, as in ``MinimumTestRecord``, in scheduler steps.
-        cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen.
+        reason: "minimum", "cliff", ``DIVERGENCE``; or, at the longest warm-up, "cap", or ``NOTHING`` where neither
+            cliff nor minimum had been seen.
+        minimum_step: of the minimum, as in ``MinimumTestRecord``, in scheduler steps; where none was seen, the step
+            that stands in for it.
+        cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen. At a divergence
+            it is no later than the last losses that were not above their start.
+        has_minimum: whether the losses have shown the minimum; at a divergence, whether they had gained anything.
     """
 
     reason: str
     minimum_step: int
     cliff_step: int
+    has_minimum: bool = True
 
 
 def is_positive(probabilities: Sequence[float], settings: AutoWUSettings) -> bool:

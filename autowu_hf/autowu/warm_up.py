@@ -13,7 +13,7 @@ from .cadence import Cadence
 from .minimum_test import MinimumTest
 from .peak_rule import PeakRule
 from .settings import AutoWUSettings
-from .verdict import NOTHING, Ending, MinimumTestRecord
+from .verdict import DIVERGENCE, NOTHING, Ending, MinimumTestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class WarmUp:
         self.cadence.plan(step, cap, soon=self.minimum_test.inconclusive)
         if record is None or not self.minimum_test.has_passed(cap):
             return None
-        return self._ending("divergence" if record.diverged else self.minimum_test.rule.name, record)
+        return self._ending(DIVERGENCE if record.diverged else self.minimum_test.rule.name, record)
 
     def _end_at_cap(self, step: int) -> Ending:
         record = None
@@ -93,13 +93,11 @@ class WarmUp:
             return self.untested_ending(step)
         diverged = record.diverged or not math.isfinite(self.history.gathered[-1])
         passed = self.minimum_test.has_passed(step)
-        return self._ending(
-            "divergence" if diverged else self.minimum_test.rule.name if passed else self._unsure, record
-        )
+        return self._ending(DIVERGENCE if diverged else self.minimum_test.rule.name if passed else self._unsure, record)
 
     def untested_ending(self, step: int) -> Ending:
         """The ending at the cap, ``step`` scheduler steps after the start, where no test looks once more."""
-        return Ending(self._unsure, minimum_step=step, cliff_step=step)
+        return Ending(self._unsure, minimum_step=step, cliff_step=step, has_minimum=False)
 
     @property
     def _unsure(self) -> str:
@@ -113,10 +111,18 @@ class WarmUp:
         minimum_step, cliff_step = self.minimum_test.minimum_step, self.minimum_test.cliff_step
         assert minimum_step is not None  # there is a record
         assert cliff_step is not None
-        if reason == "divergence":  # of which a GP on few losses may take no notice
+        has_minimum = reason == self.minimum_test.rule.name or self.minimum_test.has_found
+        if reason == DIVERGENCE:  # of which a GP on few losses may take no notice
             losses = self.history.gathered
-            cliff_step = min(cliff_step, record.step * divergence.num_sound(losses) / len(losses))
-        return Ending(reason, self._whole(minimum_step, record), self._whole(cliff_step, record))
+            num_sound, steps_per_loss = divergence.num_sound(losses), record.step / len(losses)
+            cliff_step = min(cliff_step, num_sound * steps_per_loss)
+            has_minimum = has_minimum or divergence.has_gained(losses)
+            if not has_minimum:
+                minimum_step = cliff_step
+            elif minimum_step > cliff_step:
+                minimum_step = divergence.num_lowest(losses[:num_sound]) * steps_per_loss
+        minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
+        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""

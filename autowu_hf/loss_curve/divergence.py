@@ -10,15 +10,17 @@ from .gp import Array
 _FEWEST = 5
 _START_SHARE = 0.05
 _NOISES = 6.0
+_GAINED_NOISES = 3.0
 
 
 def ceiling(losses: Array) -> float:
     """The loss above which a warm-up counts as diverged: as far above its start as its best is below it, at least.
 
     The start is the median of the first twentieth of the losses, the best the lowest running median of five. Noise is
-    allowed for: the ceiling is at least six of its standard deviations above the start. That is the larger one of
-    ``noise`` and the spread of the first half of the losses, for few steps from loss to loss may be small by chance,
-    and losses of a small model drift together. The rule is the same for L and a L + b.
+    allowed for: the ceiling is at least six of its standard deviations above the start. That is the largest one of
+    ``noise``, of ``noise`` in the newer half of the losses, and of the spread of the older half: a fresh head's losses
+    begin with next to no noise and have much of it as soon as the model tells its inputs apart, few steps from loss to
+    loss may be small by chance, and losses of a small model drift together. The rule is the same for L and a L + b.
 
     Args:
         losses: (n,); those that are not finite are left out.
@@ -29,9 +31,9 @@ def ceiling(losses: Array) -> float:
     y = losses[np.isfinite(losses)]
     if len(y) < 2 * _FEWEST:
         return float("inf")
-    start = _start(y)
-    best = float(median_filter(y, size=_FEWEST, mode="nearest").min())
-    return start + max(start - best, _NOISES * max(noise(y), _spread(y[: max(_FEWEST, len(y) // 2)])))
+    start, half = _start(y), len(y) // 2
+    deviation = max(noise(y), noise(y[half:]), _spread(y[:half]))
+    return start + max(start - float(_middle(y).min()), _NOISES * deviation)
 
 
 def noise(losses: Array) -> float:
@@ -51,15 +53,45 @@ def _spread(losses: Array) -> float:
 
 
 def num_sound(losses: Array) -> int:
-    """How many losses there were when they lay at or below their start for the last time; 0 where none is finite.
+    """How many losses there were when their running median lay at or below their start for the last time; 0 where none
+    is finite. Where the noise is large, single losses lie there long after the run has broken.
 
     Args:
         losses: (n,), one per optimizer step.
     """
-    finite = np.isfinite(losses)
-    if not finite.any():
+    finite = np.flatnonzero(np.isfinite(losses))
+    if len(finite) == 0:
         return 0
-    return int(np.flatnonzero(finite & (losses <= _start(losses[finite])))[-1]) + 1
+    y = losses[finite]
+    sound = finite[_middle(y) <= _start(y)]
+    return int(sound[-1]) + 1 if len(sound) else 0
+
+
+def num_lowest(losses: Array) -> int:
+    """How many losses there were when their running median was lowest; 0 where none is finite.
+
+    Args:
+        losses: (n,), one per optimizer step.
+    """
+    finite = np.flatnonzero(np.isfinite(losses))
+    return int(finite[np.argmin(_middle(losses[finite]))]) + 1 if len(finite) else 0
+
+
+def has_gained(losses: Array) -> bool:
+    """Whether the lowest running median of the losses lies below their start by three times the noise of their older
+    half: losses that only scatter hardly ever get there.
+
+    Args:
+        losses: (n,), one per optimizer step; those that are not finite are left out.
+    """
+    y = losses[np.isfinite(losses)]
+    return len(y) >= 2 * _FEWEST and _start(y) - float(_middle(y).min()) > _GAINED_NOISES * noise(y[: len(y) // 2])
+
+
+def _middle(losses: Array) -> Array:
+    """The running median of five finite losses."""
+    middle: Array = median_filter(losses, size=_FEWEST, mode="mirror")
+    return middle
 
 
 def _start(losses: Array) -> float:

@@ -33,6 +33,17 @@ def test_nothing_found_leaves_the_lr_that_the_optimizer_was_given(own_lr):
     assert rule.peak_lr(Ending("nothing", 50, 50), curve, 1) == own_lr
 
 
+@pytest.mark.parametrize("rule", ["minimum", "cliff"])
+@pytest.mark.parametrize("own_lr", [1e-7, 5.0])
+def test_a_divergence_before_anything_was_gained_leaves_a_fifth_of_the_last_sound_lr_or_the_given_one(rule, own_lr):
+    curve = LRCurve(100, 50, 1e-5, 0.1, "exponential", "rex", 0.2)
+    ending = Ending("divergence", 31, 31, has_minimum=False)
+    rule = PeakRule(rule, own_lr=own_lr)
+    assert rule.peak_lr(ending, curve, 1) == pytest.approx(min(0.2 * curve.warmup(31 - rule.lag(1)), own_lr))
+    rule.base_lr = 1e-2  # the scale's peak, from before these losses
+    assert rule.peak_lr(ending, curve, 1) == pytest.approx(1e-2)
+
+
 def a_run_without_memory(steps: int, state: dict | None = None) -> AutoWUScheduler:
     """A run whose snapshots do not fit into memory, from the start or from a state, over losses that are given."""
     s = np.arange(400) / 200

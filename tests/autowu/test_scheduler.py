@@ -147,6 +147,14 @@ def test_the_given_lr_is_kept_below_a_given_max_lr(options, lr, said, caplog):
     assert said in caplog.text
 
 
+def test_a_run_that_breaks_before_it_has_gained_anything_says_so_and_takes_no_lr_out_of_the_air(caplog):
+    scheduler = get_schedule(optimizer_of(default=3e-5), 100)
+    run(scheduler, [*2.0 + 0.02 * np.random.default_rng(0).standard_normal(30), *[1e3] * 20], 100)
+    assert (scheduler.ended_by, scheduler.minimum_step, scheduler.peak_lr) == ("divergence", None, 3e-5)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"losses diverged at step {scheduler.switch_step}, nothing gained before; peak LR 3.0e-5, " in said
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_minimum_within_the_noise_is_nothing(seed):
     scheduler = get_schedule(optimizer_of(default=0.007), 100)
@@ -166,7 +174,7 @@ def test_a_loss_that_rises_slowly_from_its_start_leaves_a_small_lr():
 def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
     scheduler = get_schedule(optimizer_of(), 100, max_lr=0.1, peak_rule="minimum", guard=False)
     lrs = run(scheduler, np.linspace(2.0, 1.0, 50), 100)
-    assert (scheduler.switch_step, scheduler.minimum_step, scheduler.peak_lr) == (50, 50, 0.1)
+    assert (scheduler.switch_step, scheduler.minimum_step, scheduler.peak_lr) == (50, None, 0.1)
     assert lrs[50] == 0.1
     assert max(lrs) == 0.1
 

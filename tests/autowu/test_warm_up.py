@@ -40,7 +40,10 @@ def test_it_is_over_when_the_minimum_has_passed_and_at_the_cap_at_the_latest():
     assert ending.reason == "minimum"
     assert 140 < ending.minimum_step < 160 < step < 220
     assert [record.step for record in part.minimum_test.records] == list(range(5, step + 1, 5))
-    assert first_answer(warm_up(test_every=5, guard=False), losses, 100) == (100, Ending("cap", 100, 100))
+    assert first_answer(warm_up(test_every=5, guard=False), losses, 100) == (
+        100,
+        Ending("cap", 100, 100, has_minimum=False),
+    )
     step, ending = first_answer(warm_up(test_every=5, guard=True), losses, 100)
     assert (step, ending.reason) == (100, "nothing")  # the losses still fall
 
@@ -79,6 +82,31 @@ def test_a_run_that_diverges_ends_at_once():
     assert (step, ending.reason) == (160, "divergence")
     assert 110 < ending.minimum_step <= 155
     assert ending.cliff_step == 150  # the last one that was not above the start
+
+
+@pytest.mark.parametrize("rule", ["minimum", "cliff"])
+@pytest.mark.parametrize("broken", [math.inf, 1e3])
+def test_a_run_that_diverges_before_it_has_gained_anything_has_no_minimum(rule, broken):
+    losses = [*2.0 + 0.02 * np.random.default_rng(0).standard_normal(40), *[broken] * 20]
+    part = warm_up(test_every=1, peak_rule=rule)
+    part.cadence.plan(0, 300)
+    step, ending = first_answer(part, losses, 300)
+    assert ending.reason == "divergence"
+    assert step <= 45
+    assert not ending.has_minimum
+    assert ending.minimum_step == ending.cliff_step <= 40
+
+
+@pytest.mark.parametrize("rule", ["minimum", "cliff"])
+def test_the_minimum_of_a_run_that_diverges_lies_among_its_sound_losses(rule):
+    """The Gaussian process on few losses takes the break for noise, and is sure of nothing."""
+    losses = [*np.linspace(2.0, 1.0, 14), *[1e3] * 20]
+    part = warm_up(test_every=1, peak_rule=rule)
+    part.cadence.plan(0, 60)
+    _, ending = first_answer(part, losses, 60)
+    assert ending.reason == "divergence"
+    assert ending.has_minimum
+    assert 10 <= ending.minimum_step <= ending.cliff_step <= 14
 
 
 def test_a_state_taken_between_two_tests_decides_the_same():

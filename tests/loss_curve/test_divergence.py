@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autowu_hf.loss_curve.divergence import ceiling, is_above, is_diverged, noise, num_sound
+from autowu_hf.loss_curve.divergence import ceiling, has_gained, is_above, is_diverged, noise, num_lowest, num_sound
 
 
 def falling(n=200, noise=0.05, seed=0):
@@ -36,6 +36,22 @@ def test_losses_that_drift_together_by_chance_stay_below():
         seen = np.array(losses[:n])
         assert not is_above(seen, 1, ceiling(seen))
         assert is_above(np.append(seen, [4.0] * 4), 1, ceiling(seen))
+
+
+def fresh_head(seed, n=120):
+    """Losses of two classes: exactly ln 2 first, then more and more noise and a small gain, as the logits grow."""
+    s = np.arange(n) / n
+    logits = 2.0 * np.maximum(s - 0.1, 0.0) ** 2
+    return np.log(2.0) + logits * (0.7 * np.random.default_rng(seed).standard_normal(n) - 0.15)
+
+
+def test_a_fresh_head_whose_noise_grows_with_its_logits_stays_below():
+    for seed in range(50):
+        losses = fresh_head(seed)
+        above = [is_above(losses[:n], 1, ceiling(losses[:n])) for n in range(1, len(losses))]
+        assert not any(now and before for now, before in zip(above[1:], above, strict=False)), seed
+        after = np.concatenate([losses, np.log(2.0) + 1.5 ** np.arange(1, 13)])  # and a blow-up does not
+        assert [is_above(after[:n], 1, ceiling(after[:n])) for n in range(130, 133)] == [True] * 3, seed
 
 
 def test_one_spike_among_the_first_losses_does_not_raise_the_ceiling():
@@ -85,6 +101,28 @@ def test_losses_are_sound_up_to_the_last_that_is_not_above_the_start():
     assert num_sound(falling(noise=0.0)) == 200
     rising = np.concatenate([falling(n=50, noise=0.0), np.linspace(2.1, 8.1, 25)])
     assert num_sound(rising) == 50 + 4  # 2.85 is below the start, 2.96, and 3.1 is not
+    single = rising.copy()
+    single[65] = 1.0  # one loss below the start, after the run has broken
+    assert num_sound(single) == 50 + 4
     rising[52:] = np.nan
     assert num_sound(rising) == 52
     assert num_sound(np.full(20, np.inf)) == 0
+
+
+def test_the_lowest_place_is_of_five_losses_not_of_one():
+    valley = np.abs(np.arange(60) - 40.0)
+    valley[[5, 59]] = -100.0
+    assert num_lowest(valley) == 41
+    valley[38:43] = np.nan
+    assert num_lowest(valley) in (38, 44)
+    assert num_lowest(np.full(20, np.nan)) == num_lowest(valley[:0]) == 0
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-8, 0.0), (1e6, -3.0)])
+def test_losses_that_only_scatter_have_gained_nothing(scale, shift):
+    noise = np.random.default_rng(0).standard_normal((100, 60))
+    assert sum(has_gained(scale * losses + shift) for losses in noise) <= 3
+    assert has_gained(scale * fresh_head(0) + shift)
+    assert has_gained(scale * np.append(falling(noise=0.3), [np.nan, 1e6, np.inf]) + shift)
+    assert not has_gained(scale * falling()[::-1] + shift)
+    assert not has_gained(np.array([3.0, 2.0, 1.0]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..course.scale import Scale
-from ..verdict import NOTHING, MinimumTestRecord
+from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
@@ -69,17 +69,17 @@ def describe(report: dict[str, Any]) -> str:
         decay over 654 steps".
     """
     report = in_optimizer_steps(report)
-    step, minimum = report["switch_step"], report["minimum_step"]
+    step = report["switch_step"]
     scale = _scale(report)
     if report["ended_by"] == "minimum":
-        found = f"minimum at step {minimum} of {step}"
+        found = f"{_minimum(report)} of {step}"
     elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
         looks = report["approach"]["looks"]
         found = f"the losses ask for no more at step {step}" if looks else f"too few steps to look on from step {step}"
     else:
-        found = f"{_ending(report)} at step {step}, minimum at step {minimum}"
+        found = f"{_ending(report)} at step {step}, " + _minimum(report)
     if scale is not None:
         found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
@@ -124,6 +124,13 @@ def _ending(report: dict[str, Any]) -> str:
         return f"the losses told nothing up to LR {_lr(report['curve']['max_lr'])}"
     names = {"cliff": "cliff", "cap": "warm-up ended by its cap,", "divergence": "losses diverged"}
     return names[report["ended_by"]]
+
+
+def _minimum(report: dict[str, Any]) -> str:
+    if report["minimum_step"] is not None:
+        return f"minimum at step {report['minimum_step']}"
+    is_nothing = report["ended_by"] == DIVERGENCE and _scale(report) is None  # around a scale, they fell before
+    return "nothing gained before" if is_nothing else "no minimum seen"
 
 
 def _scale(report: dict[str, Any]) -> str | None:

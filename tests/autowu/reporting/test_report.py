@@ -104,5 +104,23 @@ def test_the_line_in_the_log_and_the_title_of_the_picture_agree(changes, line, t
     assert headline(switched(**changes)) == title
 
 
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("cliff", "cliff at step 146, no minimum seen; "),
+        ("cap", "warm-up ended by its cap, at step 146, no minimum seen; "),
+        ("divergence", "losses diverged at step 146, nothing gained before; "),
+    ],
+)
+def test_a_minimum_that_was_not_seen_has_no_step(reason, line):
+    assert describe(switched(ended_by=reason, minimum_step=None)).startswith(line)
+
+
+def test_around_the_scale_the_losses_have_fallen_before_they_diverge():
+    approach = {"scale": {"lr": 0.1}, "factor": 1.0, "breaks": []}
+    said = describe(switched(ended_by="divergence", minimum_step=None, approach=approach))
+    assert "losses diverged at step 146, no minimum seen; " in said
+
+
 def test_the_title_before_the_switch_says_how_far_it_is():
     assert headline(switched(switch_step=None, step=40)) == "AutoWU: warming up, step 40 of at most 200"
