@@ -87,9 +87,9 @@ def test_there_are_two_whole_runs_to_paste():
 
 FOUND = {
     "README.md": "print(scheduler.ended_by, *scheduler.losses[:1], loss.item())",
-    "examples/README.md": "print(trainer.lr_scheduler.ended_by, trainer.lr_scheduler.losses[0], min(trainer.lr_scheduler.losses))",
+    "examples/README.md": "s = trainer.lr_scheduler; print(s.ended_by, s.losses[0], min(s.losses))",
 }
-"""What tells of a snippet's run, after its last line: the ending, an early loss and a late one."""
+"""What tells of a snippet's run, after its last line: the ending, a loss of the start and a lower one."""
 
 
 @pytest.mark.once
