@@ -100,19 +100,18 @@ def test_a_nan_on_one_rank_is_left_out_and_hangs_nobody(explicit):
         assert_below(seen["switch_step"], seen["cap"], seen["cap"])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_report_on_the_main_process_has_the_losses_of_all(processes, tmp_path):
+def test_a_report_on_the_main_process_has_the_losses_of_all(tmp_path):
     """Without a guard no test gathers the losses at the cap; the last test before it was at step 56 of 60."""
     folder = str(tmp_path / "new" / "reports")
-    quiet = {"guard": False, "max_lr": 1e-3, "rewind": False, "test_every": 8 * processes}
-    for seen in run_ranks(accelerate_loop, processes=processes, options=quiet, report_dir=folder):
+    quiet = {"guard": False, "max_lr": 1e-3, "rewind": False, "test_every": 16}
+    for seen in run_ranks(accelerate_loop, options=quiet, report_dir=folder):
         assert seen["switch_step"] == seen["cap"] == len(seen["losses"]) == 60
         assert seen["losses"] == pytest.approx(seen["expected"][:60], abs=1e-5)
         assert seen["all_lrs_equal"]
         assert seen["last_lr"] == 0.0
     report = json.loads((tmp_path / "new" / "reports" / "autowu.json").read_text())
-    assert report["ticks_per_step"] == processes
-    assert report["step"] == report["num_training_steps"] == 120 * processes
+    assert report["ticks_per_step"] == 2
+    assert report["step"] == report["num_training_steps"] == 240
     assert report["steps_are"].startswith("scheduler steps, ticks_per_step of them an optimizer step")
     assert report["losses"] == seen["losses"]
     assert (tmp_path / "new" / "reports" / "autowu.png").is_file()
@@ -139,7 +138,8 @@ class Tracker(GeneralTracker):
         self.logged.append(values)
 
 
-def test_a_loop_leaves_a_report_tracker_values_and_a_checkpoint_that_can_be_drawn(tmp_path):
+def test_a_loop_leaves_a_report_tracker_values_and_a_checkpoint_that_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("autowu_hf.autowu.reporting.plotting.importlib.util.find_spec", lambda name: None)
     tracker = Tracker()
     accelerator = Accelerator(cpu=True, log_with=[tracker])
     accelerator.init_trackers("run")
@@ -169,7 +169,7 @@ def test_a_loop_leaves_a_report_tracker_values_and_a_checkpoint_that_can_be_draw
     assert phases == [float(step >= switch) for step in range(1, 61)]
     assert tracker.logged[-1]["autowu/peak_lr"] == scheduler.scheduler.peak_lr
     drawn = report_from(tmp_path / "checkpoint" / "scheduler.bin")
-    assert drawn == at_20
+    assert repr(drawn) == repr(at_20)  # there may be NaN in it
     figure = plot_autowu(tmp_path / "checkpoint" / "scheduler.bin")
     assert figure.get_suptitle() == "AutoWU: warming up, step 20 of at most 30"
 

@@ -149,13 +149,13 @@ def test_two_scheduler_steps_per_optimizer_step_draw_the_same_picture():
     assert [axes.get_xlim() for axes in two.axes] == [axes.get_xlim() for axes in one.axes]
 
 
-def test_a_report_draws_the_same_picture(finished, tmp_path):
+def test_a_file_draws_the_same_picture(finished, tmp_path):
     write_report(finished.report(), tmp_path / "autowu.json")
-    pictures = []
-    for i, source in enumerate((finished, finished.report(), tmp_path / "autowu.json", str(tmp_path / "autowu.json"))):
-        plot_autowu(source, tmp_path / f"{i}.png")
-        pictures.append((tmp_path / f"{i}.png").read_bytes())
-    assert len(set(pictures)) == 1
+    of_run, of_file = (plot_autowu(source) for source in (finished, tmp_path / "autowu.json"))
+    assert of_run.get_suptitle() == of_file.get_suptitle()
+    for ours, theirs in zip(of_run.axes, of_file.axes, strict=True):
+        for one, other in zip(ours.lines, theirs.lines, strict=True):
+            assert np.array_equal(one.get_xydata(), other.get_xydata())
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,8 @@ def test_a_report_draws_the_same_picture(finished, tmp_path):
 )
 def test_every_stage_of_a_run_can_be_drawn(losses, tmp_path):
     scheduler = run(losses, len(losses))
-    figure = plot_autowu(scheduler, tmp_path / "picture.png")
+    is_all_finite = len(losses) > 0 and np.isfinite(losses).all()
+    figure = plot_autowu(scheduler, None if is_all_finite else tmp_path / "picture.png")  # saving takes a second
     columns = rows_of(figure)
     assert len(columns) == (1 if scheduler.switch_step is None else 2)
     assert len(columns[0]) == (3 if scheduler.tests else 2)

@@ -30,9 +30,7 @@ def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
     path = tmp_path / "scheduler.pt"
     torch.save(scheduler.state_dict(), path)
     assert repr(report_from(path)) == repr(report_from(scheduler))  # there may be NaN in it
-    plot_autowu(str(path), tmp_path / "a.png")
-    plot_autowu(scheduler, tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert plot_autowu(str(path)).get_suptitle() == plot_autowu(scheduler).get_suptitle()
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
@@ -40,7 +38,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     state = trained(3).state_dict()
     del state["outline"]  # as earlier releases wrote it
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    for other in (state, get_autolrs_schedule(optimizer, 100).state_dict(), [1]):
+    for other in (state, get_autolrs_schedule(optimizer, 200).state_dict(), [1]):
         torch.save(other, path)
         with pytest.raises(ValueError, match=r"scheduler.pt holds no AutoWU schedule, or that of an earlier release"):
             plot_autowu(path)
