@@ -17,7 +17,6 @@ The lines that an ordinary cosine loop does not have are marked with "AutoWU".
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import math
 import os
@@ -40,7 +39,7 @@ from transformers import (
     default_data_collator,
 )
 
-from autowu_hf import get_autowu_schedule, plot_autowu  # AutoWU
+from autowu_hf import get_autowu_schedule  # AutoWU
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -57,6 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weight_decay", type=float, default=0.05)
     parser.add_argument("--checkpointing_steps", type=int, help="save the state each so many optimizer steps")
     parser.add_argument("--resume_from_checkpoint", help="a folder step_N that --checkpointing_steps left")
+    parser.add_argument("--log_with", help='a tracker that accelerate knows and that is installed, "tensorboard" say')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even where there is an accelerator")
     return parser.parse_args(argv)
@@ -124,7 +124,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         cpu=args.cpu,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        log_with=args.log_with,
+        project_dir=args.output_dir,
     )
+    if args.log_with is not None:
+        accelerator.init_trackers("vit_no_trainer")
     set_seed(args.seed)
 
     with accelerator.main_process_first():
@@ -165,6 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         optimizer,
         num_training_steps=num_training_steps * accelerator.num_processes,
         steps_per_epoch=steps_per_epoch * accelerator.num_processes,
+        report_dir=args.output_dir,  # AutoWU: for autowu.json and autowu.png
     )
     model, optimizer, train_loader, eval_loader, scheduler = accelerator.prepare(
         model, optimizer, train_loader, eval_loader, scheduler
@@ -194,6 +199,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                     accelerator.save_state(os.path.join(args.output_dir, f"step_{step}"))
         lr = scheduler.get_last_lr()[0]
         accelerator.print(f"epoch {epoch + 1}: loss {loss.item():.4f}, learning rate {lr:.1e}")
+        found = scheduler.scheduler.log_values()  # AutoWU: phase, scale and peak; accelerate's wrap has ours inside
+        accelerator.log({"loss": loss.item(), "learning_rate": lr, **found}, step=step)
 
     accuracy = evaluate(accelerator, model, eval_loader)
     accelerator.unwrap_model(model).save_pretrained(
@@ -203,20 +210,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         state_dict=accelerator.get_state_dict(model),
     )
     autowu = scheduler.scheduler  # AutoWU
-    autowu.flush()  # AutoWU: gathers the losses since its last test, so all processes call it
+    switch_step = autowu.switch_step // autowu.ticks_per_step  # AutoWU: in optimizer steps
     if accelerator.is_main_process:
         processor.save_pretrained(args.output_dir)
         print(f"validation accuracy: {accuracy:.4f}")
-        print(
-            f"learning rate found: {autowu.peak_lr:.2e} (at step {autowu.switch_step} of {autowu.num_training_steps})"
-        )
-        if importlib.util.find_spec("matplotlib") is not None:
-            picture = os.path.join(args.output_dir, "autowu.png")
-            plot_autowu(autowu, picture)  # AutoWU
+        print(f"learning rate found: {autowu.peak_lr:.2e} (at step {switch_step} of {num_training_steps})")
+        picture = os.path.join(args.output_dir, "autowu.png")
+        if os.path.isfile(picture):  # where matplotlib is installed
             print(f"picture:             {picture}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return {"accuracy": accuracy, "peak_lr": autowu.peak_lr, "switch_step": autowu.switch_step}
+    return {"accuracy": accuracy, "peak_lr": autowu.peak_lr, "switch_step": switch_step}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def accelerate_loop(
     resume: bool = False,
     kill_at: tuple[int, str] | None = None,
     log_notes: bool = False,
+    report_dir: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """An accelerate loop; what it saw and what the scheduler made of it.
@@ -95,7 +96,8 @@ def accelerate_loop(
     steps_per_epoch = -(-micro_per_epoch // accumulation)
     ticks = world if step_with_optimizer and not split_batches else 1
     total = {"optimizer step": steps * ticks, "micro-batch": steps * accumulation, "epoch": steps // steps_per_epoch}
-    scheduler = get_schedule(optimizer, total[scheduler_steps], **(options or {}))
+    report_dir = report_dir if accelerator.is_main_process else None  # as many scripts would pass it
+    scheduler = get_schedule(optimizer, total[scheduler_steps], **(options or {}), report_dir=report_dir)
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     inner = scheduler.scheduler
     lrs: list[float] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from torch import nn
 from torch.optim import Optimizer
 
@@ -35,6 +37,7 @@ def get_autowu_schedule(
     guard: bool | None = None,
     scale: bool | None = None,
     seed: int | None = None,
+    report_dir: str | os.PathLike[str] | None = None,
     model: nn.Module | None = None,
 ) -> AutoWUScheduler:
     """An AutoWU schedule (Kim et al. 2021, arXiv 2107.05855): no peak LR and no warm-up length to choose.
@@ -90,6 +93,9 @@ def get_autowu_schedule(
             (``autowu.course``), instead of growing from ``min_lr`` to ``max_lr``; False does not. None: True where
             neither ``min_lr``, ``max_lr``, ``growth`` nor ``max_warmup_fraction`` is given.
         seed: of the random subsets, 0.
+        report_dir: a folder into which the main process writes ``autowu.json``, and ``autowu.png`` where matplotlib is
+            installed, at the switch and after the last step; None writes nothing. Trainer's callback writes them into
+            ``output_dir`` anyway.
         model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 
     Returns:
@@ -128,6 +134,7 @@ def get_autowu_schedule(
         "guard": guard,
         "scale": scale,
         "seed": seed,
+        "report_dir": report_dir if report_dir is None else os.fspath(report_dir),
     }
     return AutoWUScheduler(
         optimizer,

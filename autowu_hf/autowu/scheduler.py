@@ -42,6 +42,7 @@ class AutoWUScheduler(Reported):
         switch_step: scheduler steps done when the warm-up ended; None before.
         minimum_step: t*, the step of the minimum, eq. (5), or under the cliff rule the last one that is as good, the
             noise considered; None before the switch, and where none was seen.
+        cliff_step: the step of the cliff, where one was found; else None.
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
         ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff" or
@@ -74,7 +75,7 @@ class AutoWUScheduler(Reported):
         steps_per_epoch = whole(steps_per_epoch)
         check_steps(self.num_training_steps, self.num_warmup_steps, steps_per_epoch)
         self.settings = s = AutoWUSettings() if settings is None else settings
-        self.switch_step = self.minimum_step = self.rewound_to = None
+        self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = None
         self.peak_lr = self.ended_by = None
         self._check_at: int | None = None
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
@@ -120,8 +121,11 @@ class AutoWUScheduler(Reported):
             if ending is None and step < self._way_back.due_at:  # True at most steps: nothing to do
                 return
             self._end_or_keep(step, ending)
-        elif self._check_at == step:
+            return
+        if step == self._check_at:
             self._require_finite_parameters(step)
+        if step == self.num_training_steps:
+            self._leave_report(step)
 
     def _come_closer(self, step: int) -> None:
         """One more step of the approach to the scale; where it is over, what follows."""
@@ -185,6 +189,8 @@ class AutoWUScheduler(Reported):
             self._switch(switch_step - start, self._warm_up.untested_ending(switch_step - start))
         elif self.switch_step is None and not course.is_approach:
             self._end_or_keep(step - start, self._warm_up.test_if_due(step - start, course.cap))
+        if self._report_is_owed or step >= self.num_training_steps:
+            self._leave_report(step)
         self._set_lrs()
 
     def _end_or_keep(self, step: int, ending: Ending | None) -> None:
@@ -198,6 +204,8 @@ class AutoWUScheduler(Reported):
         peak_lr = self._rule.peak_lr(ending, self.curve, self.ticks_per_step)
         self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
         self.minimum_step = self._since_start(ending.minimum_step) if ending.has_minimum else None
+        if self._rule.is_cliff and ending.reason in ("cliff", DIVERGENCE):
+            self.cliff_step = self._since_start(ending.cliff_step)
         step += self._course.sweep_start
         self._decay_from(step, ending.reason, peak_lr)
         if ending.reason == DIVERGENCE:
@@ -217,15 +225,13 @@ class AutoWUScheduler(Reported):
             was_seen = self.minimum_step is not None or self._rule.base_lr is not None
             level = logging.WARNING if reason == NOTHING or (reason == DIVERGENCE and not was_seen) else logging.INFO
             logger.log(level, "AutoWU: %s", describe(self.report()))
+        self._leave_report(step)
 
     def _require_finite_parameters(self, step: int) -> None:
-        course, max_lr = self._course, None
-        if course.scale is None or course.base_lr is not None:
-            last_lr = self.curve.warmup((self.switch_step or step) - course.sweep_start)
-            max_lr = self.curve.max_lr if course.scale is None else None
-        else:
-            last_lr = course.lr(max(step - self.ticks_per_step, 0))
-        require_finite_parameters(self.optimizer, step, last_lr, max_lr, self.rewound_to, self.rewind.is_on)
+        max_lr = self.curve.max_lr if self._course.scale is None else None
+        back_to = None if self.rewound_to is None else self.rewound_to // self.ticks_per_step
+        done, lr = step // self.ticks_per_step, self._last_lr_of_warmup(step)
+        require_finite_parameters(self.optimizer, done, lr, max_lr, back_to, self.rewind.is_on)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -235,6 +241,7 @@ class AutoWUScheduler(Reported):
             "check_at": self._check_at,
             "course": self._course.state_dict(),
             "rewind": self.rewind.state_dict(),
+            "outline": self._outline(),  # for plot_autowu
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
@@ -242,7 +249,7 @@ class AutoWUScheduler(Reported):
         the new total.
         """
         for name in DECISION:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name))
         self._check_at = state["check_at"]
         self._course.load_state_dict(state.get("course"))
         self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)

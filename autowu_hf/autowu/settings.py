@@ -63,6 +63,7 @@ class AutoWUSettings:
     guard: bool = True
     scale: bool | None = None
     seed: int = 0
+    report_dir: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("min_lr", "max_lr"):
@@ -89,6 +90,8 @@ class AutoWUSettings:
         if self.scale and not {"min_lr", "max_lr"}.isdisjoint(self._given_range()):
             raise _range_beside_scale({"min_lr": self.min_lr, "max_lr": self.max_lr})
         self._check_rewind()
+        if self.report_dir is not None and not isinstance(self.report_dir, str):
+            raise ValueError(f"report_dir must be the name of a folder, got {self.report_dir!r}")
         if isinstance(self.test_every, str):
             if self.test_every not in ("auto", "epoch"):
                 raise ValueError(f'test_every must be "auto", "epoch" or a number of steps, got {self.test_every!r}')

@@ -218,7 +218,9 @@ class AdaptiveScheduler(LRScheduler):
         """What the training logs get beside the loss."""
         return {}
 
-    def write_report(self, folder: str, logged_losses: Sequence[Sequence[float]], file: bool, picture: bool) -> None:
+    def write_report(
+        self, folder: str, logged_losses: Sequence[Sequence[float]] = (), file: bool = True, picture: bool = True
+    ) -> None:
         """Writes the decision and its evidence into a folder, where the schedule has such files.
 
         Args:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
+from accelerate.tracking import GeneralTracker
 from margins import assert_above, assert_below, assert_close
 from rank_programs import accelerate_loop, two_models
 from ranks import run_ranks
 from tiny import TinyClassifier, get_schedule
 
+from autowu_hf import plot_autowu
+from autowu_hf.autowu.reporting.sources import report_from
 from autowu_hf.integrations import accelerate_hooks
 
 FAST = {"max_lr": 1e3, "rewind": False}  # an LR that hurts well before the warm-up's cap
@@ -94,6 +98,80 @@ def test_a_nan_on_one_rank_is_left_out_and_hangs_nobody(explicit):
         assert len(seen["losses"]) == seen["switch_step"]
         assert_above(seen["switch_step"], 15, seen["switch_step"])
         assert_below(seen["switch_step"], seen["cap"], seen["cap"])
+
+
+def test_a_report_on_the_main_process_has_the_losses_of_all(tmp_path):
+    """Without a guard no test gathers the losses at the cap; the last test before it was at step 56 of 60."""
+    folder = str(tmp_path / "new" / "reports")
+    quiet = {"guard": False, "max_lr": 1e-3, "rewind": False, "test_every": 16}
+    for seen in run_ranks(accelerate_loop, options=quiet, report_dir=folder):
+        assert seen["switch_step"] == seen["cap"] == len(seen["losses"]) == 60
+        assert seen["losses"] == pytest.approx(seen["expected"][:60], abs=1e-5)
+        assert seen["all_lrs_equal"]
+        assert seen["last_lr"] == 0.0
+    report = json.loads((tmp_path / "new" / "reports" / "autowu.json").read_text())
+    assert report["ticks_per_step"] == 2
+    assert report["step"] == report["num_training_steps"] == 240
+    assert report["steps_are"].startswith("scheduler steps, ticks_per_step of them an optimizer step")
+    assert report["losses"] == seen["losses"]
+    assert (tmp_path / "new" / "reports" / "autowu.png").is_file()
+
+
+class Tracker(GeneralTracker):
+    """What was logged."""
+
+    name = "kept"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[dict[str, float]] = []
+
+    @property
+    def tracker(self):
+        return self.logged
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step=None, **kwargs):
+        self.logged.append(values)
+
+
+def test_a_loop_leaves_a_report_tracker_values_and_a_checkpoint_that_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("autowu_hf.autowu.reporting.plotting.importlib.util.find_spec", lambda name: None)
+    tracker = Tracker()
+    accelerator = Accelerator(cpu=True, log_with=[tracker])
+    accelerator.init_trackers("run")
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = get_schedule(optimizer, 60, report_dir=tmp_path)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    labels = torch.tensor([0, 1, 2, 0])
+    switch = None
+    for step in range(1, 61):
+        loss = model(torch.eye(4), labels)["loss"]
+        accelerator.backward(loss)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        accelerator.log({"loss": loss.item(), **scheduler.scheduler.log_values()}, step=step)
+        report = tmp_path / "autowu.json"
+        assert report.is_file() == (scheduler.scheduler.phase == "decay")
+        if switch is None and report.is_file():
+            switch = scheduler.scheduler.switch_step
+            assert json.loads(report.read_text())["step"] == step == switch
+        if step == 20:
+            accelerator.save_state(str(tmp_path / "checkpoint"))
+            at_20 = scheduler.scheduler.report()
+    assert json.loads(report.read_text())["step"] == 60
+    phases = [values["autowu/phase"] for values in tracker.logged]
+    assert phases == [float(step >= switch) for step in range(1, 61)]
+    assert tracker.logged[-1]["autowu/peak_lr"] == scheduler.scheduler.peak_lr
+    drawn = report_from(tmp_path / "checkpoint" / "scheduler.bin")
+    assert repr(drawn) == repr(at_20)  # there may be NaN in it
+    figure = plot_autowu(tmp_path / "checkpoint" / "scheduler.bin")
+    assert figure.get_suptitle() == "AutoWU: warming up, step 20 of at most 30"
 
 
 def test_two_schedulers_of_one_accelerator_need_their_losses_spelled_out():

@@ -12,8 +12,11 @@ from typing import Any
 from ..course.scale import Scale
 from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
 
-_STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "rewound_to")
+_STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
+
+SCHEDULER_STEPS = "scheduler steps, ticks_per_step of them an optimizer step; those in approach are optimizer steps"
+"""What a report says of its unit."""
 
 
 def log_values(
@@ -53,6 +56,7 @@ def in_optimizer_steps(report: dict[str, Any]) -> dict[str, Any]:
     return {
         **report,
         "ticks_per_step": 1,
+        "steps_are": "optimizer steps",
         "curve": part(report["curve"], _STEPS),
         "tests": [part(record, ("step", "minimum_step", "cliff_step")) for record in report["tests"]],
     }
@@ -65,8 +69,8 @@ def describe(report: dict[str, Any]) -> str:
         report: what ``AutoWUScheduler.report`` returned after the switch.
 
     Returns:
-        For example "cliff at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, rex
-        decay over 654 steps".
+        For example "cliff at step 121, seen at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer
+        state of step 91, REX decay over 654 steps".
     """
     report = in_optimizer_steps(report)
     step = report["switch_step"]
@@ -78,8 +82,10 @@ def describe(report: dict[str, Any]) -> str:
     elif report["ended_by"] == "scale":
         looks = report["approach"]["looks"]
         found = f"the losses ask for no more at step {step}" if looks else f"too few steps to look on from step {step}"
+    elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
+        found = f"cliff at step {report['cliff_step']}, seen at step {step}, {_minimum(report)}"
     else:
-        found = f"{_ending(report)} at step {step}, " + _minimum(report)
+        found = f"{_ending(report)} at step {step}, {_minimum(report)}"
     if scale is not None:
         found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
@@ -101,17 +107,20 @@ def headline(report: dict[str, Any]) -> str:
             return f"AutoWU: {scale or 'measuring the scale'}, step {report['step']}"
         return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
     if report["ended_by"] == "scale":
-        found = "from the first gradients"
+        found = f"from the first gradients{_corrections(report['approach'])}"
     elif report["ended_by"] == "minimum":
         found = f"minimum at {report['minimum_step']}, seen at step {step}"
+    elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
+        found = f"cliff at {report['cliff_step']}, seen at step {step}"
     elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
         found = _ending(report)
     else:
         found = f"{_ending(report)} at step {step}"
     if scale is not None:
-        found = f"{scale} {found}" if report["ended_by"] == "scale" else f"{scale}; {found}"
+        is_all = report["ended_by"] == "scale"
+        found = f"{scale} {found}" if is_all else f"{scale}{_corrections(report['approach'])}; {found}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
-    then = "" if scale is not None else f", then {_decay(report)}"
+    then = "" if scale is not None else f"; {_decay(report)} decay"
     return f"AutoWU: {found}{back}; peak LR {_lr(report['peak_lr'])}{then}"
 
 
@@ -158,7 +167,7 @@ def _corrections(approach: dict[str, Any]) -> str:
 
 def _decay(report: dict[str, Any]) -> str:
     decay_type = report["curve"]["decay_type"] if "curve" in report else report["settings"]["decay_type"]
-    return str(decay_type).replace("_", " ")
+    return "REX" if decay_type == "rex" else str(decay_type).replace("_", " ")
 
 
 def _lr(lr: float) -> str:

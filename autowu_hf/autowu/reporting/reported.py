@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ from ..settings import AutoWUSettings
 from ..verdict import MinimumTestRecord
 from ..warm_up import WarmUp
 from .plotting import write_files
-from .report import log_values
+from .report import SCHEDULER_STEPS, log_values
 
-DECISION = ("switch_step", "minimum_step", "peak_lr", "ended_by", "rewound_to")
+logger = logging.getLogger(__name__)
+
+DECISION = ("switch_step", "minimum_step", "cliff_step", "peak_lr", "ended_by", "rewound_to")
 """What the switch decided."""
 
 
@@ -28,9 +31,11 @@ class Reported(AdaptiveScheduler):
     settings: AutoWUSettings
     switch_step: int | None
     minimum_step: int | None
+    cliff_step: int | None
     peak_lr: float | None
     ended_by: str | None
     rewound_to: int | None
+    _report_is_owed = False
     _course: Course
     _cadence: Cadence
     _rule: PeakRule
@@ -80,6 +85,13 @@ class Reported(AdaptiveScheduler):
     def tests(self) -> list[MinimumTestRecord]:
         return self._warm_up.minimum_test.records
 
+    def _last_lr_of_warmup(self, step: int) -> float:
+        """The LR at the end of the warm-up, or after ``step`` scheduler steps, if it goes on."""
+        course = self._course
+        if course.scale is None or course.base_lr is not None:
+            return self.curve.warmup((self.switch_step or step) - course.sweep_start)
+        return course.lr(max(step - self.ticks_per_step, 0))
+
     @property
     def steps_per_epoch(self) -> int | None:
         """Scheduler steps in an epoch; None when unknown."""
@@ -91,16 +103,50 @@ class Reported(AdaptiveScheduler):
 
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
-        names = ("num_training_steps", "warmup_cap", "phase", *DECISION, "peak_rule", "losses")
+        tests = [dataclasses.asdict(record) for record in self.tests]
+        return {**self._outline(), "losses": self.losses, "tests": tests}
+
+    def _outline(self) -> dict[str, Any]:
+        """The report without losses and tests; a state has it too, beside these."""
+        cliff_lr = None
+        if self.cliff_step is not None:
+            place = self.cliff_step - self._course.sweep_start - self._rule.lag(self.ticks_per_step)
+            cliff_lr = self.curve.warmup(max(place, 0))
+        names = ("num_training_steps", "warmup_cap", "phase", *DECISION, "peak_rule")
         return {
             "settings": dataclasses.asdict(self.settings),
+            "steps_are": SCHEDULER_STEPS,
             "step": self.last_epoch,
             "ticks_per_step": self.ticks_per_step,
             **{name: getattr(self, name) for name in names},
+            "cliff_lr": cliff_lr,
             **self._course.report(),
-            "tests": [dataclasses.asdict(record) for record in self.tests],
         }
 
-    def write_report(self, folder: str, logged_losses: Sequence[Sequence[float]], file: bool, picture: bool) -> None:
+    def write_report(
+        self, folder: str, logged_losses: Sequence[Sequence[float]] = (), file: bool = True, picture: bool = True
+    ) -> None:
         """Writes ``autowu.json`` and ``autowu.png``; see ``AdaptiveScheduler.write_report``."""
         write_files({**self.report(), "logged_losses": [[*pair] for pair in logged_losses]}, folder, file, picture)
+
+    def _leave_report(self, step: int) -> None:
+        """Writes the files into ``report_dir``, where one was given, on the main process; a failure is a warning.
+
+        The pending losses are gathered for it, a collective where there are any. All processes join, with
+        ``report_dir`` or without: a script may pass it on the main process only. While processes may be at different
+        steps, the files are owed until they meet.
+
+        Args:
+            step: scheduler steps done, the present one included.
+        """
+        self._report_is_owed = self._cadence.held
+        if self._report_is_owed:
+            return
+        self.flush()
+        folder = self.settings.report_dir
+        if folder is None or not collective.is_main_process():
+            return
+        try:
+            write_files({**self.report(), "step": step}, folder, file=True, picture=True)
+        except Exception:  # a full disk or a broken font must not end a training run
+            logger.warning("the report of AutoWU could not be written to %s", folder, exc_info=True)

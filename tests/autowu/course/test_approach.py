@@ -508,7 +508,8 @@ def test_the_picture_places_tests_and_gaussian_process_where_the_sweep_was():
     model, optimizer, schedule = made(400)
     run(model, optimizer, schedule, quickly(400, rise=28))
     report = schedule.report()
-    lr_axes, loss_axes, test_axes = plot_autowu(report).axes
+    figure = plot_autowu(report)
+    lr_axes, _, loss_axes, _, test_axes, _ = figure.axes
     start, end = report["sweep_start"], report["switch_step"]
     posterior = next(line for line in loss_axes.get_lines() if line.get_label().startswith("Gaussian"))
     assert start <= min(posterior.get_xdata()) < max(posterior.get_xdata()) <= end
@@ -518,4 +519,4 @@ def test_the_picture_places_tests_and_gaussian_process_where_the_sweep_was():
     lrs = lr_axes.get_lines()[0].get_ydata()
     assert lrs[0] == report["approach"]["first_lr"]
     assert max(lrs) > report["approach"]["scale"]["peak_lr"]
-    assert any("scale" in text.get_text() for text in lr_axes.texts)
+    assert any("scale" in text.get_text() for axes in figure.axes for text in axes.texts)

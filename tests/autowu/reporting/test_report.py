@@ -70,14 +70,15 @@ def test_the_docstring_of_describe_shows_what_it_returns():
     [
         (
             {"ended_by": "minimum", "rewound_to": None},
-            "minimum at step 114 of 146; peak LR 9.5e-3, rex decay over 654 steps",
-            "AutoWU: minimum at 114, seen at step 146; peak LR 9.5e-3, then rex",
+            "minimum at step 114 of 146; peak LR 9.5e-3, REX decay over 654 steps",
+            "AutoWU: minimum at 114, seen at step 146; peak LR 9.5e-3; REX decay",
         ),
         (
             {"ended_by": "cap", "peak_lr": 0.03, "settings": {"decay_type": "constant_then_cosine"}},
             "warm-up ended by its cap, at step 146, minimum at step 114; peak LR 3.0e-2, weights and optimizer state "
             "of step 91, constant then cosine decay over 654 steps",
-            "AutoWU: warm-up ended by its cap, at step 146; back to step 91; peak LR 3.0e-2, then constant then cosine",
+            "AutoWU: warm-up ended by its cap, at step 146; back to step 91; peak LR 3.0e-2; constant then cosine "
+            "decay",
         ),
         (
             {
@@ -88,14 +89,14 @@ def test_the_docstring_of_describe_shows_what_it_returns():
                 "approach": None,
             },
             "the losses told nothing up to LR 1.0e+0, at step 146; peak LR 5.0e-5, which the optimizer was given, "
-            "weights and optimizer state of step 91, rex decay over 654 steps",
-            "AutoWU: the losses told nothing up to LR 1.0e+0; back to step 91; peak LR 5.0e-5, then rex",
+            "weights and optimizer state of step 91, REX decay over 654 steps",
+            "AutoWU: the losses told nothing up to LR 1.0e+0; back to step 91; peak LR 5.0e-5; REX decay",
         ),
         (
             {"ended_by": "divergence"},
             "losses diverged at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, "
-            "rex decay over 654 steps",
-            "AutoWU: losses diverged at step 146; back to step 91; peak LR 9.5e-3, then rex",
+            "REX decay over 654 steps",
+            "AutoWU: losses diverged at step 146; back to step 91; peak LR 9.5e-3; REX decay",
         ),
     ],
 )
@@ -124,3 +125,11 @@ def test_around_the_scale_the_losses_have_fallen_before_they_diverge():
 
 def test_the_title_before_the_switch_says_how_far_it_is():
     assert headline(switched(switch_step=None, step=40)) == "AutoWU: warming up, step 40 of at most 200"
+
+
+def test_the_title_says_where_the_cliff_was_as_the_picture_does():
+    seen = headline(switched(cliff_step=130))
+    assert seen == "AutoWU: cliff at 130, seen at step 146; back to step 91; peak LR 9.5e-3; REX decay"
+    two = switched(ticks_per_step=2, cliff_step=260, curve={"decay_type": "rex"}, tests=[])
+    two |= {"switch_step": 292, "rewound_to": 182}
+    assert headline(two) == seen

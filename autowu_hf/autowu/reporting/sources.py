@@ -1,0 +1,64 @@
+"""Where a picture's report comes from: a schedule, a report, an ``autowu.json``, or a checkpoint's scheduler file."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import torch
+
+from .report import read_report
+
+
+class Reporting(Protocol):
+    """An ``AutoWUScheduler``."""
+
+    def report(self) -> dict[str, Any]: ...
+
+
+def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+    """The report that a source holds.
+
+    Args:
+        source: a scheduler, bare or prepared; a report; or the path of an ``autowu.json``, or of the file in which
+            Trainer ("scheduler.pt") or accelerate ("scheduler.bin") has saved the scheduler's state.
+
+    Returns:
+        As of ``AutoWUScheduler.report``.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: the file holds something else.
+    """
+    if isinstance(source, dict):
+        return source
+    if isinstance(source, (str, bytes, os.PathLike)):
+        return _read_state(source) if _is_archive(source) else read_report(source)
+    scheduler = getattr(source, "scheduler", source)  # accelerate wraps prepared schedulers
+    if not hasattr(scheduler, "report"):
+        raise TypeError(
+            f"plot_autowu draws an AutoWU schedule or what is in its autowu.json, got {type(scheduler).__name__}; "
+            'pass the scheduler of lr_scheduler_type="autowu", or the path of an autowu.json or of a checkpoint\'s '
+            "scheduler.pt or scheduler.bin"
+        )
+    report: dict[str, Any] = scheduler.report()
+    return report
+
+
+def _is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a file of ``torch.save``, which writes zip archives."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    # Mapped, not read: the snapshots in it may be as large as the model.
+    state = torch.load(os.fsdecode(path), map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(state, dict) or "outline" not in state or "minimum_test" not in state:
+        raise ValueError(
+            f"{os.fsdecode(path)} holds no AutoWU schedule, or that of an earlier release, which wrote less of it; "
+            "pass the scheduler.pt or scheduler.bin of a checkpoint, or the autowu.json of a run"
+        )
+    losses = state["losses"]
+    seen = [*state["course"]["losses_before"], *losses["gathered"].tolist(), *losses["pending"].tolist()]
+    return {**state["outline"], "losses": seen, "tests": state["minimum_test"]["records"]}

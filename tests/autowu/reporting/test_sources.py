@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import get_schedule
+
+from autowu_hf import get_autolrs_schedule, plot_autowu
+from autowu_hf.autowu.reporting.sources import report_from
+
+
+def trained(steps: int, **options):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = get_schedule(optimizer, 60, **options)
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+        optimizer.zero_grad()
+    return scheduler
+
+
+@pytest.mark.parametrize("steps", [0, 15, 60])
+@pytest.mark.parametrize("options", [{}, {"scale": True, "max_warmup_fraction": None, "growth": None}])
+def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
+    scheduler = trained(steps, **options)
+    path = tmp_path / "scheduler.pt"
+    torch.save(scheduler.state_dict(), path)
+    assert repr(report_from(path)) == repr(report_from(scheduler))  # there may be NaN in it
+    assert plot_autowu(str(path)).get_suptitle() == plot_autowu(scheduler).get_suptitle()
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "scheduler.pt"
+    state = trained(3).state_dict()
+    del state["outline"]  # as earlier releases wrote it
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    for other in (state, get_autolrs_schedule(optimizer, 200).state_dict(), [1]):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match=r"scheduler.pt holds no AutoWU schedule, or that of an earlier release"):
+            plot_autowu(path)
