@@ -78,10 +78,11 @@ class BestEvaluation:
         lost = _Best.of(state)
         self._known = [known for known in self._known if known[0] <= state.global_step - num_lost]
         best = self._known[-1][1] if self._known else _Best(None, None, None)
-        if best == lost:
+        if best[:2] == lost[:2]:
             return
+        # Only the main process is sure to see the folders of checkpoints.
         folder = best.best_model_checkpoint
-        if folder is not None and not collective.broadcast_number(float(os.path.isdir(folder))):
+        if not collective.broadcast_number(float(folder is None or os.path.isdir(folder))):
             best = _Best(None, None, None)  # save_total_limit has made room for the ones that are forgotten now
             self._known = []
         self._known = self._known or [(0, best)]
