@@ -49,6 +49,9 @@ class _Best(NamedTuple):
         return cls(*(getattr(state, name, None) for name in cls._fields))
 
 
+_NONE = _Best(None, None, None)
+
+
 class BestEvaluation:
     """What was the best evaluation of the run after each step, as far as the schedule may go back to that step.
 
@@ -76,16 +79,15 @@ class BestEvaluation:
             num_lost: the steps.
         """
         lost = _Best.of(state)
-        self._known = [known for known in self._known if known[0] <= state.global_step - num_lost]
-        best = self._known[-1][1] if self._known else _Best(None, None, None)
+        self._known = [known for known in self._known if known[0] <= state.global_step - num_lost] or [(0, _NONE)]
+        best = self._known[-1][1]
         if best[:2] == lost[:2]:
             return
         # Only the main process is sure to see the folders of checkpoints.
         folder = best.best_model_checkpoint
         if not collective.broadcast_number(float(folder is None or os.path.isdir(folder))):
-            best = _Best(None, None, None)  # save_total_limit has made room for the ones that are forgotten now
-            self._known = []
-        self._known = self._known or [(0, best)]
+            best = _NONE  # save_total_limit has made room for the ones that are forgotten now
+            self._known = [(0, best)]
         for name, value in best._asdict().items():
             setattr(state, name, value)
         if collective.is_main_process():

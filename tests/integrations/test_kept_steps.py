@@ -12,7 +12,11 @@ from transformers import TrainerState
 from autowu_hf import AutoWUCallback
 from autowu_hf.integrations.kept_steps import BestEvaluation, LossSum
 
-RUN = {"num_train_epochs": 20, "train_dataset": batches(48), "lr_scheduler_kwargs": {"max_lr": 30.0}}
+RUN = {
+    "num_train_epochs": 20,
+    "train_dataset": batches(48),
+    "lr_scheduler_kwargs": {"max_lr": 30.0, "test_every": 5},
+}
 """120 steps, up to 60 of them for the warm-up over a range, at whose end the weights go back."""
 
 
@@ -129,6 +133,7 @@ def test_what_was_the_best_before_each_way_back():
     assert (state.best_metric, state.best_global_step) == (0.9, 10)
     best.take_back(args, state, 31)
     assert (state.best_metric, state.best_global_step) == (None, None)
+    best.take_back(args, state, 39)  # nothing is left to forget
     state.best_metric = math.inf  # an evaluation that was no number
     best.note(state)
     best.take_back(args, state, 1)

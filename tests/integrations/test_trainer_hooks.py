@@ -42,7 +42,9 @@ class Asks(TrainerCallback):
         self.looking[state.global_step] = getattr(lr_scheduler, "is_looking", False)
 
 
-@pytest.mark.parametrize("options", [{"max_lr": 30.0}, dict.fromkeys(["max_warmup_fraction", "growth"])])
+@pytest.mark.parametrize(
+    "options", [{"max_lr": 30.0, "test_every": 5}, dict.fromkeys(["max_warmup_fraction", "growth"])]
+)
 def test_early_stopping_begins_at_the_switch(tmp_path, caplog, options):
     """Over a range, and around the scale."""
     stops, asks = StopsAtOnce(), Asks()
