@@ -53,7 +53,7 @@ def test_register_is_idempotent_and_unregister_leaves_no_trace():
     code = """
 import transformers
 from accelerate import Accelerator
-from transformers import SchedulerType
+from transformers import SchedulerType, modelcard
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.trainer_callback import CallbackHandler
@@ -64,10 +64,14 @@ def state():
         dict(SchedulerType._member_map_),
         dict(SchedulerType._value2member_map_), list(getattr(SchedulerType, "_hashable_values_", [])),
         dict(TYPE_TO_SCHEDULER_FUNCTION), DEFAULT_CALLBACKS[:], dict(vars(CallbackHandler)), dict(vars(Accelerator)),
+        dict(vars(transformers.Trainer)), dict(vars(transformers.TrainingArguments)),
+        modelcard.extract_hyperparameters_from_trainer,
     )
 
 before = state()
 import autowu_hf
+autowu_hf.integrations.trainer_hooks._install_trainer()  # as the first Trainer does
+assert all(a != b for a, b in zip(state()[-3:], before[-3:]))
 assert "autowu" in [t.value for t in SchedulerType] and state() != before
 autowu_hf.unregister()
 autowu_hf.unregister()
