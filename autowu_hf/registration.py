@@ -8,13 +8,13 @@ there.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from enum import Enum
 from typing import Any
 
 from . import autolrs, autowu, rex, salsa  # noqa: F401  (each registers its method; a new method needs its import here)
 from .integrations import accelerate_hooks
 from .runtime.methods import METHODS
-from .runtime.wrapping import Function, Wrap, unwrap, wrap
 
 
 def register() -> None:
@@ -32,7 +32,9 @@ def register() -> None:
     for name, method in METHODS.items():
         if name not in SchedulerType._value2member_map_:
             TYPE_TO_SCHEDULER_FUNCTION[_add_member(SchedulerType, name)] = method.schedule
-    _install_callback()
+    from .integrations import trainer_hooks
+
+    trainer_hooks.install()
 
 
 def unregister() -> None:
@@ -48,11 +50,13 @@ def unregister() -> None:
         if member is not None and TYPE_TO_SCHEDULER_FUNCTION.get(member) is method.schedule:  # type: ignore[call-overload]
             del TYPE_TO_SCHEDULER_FUNCTION[member]  # type: ignore[arg-type]
             _remove_member(SchedulerType, name)
-    _remove_callback()
+    from .integrations import trainer_hooks
+
+    trainer_hooks.remove()
 
 
 def _registered_member(name: str) -> Any:
-    """What a pickled member is loaded by: a process that never imported this package registers here."""
+    """What loads the members in files of version 0.1.0; a process that has not imported this package registers here."""
     from transformers.trainer_utils import SchedulerType
 
     register()
@@ -67,7 +71,9 @@ def _add_member(enum: type[Enum], name: str) -> Any:
     member: Any = str.__new__(enum, name)  # type: ignore[type-var]
     member._name_, member._value_, member._sort_order_ = key, name, len(enum._member_names_)
     member.__objclass__ = enum
-    member.__reduce_ex__ = lambda protocol: (_registered_member, (name,))
+    # Pickled by name, with the name alone to fall back on: training_args.bin lies beside models that people share, and
+    # has to load without this package. (Scanners of shared files refuse getattr.)
+    member.__reduce_ex__ = lambda protocol: (inspect.getattr_static, (enum, key, name))
     type.__setattr__(enum, key, member)
     enum._member_names_.append(key)
     enum._member_map_[key] = member
@@ -85,41 +91,3 @@ def _remove_member(enum: type[Enum], name: str) -> None:
     type.__delattr__(enum, key)
     if hasattr(enum, "_hashable_values_"):
         enum._hashable_values_.remove(name)
-
-
-def _install_callback() -> None:
-    """Gives every new Trainer an ``AutoWUCallback``, next to its ``DefaultFlowCallback``.
-
-    Done where Trainer collects its callbacks, so that one passed by the user takes the automatic one's place, and its
-    position before the reporting callbacks, instead of standing beside it. (Extending ``DEFAULT_CALLBACKS`` would
-    double it, and would have to import all of ``transformers.trainer``.)
-    """
-    from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
-
-    from .integrations.trainer_callback import AutoWUCallback
-
-    def add_to(this: Wrap) -> Function:
-        def add_callback(self: Any, callback: Any) -> None:
-            if not this.is_active:
-                this.original(self, callback)
-                return
-            added = callback() if isinstance(callback, type) else callback
-            if isinstance(added, AutoWUCallback):
-                for i, present in enumerate(self.callbacks):
-                    if isinstance(present, AutoWUCallback):
-                        self.callbacks[i] = added
-                        return
-            this.original(self, added)
-            is_first = isinstance(added, DefaultFlowCallback)
-            if is_first and not any(isinstance(c, AutoWUCallback) for c in self.callbacks):
-                this.original(self, AutoWUCallback())
-
-        return add_callback
-
-    wrap(CallbackHandler, "add_callback", add_to)
-
-
-def _remove_callback() -> None:
-    from transformers.trainer_callback import CallbackHandler
-
-    unwrap(CallbackHandler, "add_callback")

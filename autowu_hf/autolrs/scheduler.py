@@ -131,6 +131,14 @@ class AutoLRSScheduler(AdaptiveScheduler):
         return self._search.candidate_lrs
 
     @property
+    def is_looking(self) -> bool:
+        return self._search.is_on
+
+    @property
+    def num_steps_lost(self) -> int:
+        return self._search.num_lost * self.ticks_per_step
+
+    @property
     def takes_losses(self) -> bool:
         """Whether it listens to the losses of the steps to come: in a search, and before, to know the models."""
         return self.phase != "train"

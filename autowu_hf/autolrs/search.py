@@ -39,11 +39,13 @@ class Search:
     Attributes:
         candidate_lrs: (n,), the LRs tried so far, the present one included; empty where no search is under way.
         forecasts: (n - 1,) while a candidate trains, (n,) when it has ended: their forecast losses.
+        num_lost: the optimizer steps of all candidates so far that have ended, in all searches.
     """
 
     def __init__(self, optimizer: Optimizer, settings: AutoLRSSettings, history: LossHistory) -> None:
         self.candidate_lrs: list[float] = []
         self.forecasts: list[float] = []
+        self.num_lost = 0
         self._optimizer = optimizer
         self._settings = settings
         self._history = history
@@ -107,6 +109,7 @@ class Search:
             losses, places = np.array(self._validations), np.array(stage.validation_places, dtype=np.float64)
         self.forecasts.append(forecast(places, losses, stage.train_steps, is_validated))
         self._go_back()
+        self.num_lost += stage.candidate_steps
 
     def _go_back(self) -> None:
         assert self._start is not None
@@ -157,6 +160,7 @@ class Search:
         return {
             "candidate_lrs": [*self.candidate_lrs],
             "forecasts": [*self.forecasts],
+            "num_lost": self.num_lost,
             "validations": [*self._validations],
             "start": start.state_dict() if start is not None and is_whole else None,
             "random_states": [*self._random_states],
@@ -167,6 +171,7 @@ class Search:
         """Restores what ``state_dict`` returned; where it then ``cannot_go_on``, ``give_up`` must follow."""
         self.candidate_lrs = [*state["candidate_lrs"]]
         self.forecasts = [*state["forecasts"]]
+        self.num_lost = state.get("num_lost", 0)
         self._validations = [*state["validations"]]
         self._start = None if state["start"] is None else snapshot.Snapshot(**state["start"])
         self._random_states = [state.cpu() for state in state["random_states"]]

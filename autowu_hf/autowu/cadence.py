@@ -24,6 +24,7 @@ class Cadence:
         ticks_per_step: scheduler steps taken in a row for one optimizer step.
         held: True while no test may be run.
         next_test: the scheduler step before which no test is due.
+        cap_option: the option by which the longest warm-up was chosen, for messages.
     """
 
     def __init__(self, settings: AutoWUSettings, steps_per_epoch: int | None) -> None:
@@ -35,6 +36,7 @@ class Cadence:
         self._ticks = 0
         self._said_short = False
         self.next_test = 1
+        self.cap_option = "max_warmup_fraction"
 
     def restart(self) -> None:
         """The next scheduler step is the first of its optimizer step."""
@@ -105,7 +107,7 @@ class Cadence:
             instead = "one look at its end decides on the learning rate"
         return (
             f"the longest warm-up, of {cap // self.ticks_per_step} steps, leaves room for {room} minimum tests, and it "
-            f"takes {patience} in a row to end it, so {instead}; more steps, a larger max_warmup_fraction or a smaller "
+            f"takes {patience} in a row to end it, so {instead}; more steps, a larger {self.cap_option} or a smaller "
             "test_every give room"
         )
 

@@ -7,8 +7,18 @@ import os
 from torch import nn
 from torch.optim import Optimizer
 
+from .course.approach import RAMP
+from .course.legs import FEWEST_LOSSES
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
+
+
+def fewest_warmup_steps(num_training_steps: int) -> int:
+    """The optimizer steps that the warm-up of such a run has to be given, so that it finds an LR: two that measure, the
+    growth to the scale, and ten losses there; or as many as a short run takes by itself.
+    """
+    needed = 2 + round(RAMP * num_training_steps) + FEWEST_LOSSES
+    return min(needed, AutoWUSettings().longest_warmup(num_training_steps))
 
 
 def get_autowu_schedule(

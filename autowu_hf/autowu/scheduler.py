@@ -94,6 +94,8 @@ class AutoWUScheduler(Reported):
         done = self.last_epoch if done is None else done
         course, ticks = self._course, self.ticks_per_step
         self._cadence.ticks_per_step = ticks
+        if self.num_warmup_steps:
+            self._cadence.cap_option = "num_warmup_steps (Trainer's warmup_steps)"
         growth_steps = growth_steps or (course.curve.growth_steps if done > course.sweep_start else None)
         course.plan(self.num_training_steps, self.num_warmup_steps, ticks, growth_steps)
         self._nearing, self._since = course.is_approach, course.sweep_start  # these are looked up at every step

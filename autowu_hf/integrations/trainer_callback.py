@@ -13,6 +13,8 @@ from ..runtime import collective
 from ..runtime.methods import METHODS
 from ..runtime.param_groups import refuse_layer_wise
 from ..runtime.scheduler import AdaptiveScheduler
+from . import leftovers
+from .kept_steps import BestEvaluation, LossSum, LostSteps
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +41,27 @@ class AutoWUCallback(TrainerCallback):
         self.plot = plot
         self.report = report
         self._reported_phase: str | None = None
+        self._said_it_looks = False
+        self._lost: LostSteps | None = None
+        self._best: BestEvaluation | None = None
+        self.loss_sum: LossSum | None = None  # of the training under way
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        leftovers.restore_member(args)
         plugin = getattr(args, "deepspeed_plugin", None)
         config = getattr(getattr(plugin, "hf_ds_config", None), "config", None) or {}
         if _is_adaptive(args) and "scheduler" in config:
             raise ValueError(
                 f"the DeepSpeed config has a scheduler of its own, {config['scheduler'].get('type')!r}, which would be "
-                f'used instead of lr_scheduler_type="{_name(args)}"; remove "scheduler" from the DeepSpeed config'
+                f'used instead of lr_scheduler_type="{leftovers.schedule_name(args)}"; remove "scheduler" from the '
+                "DeepSpeed config"
             )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        scheduler = _scheduler(kwargs)
+        leftovers.restore_member(args)  # here, too, for a Trainer that was sent to another process
+        scheduler = adaptive(kwargs.get("lr_scheduler"))
         steps = _steps_per_epoch(args, kwargs.get("train_dataloader"))
         if scheduler is None:
             dummy = getattr(kwargs.get("lr_scheduler"), "optimizer", None)
@@ -62,7 +71,11 @@ class AutoWUCallback(TrainerCallback):
             return
         if state.global_step and not scheduler.last_epoch:
             self._restart(state, scheduler)
+        elif not scheduler.last_epoch:
+            leftovers.say_what_a_warmup_means(args, state.max_steps, scheduler)
         self._reported_phase = scheduler.phase
+        self._said_it_looks = False
+        self._lost, self._best, self.loss_sum = LostSteps(scheduler), BestEvaluation(state), LossSum(scheduler, state)
         if getattr(args.accelerator_config, "even_batches", True) is False:
             # then the processes may have unequal numbers of batches
             steps = collective.gather_max([steps or 0])[0] or None
@@ -84,9 +97,10 @@ class AutoWUCallback(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        scheduler = _scheduler(kwargs)
+        scheduler = adaptive(kwargs.get("lr_scheduler"))
         if scheduler is None:
             return
+        self._forget_what_is_lost(args, state, scheduler)
         switched = scheduler.phase != self._reported_phase
         if control.should_save or (switched and scheduler.has_report):
             scheduler.flush()  # on all ranks, before rank 0 alone saves the state or writes the report
@@ -94,10 +108,35 @@ class AutoWUCallback(TrainerCallback):
             self._reported_phase = scheduler.phase
             self._write(args, state, scheduler)
 
+    def _forget_what_is_lost(self, args: TrainingArguments, state: TrainerState, scheduler: AdaptiveScheduler) -> None:
+        """An evaluation of weights that were taken back is the best one no more."""
+        if self._lost is None or self._best is None:
+            return
+        num_lost = self._lost.new(scheduler)
+        if num_lost or scheduler.is_looking:
+            self._best.note(state)
+        if num_lost:
+            self._best.take_back(args, state, num_lost)
+
+    def say_it_looks(self, scheduler: AdaptiveScheduler, judge: str) -> None:
+        """Says once per training that evaluations do not count yet.
+
+        Args:
+            scheduler: which is looking.
+            judge: by whom they would be counted.
+        """
+        if not self._said_it_looks and collective.is_main_process():
+            logger.info(
+                "%s does not count the evaluations that are made while %s looks for the learning rate",
+                judge,
+                scheduler.name,
+            )
+        self._said_it_looks = True
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        scheduler = _scheduler(kwargs)
+        scheduler = adaptive(kwargs.get("lr_scheduler"))
         if scheduler is not None and control.should_save:
             scheduler.flush()
 
@@ -109,7 +148,7 @@ class AutoWUCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        scheduler = _scheduler(kwargs)
+        scheduler = adaptive(kwargs.get("lr_scheduler"))
         if scheduler is None or logs is None or "loss" not in logs:
             return
         values = scheduler.log_values()
@@ -119,7 +158,7 @@ class AutoWUCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        scheduler = _scheduler(kwargs)
+        scheduler = adaptive(kwargs.get("lr_scheduler"))
         if scheduler is not None and scheduler.has_report:
             scheduler.flush()
             self._write(args, state, scheduler)
@@ -136,19 +175,15 @@ class AutoWUCallback(TrainerCallback):
             )
 
 
-def _name(args: TrainingArguments) -> str:
-    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-
-
 def _is_adaptive(args: TrainingArguments) -> bool:
     """Whether the arguments ask for a schedule of this package that looks at the run."""
-    method = METHODS.get(_name(args))
+    method = METHODS.get(leftovers.schedule_name(args))
     return method is not None and method.is_adaptive
 
 
-def _scheduler(kwargs: dict[str, Any]) -> AdaptiveScheduler | None:
-    scheduler = kwargs.get("lr_scheduler")
-    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps prepared schedulers
+def adaptive(scheduler: Any) -> AdaptiveScheduler | None:
+    """A schedule of this package that looks at the run, out of accelerate's wrap; None for any other."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)
     return scheduler if isinstance(scheduler, AdaptiveScheduler) else None
 
 

@@ -21,26 +21,36 @@ class Method:
         name: of ``lr_scheduler_type``.
         schedule: f(optimizer, num_warmup_steps=, num_training_steps=, **options), which returns the scheduler.
         is_adaptive: whether that is an ``AdaptiveScheduler``, and not a closed form.
+        fewest_warmup_steps: of a schedule that finds the length of its warm-up by itself: f(num_training_steps), the
+            lowest limit that ``num_warmup_steps`` may set to it; else None.
     """
 
     name: str
     schedule: Callable[..., Any]
     is_adaptive: bool
+    fewest_warmup_steps: Callable[[int], int] | None = None
 
 
 METHODS: dict[str, Method] = {}
 """``lr_scheduler_type`` -> its method; in the order of registration."""
 
 
-def register_method(name: str, schedule: Callable[..., Any], *, is_adaptive: bool) -> None:
+def register_method(
+    name: str,
+    schedule: Callable[..., Any],
+    *,
+    is_adaptive: bool,
+    fewest_warmup_steps: Callable[[int], int] | None = None,
+) -> None:
     """Makes a schedule known, so that registration teaches transformers its name.
 
     Args:
         name: of ``lr_scheduler_type``.
         schedule: its factory; ``lr_scheduler_kwargs`` are checked against its arguments.
         is_adaptive: whether it returns an ``AdaptiveScheduler``.
+        fewest_warmup_steps: see ``Method``.
     """
-    METHODS[name] = Method(name, _with_known_options(name, schedule), is_adaptive)
+    METHODS[name] = Method(name, _with_known_options(name, schedule), is_adaptive, fewest_warmup_steps)
 
 
 def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[..., Any]:

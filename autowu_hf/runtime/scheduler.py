@@ -74,6 +74,16 @@ class AdaptiveScheduler(LRScheduler):
     def phase(self) -> str:
         """The state that the schedule is in."""
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether it only looks for an LR yet, so that what an evaluation says now is no sign of convergence."""
+        return False
+
+    @property
+    def num_steps_lost(self) -> int:
+        """The scheduler steps so far whose weights were given up by going back: each time, the last ones."""
+        return 0
+
     @abstractmethod
     def _advance(self, step: int, loss: Any) -> None:
         """Takes in what the optimizer step just done has shown, and decides.
@@ -215,7 +225,7 @@ class AdaptiveScheduler(LRScheduler):
         """As ``_plan``, without an error where few steps are left; what it does, as the end of a sentence."""
 
     def log_values(self) -> dict[str, float]:
-        """What the training logs get beside the loss."""
+        """What the training logs get beside the loss. A key that ends in "/peak_lr" names the LR that was found."""
         return {}
 
     def write_report(

@@ -59,6 +59,19 @@ def test_every_candidate_starts_from_the_same_state_and_runs_at_its_own_lr():
     assert {seen["lr"] for seen in bowl.seen[stage.start + stage.search_steps : stage.end]} == {result["lr"]}
 
 
+def test_it_tells_when_it_looks_and_how_many_steps_it_has_taken_back():
+    bowl = Bowl(201, first_stage=40)
+    stage = bowl.scheduler.stages[0]
+    for step in range(1, stage.end):
+        bowl.step()
+        done = max(step - stage.start, 0)
+        assert bowl.scheduler.is_looking == (step >= stage.start and done < stage.search_steps)
+        assert bowl.scheduler.num_steps_lost == min(done // stage.candidate_steps * 10, stage.search_steps)
+    resumed = Bowl(201, first_stage=40).scheduler
+    resumed.load_state_dict(bowl.scheduler.state_dict())
+    assert resumed.num_steps_lost == stage.search_steps
+
+
 def test_the_best_candidate_is_used_and_the_steps_are_those_of_the_run():
     bowl = Bowl(201, momentum=0.0, num_candidates=10, first_stage=100).run(201)
     (result,) = bowl.scheduler.results

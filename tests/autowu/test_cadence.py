@@ -77,6 +77,8 @@ def test_room_for_tests(cap, every, ticks, expected):
     cadence.ticks_per_step = ticks
     steps = [t for t in range(1, cap) if t % cadence.interval(cap) == 0 and t >= 10 * ticks]
     assert len(steps) == expected
+    cadence.cap_option = "num_warmup_steps"
     said = cadence.shortage(cap, 10)
     assert (said is None) == (expected >= 3)
     assert said is None or f"leaves room for {expected} minimum tests" in said
+    assert said is None or "a larger num_warmup_steps or a smaller test_every" in said

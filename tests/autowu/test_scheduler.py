@@ -179,13 +179,15 @@ def test_a_falling_loss_warms_up_to_the_cap_and_max_lr():
     assert max(lrs) == 0.1
 
 
-def test_num_warmup_steps_is_the_cap():
+def test_num_warmup_steps_is_the_cap(caplog):
     scheduler = get_schedule(optimizer_of(), 100, 20)
     assert scheduler.warmup_cap == 20
     run(scheduler, np.linspace(2.0, 1.0, 50), 20)
     assert scheduler.switch_step == 20
     assert get_schedule(optimizer_of(), 100, max_warmup_fraction=0.25).warmup_cap == 25
     assert get_schedule(optimizer_of(), 2).warmup_cap == 1
+    get_schedule(optimizer_of(), 100, 5).set_steps_per_epoch(None)
+    assert "a larger num_warmup_steps (Trainer's warmup_steps) or a smaller test_every" in caplog.text
 
 
 @pytest.mark.parametrize("decay_type", DECAY_TYPES)

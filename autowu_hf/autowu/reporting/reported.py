@@ -47,6 +47,11 @@ class Reported(AdaptiveScheduler):
         return "warmup" if self.switch_step is None else "decay"
 
     @property
+    def is_looking(self) -> bool:
+        """As in the base class: until the switch."""
+        return self.switch_step is None
+
+    @property
     def curve(self) -> LRCurve:
         """The LRs of the warm-up's sweep and of the decay."""
         return self._course.curve

@@ -1,0 +1,161 @@
+"""What transformers' Trainer is told of a schedule that only looks, or goes back: its methods, wrapped once.
+
+``install`` and ``remove`` are called by registration. The methods of ``Trainer`` itself are wrapped when the first one
+is made, because importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainingArguments
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
+
+from ..runtime.wrapping import Function, Wrap, unwrap, wrap
+from . import leftovers
+from .trainer_callback import AutoWUCallback, adaptive
+
+
+def _add_callback(this: Wrap) -> Function:
+    """Gives every new Trainer an ``AutoWUCallback``, next to its ``DefaultFlowCallback``.
+
+    Done where Trainer collects its callbacks, so that one passed by the user takes the automatic one's place, and its
+    position before the reporting callbacks, instead of standing beside it. (Extending ``DEFAULT_CALLBACKS`` would
+    double it, and would have to import all of ``transformers.trainer``.)
+    """
+
+    def add_callback(self: Any, callback: Any) -> None:
+        if not this.is_active:
+            this.original(self, callback)
+            return
+        _install_trainer()
+        added = callback() if isinstance(callback, type) else callback
+        if isinstance(added, AutoWUCallback):
+            for i, present in enumerate(self.callbacks):
+                if isinstance(present, AutoWUCallback):
+                    self.callbacks[i] = added
+                    return
+        this.original(self, added)
+        is_first = isinstance(added, DefaultFlowCallback)
+        if is_first and not any(isinstance(c, AutoWUCallback) for c in self.callbacks):
+            this.original(self, AutoWUCallback())
+
+    return add_callback
+
+
+def _on_evaluate(this: Wrap) -> Function:
+    """Early stopping neither stops nor counts while the schedule only looks."""
+
+    def on_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scheduler = adaptive(self.lr_scheduler)
+        present = self.callbacks
+        judges = [c for c in present if isinstance(c, EarlyStoppingCallback)]
+        if not (this.is_active and judges and scheduler is not None and scheduler.is_looking):
+            return this.original(self, *args, **kwargs)
+        _own(self).say_it_looks(scheduler, type(judges[0]).__name__)
+        self.callbacks = [c for c in present if c not in judges]
+        try:
+            return this.original(self, *args, **kwargs)
+        finally:
+            self.callbacks = present
+
+    return on_evaluate
+
+
+def _get_warmup_steps(this: Wrap) -> Function:
+    """A warm-up that was meant for another schedule is left out where it cannot be the limit of this one's."""
+
+    def get_warmup_steps(self: Any, num_training_steps: int) -> Any:
+        steps = this.original(self, num_training_steps)
+        return leftovers.usable(self, steps, num_training_steps) if this.is_active else steps
+
+    return get_warmup_steps
+
+
+def _report_to_hp_search(this: Wrap) -> Function:
+    """The pruner of a hyperparameter search does not hear of evaluations while the schedule only looks."""
+
+    def report(self: Any, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        scheduler = adaptive(self.lr_scheduler)
+        if not (this.is_active and trial is not None and scheduler is not None and scheduler.is_looking):
+            return this.original(self, trial, *args, **kwargs)
+        _own(self.callback_handler).say_it_looks(scheduler, "the hyperparameter search")
+        return None
+
+    return report
+
+
+def _maybe_log_save_evaluate(this: Wrap) -> Function:
+    """The sum of the losses goes back with the weights."""
+
+    def log_save_evaluate(self: Any, tr_loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = this.original(self, tr_loss, *args, **kwargs)
+        scheduler = adaptive(self.lr_scheduler)
+        if this.is_active and scheduler is not None:
+            loss_sum = _own(self.callback_handler).loss_sum
+            if loss_sum is not None:
+                loss_sum.follow(self, tr_loss, scheduler)
+        return result
+
+    return log_save_evaluate
+
+
+def _hyperparameters(this: Wrap) -> Function:
+    """The model card names the LR that was found."""
+
+    def extract(trainer: Any) -> Any:
+        found = this.original(trainer)
+        scheduler = adaptive(trainer.lr_scheduler)
+        if this.is_active and scheduler is not None:
+            lrs = [value for key, value in scheduler.log_values().items() if key.endswith("/peak_lr")]
+            lr = f"{lrs[0]:.3g}, found by {scheduler.name}" if lrs else f"chosen by {scheduler.name}"
+            found["learning_rate"] = lr
+        return found
+
+    return extract
+
+
+def _own(handler: Any) -> AutoWUCallback:
+    """The callback of a Trainer; one without effect where the user has removed it."""
+    return next((c for c in handler.callbacks if isinstance(c, AutoWUCallback)), None) or AutoWUCallback()
+
+
+_HOOKS = (
+    (CallbackHandler, "add_callback", _add_callback),
+    (CallbackHandler, "on_evaluate", _on_evaluate),
+    (TrainingArguments, "get_warmup_steps", _get_warmup_steps),
+)
+_TRAINER_HOOKS = {
+    "_report_to_hp_search": _report_to_hp_search,
+    "_maybe_log_save_evaluate": _maybe_log_save_evaluate,
+}
+
+
+def install() -> None:
+    """Wraps what can be wrapped without importing Trainer; does nothing to what is wrapped already."""
+    for owner, name, make in _HOOKS:
+        wrap(owner, name, make)
+
+
+def _install_trainer() -> None:
+    module = sys.modules.get("transformers.trainer")
+    if module is None:
+        return
+    for name, make in _TRAINER_HOOKS.items():
+        if hasattr(module.Trainer, name):  # they are private
+            wrap(module.Trainer, name, make)
+    if hasattr(sys.modules["transformers.modelcard"], "extract_hyperparameters_from_trainer"):
+        wrap(sys.modules["transformers.modelcard"], "extract_hyperparameters_from_trainer", _hyperparameters)
+
+
+def remove() -> None:
+    """Puts the original methods back."""
+    for owner, name, _ in _HOOKS:
+        unwrap(owner, name)
+    module = sys.modules.get("transformers.trainer")
+    if module is not None:
+        for name in _TRAINER_HOOKS:
+            unwrap(module.Trainer, name)
+        unwrap(sys.modules["transformers.modelcard"], "extract_hyperparameters_from_trainer")

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from tiny import IS_TRANSFORMERS_5, trainer_for
+from transformers import SchedulerType
+
+from autowu_hf import AutoWUCallback
+from autowu_hf.integrations import leftovers
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "steps", "used"),
+    [
+        ("autowu", 500, 120, 0),  # more than the run
+        ("autowu", 120, 120, 0),
+        ("autowu", 119, 120, 119),
+        ("autowu", 12, 120, 0),  # the growth takes 6 steps, and there are 2 before it and 10 losses after it
+        ("autowu", 18, 120, 18),
+        ("autowu", 9, 40, 0),  # as short a run takes 10 by itself
+        ("autowu", 10, 40, 10),
+        ("autowu", 0, 120, 0),
+        ("salsa", 500, 120, 0),
+        ("salsa", 1, 120, 1),
+        ("autolrs", 1, 120, 1),
+        ("rex", 500, 120, 500),  # closed forms mean it
+        ("cosine", 500, 120, 500),
+    ],
+)
+def test_which_warmup_a_schedule_can_use(name, asked, steps, used):
+    args = SimpleNamespace(lr_scheduler_type=SchedulerType(name))
+    assert leftovers.usable(args, asked, steps) == used
+
+
+SHARE = "warmup_steps" if IS_TRANSFORMERS_5 else "warmup_ratio"
+
+
+@pytest.mark.parametrize(
+    ("options", "used", "said"),
+    [
+        ({"warmup_steps": 500}, 0, "warmup_steps=500 is left out: in a run of 40 steps, AutoWU can use from 10 to 39 "),
+        ({SHARE: 0.1}, 0, f"{SHARE}=0.1 is left out: in a run of 40 steps, AutoWU can use from 10 to 39 steps. Remove"),
+        ({SHARE: 0.3}, 12, f"{SHARE}=0.3 means that AutoWU has to know the peak learning rate by step 12 of 40"),
+        (
+            {"warmup_steps": 500, "lr_scheduler_type": "salsa", "optim": "sgd"},
+            0,
+            "warmup_steps=500 is left out: in a run of 40 steps, ",
+        ),
+        ({}, 0, None),
+        ({"warmup_steps": 5, "lr_scheduler_type": "cosine"}, None, None),
+    ],
+)
+def test_a_warmup_that_was_meant_for_another_schedule_is_used_or_left_out_in_words(
+    tmp_path, options, used, said, caplog
+):
+    trainer = trainer_for(tmp_path, max_steps=40, callbacks=[AutoWUCallback(plot=False, report=False)], **options)
+    trainer.create_optimizer_and_scheduler(40)
+    assert getattr(trainer.lr_scheduler, "num_warmup_steps", None) == used
+    trainer.state.max_steps = 40
+    trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    lines = [record.getMessage() for record in caplog.records if "leftovers" in record.name]
+    assert len(lines) == (said is not None)
+    assert said is None or lines[0].startswith(said)
+
+
+def test_a_name_that_was_loaded_as_a_string_is_the_member_again():
+    args = SimpleNamespace(lr_scheduler_type="autowu")
+    leftovers.restore_member(args)
+    assert args.lr_scheduler_type is SchedulerType("autowu")
+    args.lr_scheduler_type = "cosine"  # a name of transformers' own is left to it
+    leftovers.restore_member(args)
+    assert type(args.lr_scheduler_type) is str

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import logging
+import re
+from types import SimpleNamespace
+
+import pytest
+from tiny import TinyClassifier, batches, trainer_for
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+import autowu_hf
+from autowu_hf import AutoWUCallback
+
+RUN = {
+    "num_train_epochs": 20,  # of 6 steps
+    "train_dataset": batches(48),
+    "eval_dataset": batches(8),
+    "eval_strategy": "epoch",
+    "metric_for_best_model": "eval_loss",
+}
+
+
+class StopsAtOnce(EarlyStoppingCallback):
+    """Stops at the first evaluation that it hears of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[int] = []
+
+    def check_metric_value(self, args, state, control, metric_value):
+        self.heard.append(state.global_step)
+        self.early_stopping_patience_counter = self.early_stopping_patience
+
+
+class Asks(TrainerCallback):
+    """As a callback that judges evaluations may ask."""
+
+    def __init__(self) -> None:
+        self.looking: dict[int, bool] = {}
+
+    def on_evaluate(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.looking[state.global_step] = getattr(lr_scheduler, "is_looking", False)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_lr": 30.0, "test_every": 5}, dict.fromkeys(["max_warmup_fraction", "growth"])]
+)
+def test_early_stopping_begins_at_the_switch(tmp_path, caplog, options):
+    """Over a range, and around the scale."""
+    stops, asks = StopsAtOnce(), Asks()
+    callbacks = [stops, asks, AutoWUCallback(plot=False, report=False)]
+    trainer = trainer_for(tmp_path, callbacks=callbacks, lr_scheduler_kwargs=options, **RUN)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        trainer.train()
+    switch = trainer.lr_scheduler.switch_step
+    assert switch > 12  # there were evaluations before
+    assert stops.heard == [trainer.state.global_step] == [-(-switch // 6) * 6]
+    assert asks.looking == {step: step < switch for step in range(6, trainer.state.global_step + 1, 6)}
+    assert caplog.text.count("StopsAtOnce does not count the evaluations that are made while AutoWU looks") == 1
+    assert stops in trainer.callback_handler.callbacks
+
+
+def test_early_stopping_of_another_schedule_counts_from_the_start(tmp_path):
+    stops = StopsAtOnce()
+    trainer = trainer_for(tmp_path, callbacks=[stops], lr_scheduler_type="cosine", **RUN)
+    trainer.train()
+    assert stops.heard == [6]
+
+
+def test_the_pruner_of_a_search_hears_of_no_evaluation_before_the_switch(tmp_path):
+    pytest.importorskip("optuna")
+    trainer = trainer_for(tmp_path)
+    trainer.create_optimizer_and_scheduler(40)
+    trainer.hp_search_backend, trainer.compute_objective = "optuna", lambda metrics: metrics["eval_loss"]
+    reported = []
+    trial = SimpleNamespace(
+        study=SimpleNamespace(_is_multi_objective=lambda: False),
+        report=lambda objective, step: reported.append((step, objective)),
+        should_prune=lambda: False,
+    )
+    trainer._report_to_hp_search(trial, 5, {"eval_loss": 0.5})
+    assert reported == []
+    assert getattr(trainer, "objective", None) is None
+    trainer.lr_scheduler.switch_step = 8
+    trainer._report_to_hp_search(trial, 10, {"eval_loss": 0.4})
+    assert reported == [(10, 0.4)]
+    trainer.lr_scheduler.switch_step = None
+    autowu_hf.unregister()
+    trainer._report_to_hp_search(trial, 15, {"eval_loss": 0.3})
+    assert reported == [(10, 0.4), (15, 0.3)]
+
+
+@pytest.mark.parametrize("name", ["autowu", "autolrs", "cosine"])
+def test_the_model_card_names_the_lr_that_was_found(tmp_path, name):
+    trainer = trainer_for(
+        tmp_path, lr_scheduler_type=name, model=TinyClassifier(), callbacks=[AutoWUCallback(plot=False, report=False)]
+    )
+    trainer.create_optimizer_and_scheduler(200)
+    expected = {"autowu": "chosen by AutoWU", "autolrs": "chosen by AutoLRS", "cosine": "5e-05"}[name]
+    assert card_lr(trainer, tmp_path) == expected
+    if name == "autowu":
+        trainer.lr_scheduler.switch_step, trainer.lr_scheduler.peak_lr = 7, 0.0123456
+        assert card_lr(trainer, tmp_path) == "0.0123, found by AutoWU"
+
+
+def card_lr(trainer, folder) -> str:
+    trainer.create_model_card(model_name="tiny")
+    return re.search(r"^- learning_rate: (.*)$", (folder / "README.md").read_text(), flags=re.MULTILINE)[1]
