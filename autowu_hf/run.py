@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(__doc__)
         raise SystemExit(0 if arguments else 2)
     option, _, value = arguments[0].partition("=")
-    own = 1 if option == "--suggest-lr" or value else 2 if option == "--schedule" else 0
+    own = {"--suggest-lr": 1, "--schedule": 1 if value else 2}.get(option, 0)
     if own and len(arguments) <= own:
         raise SystemExit(f"autowu_hf.run: {' '.join(arguments)} needs a script, a module or a command to run")
     _options[:], arguments = arguments[:own], arguments[own:]

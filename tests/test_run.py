@@ -184,6 +184,7 @@ def test_only_choices_of_schedules_are_extended():
     ("arguments", "message"),
     [
         (["no-such-thing"], "neither a file nor an installed Python command"),
+        (["no=thing"], "'no=thing' is neither a file"),
         (["-m"], "-m needs the name of a module"),
         ([*EVERY], "--schedule autowu needs a script, a module or a command"),
         (["--suggest-lr"], "--suggest-lr needs a script, a module or a command"),
