@@ -7,6 +7,7 @@ accelerate and plain PyTorch loops.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from . import console
@@ -61,6 +62,11 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        if importlib.util.find_spec("transformers") is None:
+            raise ImportError(
+                f"autowu_hf.{name} is a part of transformers' Trainer, which is not installed; install it with: "
+                "pip install 'transformers>=4.57,<6'"
+            )
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

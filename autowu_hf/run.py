@@ -5,11 +5,15 @@
     accelerate launch -m autowu_hf.run script.py --lr_scheduler_type autowu ...
     torchrun --nproc_per_node 2 -m autowu_hf.run script.py --lr_scheduler_type autowu ...
     autowu-run trl sft --lr_scheduler_type autowu ...
+    autowu-run --schedule autowu script.py ...
     autowu-run --suggest-lr script.py ...
 
 The script runs as ``__main__`` with its own arguments. A parser that lists the names of schedules as fixed choices
 takes "autowu" too. A command that starts other processes through ``accelerate launch``, as TRL's do, starts those the
 same way.
+
+With --schedule, a script that has no argument for it gets the schedule of that name, in the place of every schedule
+that it asks transformers or diffusers for, whatever it names itself.
 
 With --suggest-lr, the script runs up to its first ``Trainer.train()``. In the place of training, what ``suggest_lr``
 finds is printed, and the script ends.
@@ -18,27 +22,33 @@ finds is printed, and the script ends.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import autowu_hf  # registers
 
+from .integrations.every_schedule import EverySchedule
 from .runtime.methods import METHODS
 from .runtime.wrapping import Function, Wrap, unwrap, wrap
+
+_options: list[str] = []
+"""Those before the script, which the processes that it starts through ``accelerate launch`` are given too."""
+
+_launched: list[str] = []
+"""The scripts that were started so."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what the arguments name.
 
     Args:
-        argv: a script's path, "-m" and a module, or the name of an installed command; then its arguments. None takes
-            this process's.
+        argv: --schedule and a name, or --suggest-lr, or neither; a script's path, "-m" and a module, or the name of an
+            installed command; then its arguments. None takes this process's.
 
     Raises:
         SystemExit: the script's own, or with a message: there is nothing to run.
@@ -47,19 +57,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0 if arguments else 2)
+    option, _, value = arguments[0].partition("=")
+    own = {"--suggest-lr": 1, "--schedule": 1 if value else 2}.get(option, 0)
+    if own and len(arguments) <= own:
+        raise SystemExit(f"autowu_hf.run: {' '.join(arguments)} needs a script, a module or a command to run")
+    _options[:], arguments = arguments[:own], arguments[own:]
+    _launched.clear()
     _extend_choices()
     _extend_accelerate_launch()
-    if arguments[0] != "--suggest-lr":
+    if option == "--suggest-lr":
+        _suggest(arguments)
+    elif option == "--schedule":
+        _run_with(value or _options[1], arguments)
+    else:
         _run(arguments)
-        return
-    if len(arguments) < 2:
-        raise SystemExit("autowu_hf.run: --suggest-lr needs a script, a module or a command whose Trainer it looks at")
-    with _suggesting():
-        _run(arguments[1:])
-    raise SystemExit(
-        "autowu_hf.run: --suggest-lr looks at the first Trainer.train(), and the script ended without one; in a loop "
-        "of your own, call autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
-    )
+
+
+def _run_with(schedule: str, arguments: list[str]) -> None:
+    """Runs what the arguments name, with this schedule in the place of its own."""
+    if schedule not in METHODS:
+        raise SystemExit(f"autowu_hf.run: --schedule is {schedule!r}, but must be one of {', '.join(METHODS)}")
+    if not any(importlib.util.find_spec(name) for name in ("transformers", "diffusers")):
+        raise SystemExit(
+            "autowu_hf.run: --schedule takes the place of the schedules of transformers and diffusers, and neither is "
+            "installed; in a loop of your own, call autowu_hf.get_autowu_schedule(optimizer, num_training_steps)"
+        )
+    every = EverySchedule(schedule)
+    every.install()
+    try:
+        _run_to_its_end(arguments)
+    finally:
+        every.remove()
+    if not _launched:
+        every.say_where_unused()
+
+
+def _run_to_its_end(arguments: list[str]) -> None:
+    """``_run``, where an exit without an error is an end like another."""
+    try:
+        _run(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def _run(arguments: list[str]) -> None:
@@ -80,27 +119,35 @@ def _run(arguments: list[str]) -> None:
         raise SystemExit(_command(target)())
 
 
-@contextlib.contextmanager
-def _suggesting() -> Iterator[None]:
-    """Makes the first ``Trainer.train()`` print a learning rate and end the script."""
+def _suggest(arguments: list[str]) -> None:
+    """Runs what the arguments name up to its first ``Trainer.train()``, which prints a learning rate and ends it."""
     if importlib.util.find_spec("transformers") is None:
         raise SystemExit(
-            "autowu_hf.run: --suggest-lr looks at transformers' Trainer, and transformers is not installed"
+            "autowu_hf.run: --suggest-lr looks at transformers' Trainer, and transformers is not installed; in a loop "
+            "of your own, call autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
         )
     from transformers import Trainer
 
+    found = []
+
     def suggest(this: Wrap) -> Function:
         def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-            print(f"suggested learning rate {autowu_hf.suggest_lr(self)}")
+            found.append(autowu_hf.suggest_lr(self))
+            print(f"suggested learning rate {found[0]}")
             raise SystemExit(0)
 
         return train
 
     wrap(Trainer, "train", suggest)
     try:
-        yield
+        _run_to_its_end(arguments)
     finally:
         unwrap(Trainer, "train")
+    if not found and not _launched:
+        raise SystemExit(
+            "autowu_hf.run: --suggest-lr looks at the first Trainer.train(), and the script ended without one; in a "
+            "loop of your own, call autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
+        )
 
 
 def _command(name: str) -> Any:
@@ -138,8 +185,9 @@ def _extend_accelerate_launch() -> None:
         def launch_command(args: Any) -> Any:
             if not args.no_python and args.training_script != __spec__.name:
                 script = ["-m", args.training_script] if args.module else [args.training_script]
-                args.training_script_args = [*script, *args.training_script_args]
+                args.training_script_args = [*_options, *script, *args.training_script_args]
                 args.training_script, args.module = __spec__.name, True
+                _launched.append(script[-1])
             return this.original(args)
 
         return launch_command

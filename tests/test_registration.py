@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 import pickletools
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from stand_ins import diffusers_stands_in
 from tiny import trainer_for
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer import DEFAULT_CALLBACKS
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 import autowu_hf
 from autowu_hf import AutoWUCallback, AutoWUScheduler
@@ -45,17 +48,19 @@ def test_the_enum_knows_autowu_in_every_way():
     assert SchedulerType("cosine") is SchedulerType.COSINE
 
 
-def test_register_is_idempotent_and_unregister_leaves_no_trace():
+def test_register_is_idempotent():
     before = (list(SchedulerType), dict(TYPE_TO_SCHEDULER_FUNCTION), CallbackHandler.add_callback)
     autowu_hf.register()
     assert (list(SchedulerType), dict(TYPE_TO_SCHEDULER_FUNCTION), CallbackHandler.add_callback) == before
 
+
+def test_import_is_quiet_and_unregister_leaves_no_trace():
+    assert [DefaultFlowCallback] == DEFAULT_CALLBACKS
     code = """
-import transformers
+import sys, torch
 from accelerate import Accelerator
-from transformers import SchedulerType, modelcard
+from transformers import SchedulerType
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.trainer_callback import CallbackHandler
 
 def state():
@@ -63,19 +68,36 @@ def state():
         dict(vars(SchedulerType)), list(SchedulerType), SchedulerType._member_names_[:],
         dict(SchedulerType._member_map_),
         dict(SchedulerType._value2member_map_), list(getattr(SchedulerType, "_hashable_values_", [])),
-        dict(TYPE_TO_SCHEDULER_FUNCTION), DEFAULT_CALLBACKS[:], dict(vars(CallbackHandler)), dict(vars(Accelerator)),
-        dict(vars(transformers.Trainer)), dict(vars(transformers.TrainingArguments)),
-        modelcard.extract_hyperparameters_from_trainer,
+        dict(TYPE_TO_SCHEDULER_FUNCTION), dict(vars(CallbackHandler)), dict(vars(Accelerator)), sys.meta_path[:],
     )
 
 before = state()
 import autowu_hf
-autowu_hf.integrations.trainer_hooks._install_trainer()  # as the first Trainer does
-assert all(a != b for a, b in zip(state()[-3:], before[-3:]))
+from accelerate.state import AcceleratorState, PartialState
+assert not PartialState._shared_state and not AcceleratorState._shared_state
+assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
+for name in ("gpytorch", "matplotlib", "transformers.trainer", "diffusers"):
+    assert name not in sys.modules, name
+autowu_hf.get_autowu_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 10)
+assert not PartialState._shared_state
+
 assert "autowu" in [t.value for t in SchedulerType] and state() != before
 autowu_hf.unregister()
 autowu_hf.unregister()
 assert state() == before
+
+import transformers
+from transformers import modelcard
+def trainers():
+    owners = transformers.Trainer, transformers.TrainingArguments
+    return [*(dict(vars(owner)) for owner in owners), modelcard.extract_hyperparameters_from_trainer]
+
+before = trainers()
+autowu_hf.register()
+autowu_hf.integrations.trainer_hooks._install_trainer()  # as the first Trainer does
+assert all(a != b for a, b in zip(trainers(), before))
+autowu_hf.unregister()
+assert trainers() == before
 try:
     SchedulerType("autowu")
 except ValueError:
@@ -83,22 +105,36 @@ except ValueError:
 autowu_hf.register()
 assert SchedulerType("autowu") in TYPE_TO_SCHEDULER_FUNCTION
 """
-    assert python(code).endswith("gone")
+    assert python(code) == "gone"
 
 
-def test_import_initialises_nothing():
-    code = """
-import sys, torch
-import autowu_hf
-from accelerate.state import AcceleratorState, PartialState
-assert not PartialState._shared_state and not AcceleratorState._shared_state
-assert not torch.distributed.is_initialized() and not torch.cuda.is_initialized()
-assert "gpytorch" not in sys.modules and "matplotlib" not in sys.modules and "transformers.trainer" not in sys.modules
-autowu_hf.get_autowu_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 10)
-assert not PartialState._shared_state
-print("quiet")
-"""
-    assert python(code) == "quiet"
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_diffusers_knows_the_names_before_and_after_it_is_imported(comes):
+    with diffusers_stands_in():
+        autowu_hf.unregister()
+        if comes == "before":
+            importlib.import_module("diffusers.optimization")
+        autowu_hf.register()
+        autowu_hf.register()
+        assert ("diffusers" in sys.modules) is (comes == "before")
+        diffusers = importlib.import_module("diffusers.optimization")
+        member = diffusers.SchedulerType("autowu")
+        assert member is diffusers.SchedulerType.AUTOWU is copy.deepcopy(member) is pickle.loads(pickle.dumps(member))
+        for name in ("autowu", member):
+            schedule = diffusers.get_scheduler(
+                name, optimizer=optimizer(), num_warmup_steps=20, num_training_steps=100, num_cycles=2, power=0.5
+            )
+            assert isinstance(schedule, AutoWUScheduler)
+            assert (schedule.num_training_steps, schedule.num_warmup_steps) == (100, 20)
+        with pytest.raises(ValueError, match="last_epoch must be -1 for the schedule 'autowu', got 7; it goes on from"):
+            diffusers.get_scheduler(name, optimizer(), None, 0, 100, last_epoch=7)
+        with pytest.raises(ValueError, match="from 0 to num_training_steps - 1 = 99, got 500; 0 leaves its length"):
+            diffusers.get_scheduler(name, optimizer(), None, 500, 100)
+        autowu_hf.unregister()
+        assert [m.value for m in diffusers.SchedulerType] == ["linear", "constant"]
+        assert len(diffusers.TYPE_TO_SCHEDULER_FUNCTION) == 2
+        with pytest.raises(ValueError, match="autowu"):
+            diffusers.get_scheduler("autowu", optimizer(), None, 0, 100)
 
 
 @pytest.mark.once
@@ -125,6 +161,18 @@ for _ in range(10):
     optimizer.step()
     scheduler.step()
 assert len(scheduler.scheduler.losses) == scheduler.scheduler.switch_step > 2 and scheduler.get_last_lr() == [0.0]
+for name in ("AutoWUCallback", "SalsaTrainer", "AutoLRSValidationCallback"):
+    try:
+        getattr(autowu_hf, name)
+    except ImportError as error:
+        assert str(error).startswith(f"autowu_hf.{name} is a part of transformers' Trainer, which is not installed; ")
+from autowu_hf import run
+for option, said in ((("--schedule", "autowu"), "neither is installed"), (("--suggest-lr",), "is not installed")):
+    try:
+        run.main([*option, "script.py"])
+    except SystemExit as end:
+        assert said in end.code, end.code
+run.main(["-m", "this"])
 autowu_hf.unregister()
 assert "transformers" not in sys.modules
 print("alone")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import accelerate
 import pytest
+from run_programs import command, script_alone
 from transformers import SchedulerType
 
 from autowu_hf import run
@@ -21,7 +22,8 @@ RUN = ("-m", "autowu_hf.run")
 HAS_TRLS_ACCELERATE = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 10)
 
 
-def python(*arguments: str, folder: Path, fails: bool = False) -> str:
+def python(*arguments: str, folder: Path) -> str:
+    """What a new interpreter prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -32,56 +34,85 @@ def python(*arguments: str, folder: Path, fails: bool = False) -> str:
         check=False,
         cwd=folder,
     )
-    assert (done.returncode != 0) is fails, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 
 
-def check_fixed_choices(folder: Path, processes: int = 1) -> None:
+def check_fixed_choices(folder: Path, named: bool = True, other: str = "LambdaLR", processes: int = 1) -> None:
     seen = json.loads((folder / "seen.json").read_text())
     assert seen["scheduler"] == "AutoWUScheduler"
     assert seen["processes"] == processes
     assert seen["name"] == "__main__"
     assert seen["file"] == str(SCRIPTS / "fixed_choices.py")
-    assert seen["argv"][1:] == ["--output", "seen.json", "--lr_scheduler_type", "autowu"]
+    assert seen["argv"] == [*(ARGUMENTS if named else UNNAMED)]
+    assert seen["other"] == other
     assert seen["path"] == str(SCRIPTS)
     assert seen["lrs"][0] < 1e-4
     assert max(seen["lrs"]) > 1e-3
 
 
-ARGUMENTS = (str(SCRIPTS / "fixed_choices.py"), "--output", "seen.json", "--lr_scheduler_type", "autowu")
+UNNAMED = (str(SCRIPTS / "fixed_choices.py"), "--output", "seen.json")
+ARGUMENTS = (*UNNAMED, "--lr_scheduler_type", "autowu")
+EVERY = ("--schedule", "autowu")
 
 
 def test_a_script_with_fixed_choices_runs_unchanged(tmp_path):
-    refusal = python(*ARGUMENTS, folder=tmp_path, fails=True)
+    refusal = script_alone(*ARGUMENTS, folder=tmp_path, fails=True)
     assert "invalid" in refusal
     assert "autowu" in refusal
-    python(*RUN, *ARGUMENTS, folder=tmp_path)
+    command(*ARGUMENTS, folder=tmp_path)
     check_fixed_choices(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        pytest.param(
-            ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RUN),
-            id="torchrun",
-            marks=pytest.mark.once,
-        ),
-        pytest.param(("accelerate.commands.launch", "--cpu", *RUN), id="accelerate launch"),
-        pytest.param(
-            (*RUN[1:], "accelerate", "launch", "--cpu"), id="autowu-run accelerate launch", marks=pytest.mark.once
-        ),
-    ],
-)
-def test_under_a_launcher(tmp_path, launcher):
-    python("-m", *launcher, *ARGUMENTS, folder=tmp_path)
-    check_fixed_choices(tmp_path, processes=2 if "--nproc_per_node" in launcher else 1)
+@pytest.mark.once
+def test_under_torchrun(tmp_path):
+    python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RUN, *ARGUMENTS, folder=tmp_path)
+    check_fixed_choices(tmp_path, processes=2)
+
+
+def test_every_schedule_is_replaced_under_accelerate_launch(tmp_path):
+    said = python("-m", "accelerate.commands.launch", "--cpu", *RUN, *EVERY, *UNNAMED, folder=tmp_path)
+    check_fixed_choices(tmp_path, named=False, other="AutoWUScheduler")
+    assert said.count("--schedule: autowu takes the place of") == 2
+    assert 'takes the place of get_scheduler("linear")' in said
+    assert "the place of get_cosine_schedule_with_warmup(); its num_warmup_steps of 10 are left out" in said
+
+
+@pytest.mark.once
+def test_what_a_command_launches_runs_the_same_way(tmp_path):
+    said = command(*EVERY, "accelerate", "launch", "--cpu", *ARGUMENTS, folder=tmp_path)
+    check_fixed_choices(tmp_path, other="AutoWUScheduler")
+    assert "replaced nothing" not in said
 
 
 def test_a_trainer_script_runs_unchanged(tmp_path):
-    options = ("--lr_scheduler_type", "autowu", "--output_dir", "output", "--max_steps", "20", "--report_to", "none")
-    python(*RUN, str(SCRIPTS / "plain_trainer.py"), *options, "--use_cpu", "True", folder=tmp_path)
+    options = ("--output_dir", "output", "--max_steps", "20", "--report_to", "none", "--use_cpu", "True")
+    command(str(SCRIPTS / "plain_trainer.py"), "--lr_scheduler_type", "autowu", *options, folder=tmp_path)
     assert json.loads((tmp_path / "output" / "autowu.json").read_text())["step"] == 20
+    (tmp_path / "output" / "autowu.json").unlink()
+    command(str(SCRIPTS / "plain_trainer.py"), *options, folder=tmp_path)
+    assert not (tmp_path / "output" / "autowu.json").exists()
+
+
+@pytest.mark.parametrize("given", [(), ("--lr_scheduler_type", "cosine_with_min_lr", "--warmup_steps", "30")])
+def test_a_trainer_script_that_names_no_schedule_or_another_gets_the_one_asked_for(tmp_path, given):
+    options = ("--output_dir", "output", "--max_steps", "20", "--report_to", "none", "--use_cpu", "True", *given)
+    said = command(*EVERY, str(SCRIPTS / "plain_trainer.py"), *options, folder=tmp_path)
+    assert json.loads((tmp_path / "output" / "autowu.json").read_text())["step"] == 20
+    name = given[1] if given else "linear"
+    assert said.count(f'autowu takes the place of lr_scheduler_type="{name}" of TrainingArguments') == 1
+    assert ("its warmup_steps of 30" in said) is bool(given)
+    assert "replaced nothing" not in said
+
+
+def test_schedules_that_are_not_replaced_are_named(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import sys, torch\noptimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)\n"
+        "for _ in range(2):\n    torch.optim.lr_scheduler.StepLR(optimizer, 10)\nsys.exit(0)\n"
+    )
+    said = command("--schedule=autowu", "own.py", folder=tmp_path)
+    assert said.count("leaves torch's StepLR as it is") == 1
+    assert said.count("--schedule autowu has replaced nothing") == 1
 
 
 @pytest.mark.once
@@ -92,7 +123,7 @@ def test_a_module_runs_as_main_from_the_current_folder(tmp_path):
         "import sys\nfrom transformers import SchedulerType\n"
         "print(__name__, sys.argv[1:], SchedulerType('autowu').value)"
     )
-    assert "__main__ ['--a', '1'] autowu" in python(*RUN, "-m", "package.job", "--a", "1", folder=tmp_path)
+    assert "__main__ ['--a', '1'] autowu" in command("-m", "package.job", "--a", "1", folder=tmp_path)
 
 
 @pytest.mark.once
@@ -110,8 +141,8 @@ def test_trl_takes_the_flag(tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("".join('{"text": "a b a b"}\n' for _ in range(32)))
-    python(
-        *(*RUN, "trl", "sft", "--lr_scheduler_type", "autowu", "--model_name_or_path", "model"),
+    command(
+        *(*EVERY, "trl", "sft", "--lr_scheduler_type", "rex", "--model_name_or_path", "model"),
         *("--dataset_name", "./data", "--output_dir", "output", "--max_steps", "12", "--max_length", "16"),
         *("--report_to", "none", "--use_cpu", "True", "--bf16", "False", "--per_device_train_batch_size", "4"),
         folder=tmp_path,
@@ -151,7 +182,14 @@ def test_only_choices_of_schedules_are_extended():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["no-such-thing"], "neither a file nor an installed Python command"), (["-m"], "-m needs the name of a module")],
+    [
+        (["no-such-thing"], "neither a file nor an installed Python command"),
+        (["no=thing"], "'no=thing' is neither a file"),
+        (["-m"], "-m needs the name of a module"),
+        ([*EVERY], "--schedule autowu needs a script, a module or a command"),
+        (["--suggest-lr"], "--suggest-lr needs a script, a module or a command"),
+        (["--schedule", "cosine", "script.py"], "--schedule is 'cosine', but must be one of .*autowu, rex"),
+    ],
 )
 def test_nothing_to_run_is_an_error(arguments, message, monkeypatch):
     monkeypatch.setattr(run, "_extend_choices", lambda: None)

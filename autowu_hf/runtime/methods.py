@@ -54,12 +54,22 @@ def register_method(
 
 
 def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[..., Any]:
-    """A schedule that lists its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may."""
+    """A schedule that lists its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may.
+
+    It takes the ``last_epoch`` of a new run, too.
+    """
     parameters = inspect.signature(schedule).parameters
     known = tuple(option for option in parameters if option not in _FILLED_IN)
 
     @functools.wraps(schedule)
     def checked(*args: Any, **options: Any) -> Any:
+        if "last_epoch" in options and "last_epoch" not in parameters:
+            done = options.pop("last_epoch")  # some libraries pass it to every schedule
+            if done != -1:
+                raise ValueError(
+                    f"last_epoch must be -1 for the schedule {name!r}, got {done!r}; it goes on from its state: "
+                    "load it with load_state_dict or accelerator.load_state"
+                )
         for option in options:
             if option not in parameters:
                 check_name(f"option of lr_scheduler_type={name!r}", option, known)

@@ -46,7 +46,9 @@ def test_the_line_says_what_was_restored(caplog):
     run(scheduler, model, optimizer, valley(150, 250))
     first, line = [r.getMessage() for r in caplog.records]
     assert first.endswith("The loss may rise on the way; the weights then go back")
-    assert line.startswith(f"AutoWU: cliff at step {scheduler.cliff_step}, seen at step {scheduler.switch_step}, minimum ")
+    assert line.startswith(
+        f"AutoWU: cliff at step {scheduler.cliff_step}, seen at step {scheduler.switch_step}, minimum "
+    )
     assert f"weights and optimizer state of step {scheduler.rewound_to}, cosine decay over" in line
 
 

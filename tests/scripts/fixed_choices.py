@@ -6,7 +6,7 @@ import sys
 
 import torch
 from accelerate import Accelerator
-from transformers import SchedulerType, get_scheduler
+from transformers import SchedulerType, get_cosine_schedule_with_warmup, get_scheduler
 
 
 def main():
@@ -30,6 +30,9 @@ def main():
         num_warmup_steps=0,
         num_training_steps=args.steps * accelerator.num_processes,
     )
+    other = get_cosine_schedule_with_warmup(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), 10, 100)
+    other_name = type(other).__name__
+    del other  # two schedules in their warm-up would hear each other's losses
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     lrs = []
     for _ in range(args.steps):
@@ -49,6 +52,7 @@ def main():
                     "path": sys.path[0],
                     "processes": accelerator.num_processes,
                     "scheduler": type(scheduler.scheduler).__name__,
+                    "other": other_name,
                     "lrs": lrs,
                 },
                 file,
