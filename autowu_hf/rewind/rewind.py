@@ -78,9 +78,8 @@ class Rewind:
         self._looks_on = looks_on
         self._in_checkpoint = in_checkpoint
         self._untrained = Untrained(shares=mode != "disk")
-        self._due_lr = 0.0
+        self._due_lr, self._said_size = 0.0, False
         self._spare: Snapshot | None = None
-        self._said_size = False
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             self.refuse(obstacle)
@@ -203,7 +202,8 @@ class Rewind:
         ever_finite = set().union(*finite_buffers)
         for i in order_of_return([lr_of(s.step) for s in self.snapshots], highest_lr, start_lr=lr_of(0)):
             saved = self.snapshots[i].load()
-            if not self._everywhere(saved.is_finite() and finite_buffers[i] == ever_finite):
+            is_broken = bool((saved.buffers.keys() - finite_buffers[i]) & ever_finite) or not saved.is_finite()
+            if not self._everywhere(not is_broken):
                 continue
             other = snapshot.restore(saved, innermost(self._optimizer), self._models(), self._untrained)
             if other and collective.is_main_process():
