@@ -114,7 +114,7 @@ def made(kind):
     model, optimizer = small()
     if kind == "salsa":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        return model, optimizer, get_salsa_schedule(optimizer, 60, test_every=5)
+        return model, optimizer, get_salsa_schedule(optimizer, 60, test_every=5, line_search=False)
     if kind == "autolrs":
         options = {"num_candidates": 2, "first_stage": 20, "longest_stage": 20}
         return model, optimizer, get_autolrs_schedule(optimizer, 60, **options)
