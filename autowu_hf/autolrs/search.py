@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..rewind import snapshot
+from ..rewind.untrained import Untrained, find_untrained
 from ..runtime import collective
 from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import device_of, innermost
@@ -51,6 +52,7 @@ class Search:
         self._history = history
         self._validations: list[float] = []
         self._start: snapshot.Snapshot | None = None
+        self._untrained = Untrained()
         self._random_states: list[Tensor] = []  # of every process
         self._replay = BatchReplay()
 
@@ -66,7 +68,8 @@ class Search:
 
     def begin(self, step: int) -> None:
         """Keeps the present state of training, after ``step`` optimizer steps; ``next_candidate`` must follow."""
-        self._start = snapshot.take(innermost(self._optimizer), self._history.models(), step)
+        optimizer, models = innermost(self._optimizer), self._history.models()
+        self._start = snapshot.take(optimizer, models, step, untrained=self._untrained)
         self._random_states = collective.gather_bytes(get_random_state(device_of(self._optimizer)))
         self._replay.mark()
         self.forecasts = []
@@ -114,7 +117,8 @@ class Search:
     def _go_back(self) -> None:
         assert self._start is not None
         self._replay.go_back()  # before the random numbers, some of which it may draw
-        snapshot.restore(self._start, innermost(self._optimizer), self._history.models())
+        optimizer, models = innermost(self._optimizer), self._history.models()
+        snapshot.restore(self._start, optimizer, models, self._untrained)
         if len(self._random_states) == collective.num_processes():  # not after a resume with more or fewer
             set_random_state(self._random_states[collective.process_index()], device_of(self._optimizer))
 
@@ -146,6 +150,7 @@ class Search:
 
     def _clear(self) -> None:
         self._start, self._random_states, self.candidate_lrs, self.forecasts = None, [], [], []
+        self._untrained.drop_copies()
 
     def end_step(self) -> None:
         """To be called after every optimizer step of the run, in a search or not."""
@@ -155,14 +160,16 @@ class Search:
         """Everything needed to go on, without the losses; under FSDP without "start", of which every process has a
         share of its own.
         """
-        optimizer, start = innermost(self._optimizer), self._start
-        is_whole = start is not None and not snapshot.is_sharded(optimizer, self._history.models())
+        optimizer, models, start = innermost(self._optimizer), self._history.models(), None
+        if self._start is not None and not snapshot.is_sharded(optimizer, models):
+            self._untrained.look(find_untrained(optimizer, models))
+            start = self._start.state_dict(self._untrained.changed)  # the model's checkpoint has the rest
         return {
             "candidate_lrs": [*self.candidate_lrs],
             "forecasts": [*self.forecasts],
             "num_lost": self.num_lost,
             "validations": [*self._validations],
-            "start": start.state_dict() if start is not None and is_whole else None,
+            "start": start,
             "random_states": [*self._random_states],
             "batches": self._replay.state_dict(),
         }
@@ -174,6 +181,8 @@ class Search:
         self.num_lost = state.get("num_lost", 0)
         self._validations = [*state["validations"]]
         self._start = None if state["start"] is None else snapshot.Snapshot(**state["start"])
+        self._untrained = Untrained()
+        self._untrained.changed = set() if self._start is None else {*self._start.buffers}
         self._random_states = [state.cpu() for state in state["random_states"]]
         self._replay.load_state_dict(state.get("batches"), is_searching=self.is_on and not self.cannot_go_on)
 

@@ -44,6 +44,7 @@ def get_autowu_schedule(
     rewind: bool | str | None = None,
     rewind_dir: str | None = None,
     rewind_memory: float | None = None,
+    rewind_in_checkpoint: bool | None = None,
     guard: bool | None = None,
     scale: bool | None = None,
     seed: int | None = None,
@@ -96,6 +97,9 @@ def get_autowu_schedule(
             works, else a logged warning. False: only the LR goes back.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory, in (0, 1), that the snapshots may take, 0.5.
+        rewind_in_checkpoint: True: ``state_dict`` has the snapshots during the warm-up, so that a resumed run goes back
+            to the same weights. False: it has not, and is small; a resumed run then goes back at most to where it was
+            resumed.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they tell
             nothing there either, the peak is the LR that the optimizer was given, or ``max_lr`` if that is lower, and a
             logged warning says so.
@@ -141,6 +145,7 @@ def get_autowu_schedule(
         "rewind": rewind,
         "rewind_dir": rewind_dir,
         "rewind_memory": rewind_memory,
+        "rewind_in_checkpoint": rewind_in_checkpoint,
         "guard": guard,
         "scale": scale,
         "seed": seed,

@@ -80,7 +80,8 @@ class AutoWUScheduler(Reported):
         self._check_at: int | None = None
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = history = LossHistory(optimizer, model=model)
-        self.rewind = Rewind(optimizer, history.models, s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on)
+        options = (s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on, s.rewind_in_checkpoint)
+        self.rewind = Rewind(optimizer, history.models, *options)
         self._rule = PeakRule(s.rule, self.rewind, min(own_lr(optimizer), s.highest_lr))
         self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
@@ -110,8 +111,10 @@ class AutoWUScheduler(Reported):
 
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
-            if step == self.ticks_per_step and collective.is_main_process():
-                logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
+            if step == self.ticks_per_step:
+                self.rewind.look()
+                if collective.is_main_process():
+                    logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
             if self._nearing:
                 self._warm_up.observe(loss)
                 self._come_closer(step)

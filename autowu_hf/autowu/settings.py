@@ -60,6 +60,7 @@ class AutoWUSettings:
     rewind: bool | str | None = None
     rewind_dir: str | None = None
     rewind_memory: float = 0.5
+    rewind_in_checkpoint: bool = True
     guard: bool = True
     scale: bool | None = None
     seed: int = 0
@@ -84,7 +85,7 @@ class AutoWUSettings:
         if self.decay_type is not None:
             check_name("decay_type", self.decay_type, DECAY_TYPES)
         check_name("gp_engine", self.gp_engine, GP_ENGINES)
-        for name in ("standardize", "guard", "scale"):
+        for name in ("standardize", "rewind_in_checkpoint", "guard", "scale"):
             if not isinstance(getattr(self, name), bool) and (name != "scale" or self.scale is not None):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.scale and not {"min_lr", "max_lr"}.isdisjoint(self._given_range()):

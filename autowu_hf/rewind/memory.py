@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import socket
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
 from ..runtime import collective
+from ..runtime.finite import OutOfReachError
 from ..runtime.param_groups import Obstacle
+
+_ENDLESS = 2**62
+"""The size of what cannot be copied on this process, so that the others hear of it."""
 
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -31,6 +35,28 @@ def free_memory() -> int:
         except (OSError, ValueError):  # not this version of control groups, or no limit
             continue
     return max(free, 0)
+
+
+def find_room(size: Callable[[], int], share: float | None, fewest: int) -> tuple[int, int | None, Obstacle | None]:
+    """How many snapshots there may be; one collective.
+
+    Args:
+        size: returns the size of one snapshot of this process, in bytes.
+        share: as in ``snapshots_that_fit``; None where they do not go into memory, without a collective.
+        fewest: as many are needed.
+
+    Returns:
+        The size; how many fit, None where nothing limits them; and why there can be none, or too few.
+    """
+    obstacle = None
+    try:
+        num_bytes = size()
+    except OutOfReachError as error:
+        num_bytes, obstacle = _ENDLESS, cannot_copy(error)
+    room = None if share is None else snapshots_that_fit(num_bytes, share)
+    if obstacle is None and share is not None and room is not None and room < fewest:
+        obstacle = too_little_memory(fewest, num_bytes, share)
+    return num_bytes, room, obstacle
 
 
 def snapshots_that_fit(num_bytes: int, share: float) -> int:
@@ -65,3 +91,8 @@ def too_little_memory(fewest: int, num_bytes: int, share: float) -> Obstacle:
         f"{share:.0%} of the free host memory",
         'free some, raise rewind_memory, or keep them in files with rewind="disk"',
     )
+
+
+def cannot_copy(error: OutOfReachError) -> Obstacle:
+    """Why rewind cannot work where what is trained cannot be copied."""
+    return Obstacle(f"the parameters or the optimizer's state hold {error}", "use another optimizer")

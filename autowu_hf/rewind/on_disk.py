@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Collection
 
 import torch
 
@@ -42,7 +43,7 @@ class SnapshotOnDisk:
         if os.path.exists(self._path):
             os.remove(self._path)
 
-    def state_dict(self) -> None:
+    def state_dict(self, buffers: Collection[str] | None = None) -> None:
         """None: a checkpoint does not carry this process's files."""
 
 

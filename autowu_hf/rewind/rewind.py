@@ -9,38 +9,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
+from ..runtime.finite import OutOfReachError
 from ..runtime.param_groups import Obstacle, innermost, weights_out_of_reach
-from . import snapshot
-from .memory import snapshots_that_fit, too_little_memory
+from . import portable, snapshot
+from .memory import cannot_copy, find_room
 from .on_disk import SnapshotFolder
+from .portable import StoredSnapshot
 from .snapshot import Snapshot
 from .thinning import FEWEST, LR_FACTOR, MOST, limit_for, order_of_return, spacing, to_drop
+from .untrained import Untrained, find_untrained
 
 logger = logging.getLogger(__name__)
-
-
-class StoredSnapshot(Protocol):
-    """A snapshot, in memory or in a file, that was taken after ``step`` scheduler steps."""
-
-    step: int
-
-    def finite_buffers(self) -> set[str]:
-        """The names of the buffers without an infinity or NaN."""
-
-    def load(self) -> Snapshot:
-        """The snapshot in memory."""
-
-    def discard(self) -> Snapshot | None:
-        """Gives the snapshot up; returns one whose memory may be used again, or None."""
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """What a checkpoint carries of it; None if it cannot leave its process."""
 
 
 class Rewind:
@@ -54,6 +40,7 @@ class Rewind:
         folder: for "disk"; None for the system's temporary one.
         memory_share: the share of the free host memory, in (0, 1), that the snapshots may take.
         looks_on: whether the warm-up goes on beyond the minimum, so that a switch may go further back than that.
+        in_checkpoint: whether ``state_dict`` has the snapshots.
 
     Attributes:
         is_on: False where rewind is off, cannot work or found too little memory.
@@ -75,6 +62,7 @@ class Rewind:
         folder: str | None,
         memory_share: float,
         looks_on: bool,
+        in_checkpoint: bool = True,
     ) -> None:
         self.is_on = mode is not False
         self.snapshots: list[StoredSnapshot] = []
@@ -88,7 +76,9 @@ class Rewind:
         self._optimizer = optimizer
         self._models = models
         self._looks_on = looks_on
-        self._due_lr = 0.0
+        self._in_checkpoint = in_checkpoint
+        self._untrained = Untrained(shares=mode != "disk")
+        self._due_lr, self._said_size = 0.0, False
         self._spare: Snapshot | None = None
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
@@ -97,9 +87,6 @@ class Rewind:
     def refuse(self, obstacle: Obstacle) -> None:
         """Raises an error if the user asked for rewind, which cannot work here; turns rewind off otherwise.
 
-        Args:
-            obstacle: why it cannot work, and what to do instead.
-
         Raises:
             ValueError: ``mode`` is True or "disk".
         """
@@ -107,7 +94,7 @@ class Rewind:
             return
         obstacle = replace(obstacle, remedy=f"{obstacle.remedy}, or rewind=False")
         if self._mode is not None:
-            raise ValueError(_sentence(f"rewind={self._mode!r} cannot work here", obstacle))
+            raise ValueError(f"rewind={self._mode!r} cannot work here: {obstacle.reason}; {obstacle.remedy}")
         self.turn_off(obstacle)
 
     def turn_off(self, obstacle: Obstacle) -> None:
@@ -116,7 +103,9 @@ class Rewind:
         self.drop()
         if collective.is_main_process():
             logger.warning(
-                _sentence("AutoWU cannot rewind the weights at the switch, only the learning rate", obstacle)
+                "AutoWU cannot rewind the weights at the switch, only the learning rate: %s; %s",
+                obstacle.reason,
+                obstacle.remedy,
             )
 
     def plan(self, band: float) -> None:
@@ -130,12 +119,9 @@ class Rewind:
             ValueError: rewind cannot work with this optimizer, and ``mode`` is True or "disk".
         """
         self.is_planned = True
-        self.limit = limit_for(band, self._looks_on)
+        room, limit = self._find_room(FEWEST), limit_for(band, self._looks_on)
+        self.limit = limit if room is None else min(room, limit)
         self.lr_factor = spacing(band, self.limit)
-        room = self._find_room(FEWEST)
-        if room is not None and room < self.limit:
-            self.limit = room
-            self.lr_factor = spacing(band, room)
 
     def _find_room(self, fewest: int) -> int | None:
         """How many snapshots fit, by one collective; None: no limit, or fewer than ``fewest``, and rewind is off."""
@@ -143,12 +129,17 @@ class Rewind:
         if obstacle is not None:
             self.refuse(obstacle)
             return None
-        self.num_bytes = snapshot.size(innermost(self._optimizer), self._models())
-        room = None if self._mode == "disk" else snapshots_that_fit(self.num_bytes, self._memory_share)
-        if room is not None and room < fewest:
-            self.turn_off(too_little_memory(fewest, self.num_bytes, self._memory_share))
-            return None
-        return room
+        share = None if self._mode == "disk" else self._memory_share
+        size = partial(snapshot.size, innermost(self._optimizer), self._models(), self._untrained)
+        self.num_bytes, room, obstacle = find_room(size, share, fewest)
+        if obstacle is not None:
+            self.turn_off(obstacle)
+        return None if obstacle is not None else room
+
+    def look(self) -> None:
+        """Takes notice of which buffers and parameters without gradients change, before the first snapshot."""
+        if self.is_on:
+            self._untrained.look(find_untrained(innermost(self._optimizer), self._models()))
 
     def is_due(self, lr: float) -> bool:
         """Whether a snapshot is due once the LR has grown to ``lr``."""
@@ -163,9 +154,9 @@ class Rewind:
             lowest_lr: the lowest LR that a switch may go back to by losses that are still to come.
             wanted_lrs: the LRs that a switch would go back to by what is known now.
         """
-        taken = snapshot.take(innermost(self._optimizer), self._models(), step, reuse=self._spare)
-        self._spare = None
-        self.snapshots.append(self._stored(taken))
+        self._take(step)
+        if not self.is_on:
+            return
         self._due_lr = self.lr_factor * lr_of(step)
         lrs = [lr_of(s.step) for s in self.snapshots]
         dropped = to_drop(lrs, self.limit, wanted_lrs, lowest_lr if self._looks_on else None)
@@ -180,7 +171,16 @@ class Rewind:
         if self.is_on:
             self._find_room(1)
         if self.is_on:
-            self.snapshots.append(self._stored(snapshot.take(innermost(self._optimizer), self._models(), step)))
+            self._take(step)
+
+    def _take(self, step: int) -> None:
+        try:
+            taken = snapshot.take(innermost(self._optimizer), self._models(), step, self._spare, self._untrained)
+        except OutOfReachError as error:
+            self.turn_off(cannot_copy(error))
+            return
+        self._spare = None
+        self.snapshots.append(self._stored(taken))
 
     def restore(self, lr_of: Callable[[float], float], highest_lr: float) -> int | None:
         """Restores the first finite snapshot in the order of ``thinning.order_of_return``.
@@ -202,11 +202,12 @@ class Rewind:
         ever_finite = set().union(*finite_buffers)
         for i in order_of_return([lr_of(s.step) for s in self.snapshots], highest_lr, start_lr=lr_of(0)):
             saved = self.snapshots[i].load()
-            if not self._everywhere(saved.is_finite() and finite_buffers[i] == ever_finite):
+            is_broken = bool((saved.buffers.keys() - finite_buffers[i]) & ever_finite) or not saved.is_finite()
+            if not self._everywhere(not is_broken):
                 continue
-            other = snapshot.restore(saved, innermost(self._optimizer), self._models())
+            other = snapshot.restore(saved, innermost(self._optimizer), self._models(), self._untrained)
             if other and collective.is_main_process():
-                logger.warning("these buffers were others at step %d, and stay as they are: %s", saved.step, other)
+                logger.warning("these buffers were others, or not copied, at step %d; they stay: %s", saved.step, other)
             return saved.step
         return None
 
@@ -215,13 +216,19 @@ class Rewind:
         for stored in self.snapshots:
             stored.discard()
         self.snapshots, self._spare, self._due_lr = [], None, 0.0
+        self._untrained.drop_copies()
 
     def state_dict(self) -> dict[str, Any]:
-        """Includes the snapshots where those of one process are everybody's: not under FSDP, nor from files."""
+        """Includes the snapshots where those of one process are everybody's: not under FSDP, nor from files; and
+        without the buffers that have never changed, because the model's own checkpoint has them.
+        """
         snapshot.wait_for_copies()
-        portable = self.snapshots and not self._differs_by_process()
-        states = [s.state_dict() for s in self.snapshots] if portable else []
-        return {"is_on": self.is_on, "due_lr": self._due_lr, "kept": [s for s in states if s is not None]}
+        states: list[dict[str, Any]] = []
+        if self.snapshots and self._in_checkpoint and not self._differs_by_process():
+            self.look()
+            states = portable.states_of(self.snapshots, self._untrained.changed)
+            self._said_size = self._said_size or portable.is_large(states, self._models())
+        return {"is_on": self.is_on, "due_lr": self._due_lr, "kept": states}
 
     def load_state_dict(self, state: dict[str, Any], warming_up: bool) -> None:
         """Restores what ``state_dict`` returned; warns if it lacks snapshots that a switch may want.
@@ -231,18 +238,15 @@ class Rewind:
             warming_up: whether the warm-up goes on.
         """
         self.drop()
+        self._untrained = Untrained(shares=self._mode != "disk")
         self.is_on = self.is_on and state["is_on"]  # what took too much memory then would do so now
         if not warming_up or not self.is_on:
             return
-        loaded = [Snapshot(**saved) for saved in state["kept"]]
-        if loaded and snapshot.fits(loaded[0], innermost(self._optimizer)):
+        loaded = portable.snapshots_in(state["kept"], innermost(self._optimizer))
+        if loaded:
+            self._untrained.changed = {name for saved in loaded for name in saved.buffers}
             self.snapshots.extend(map(self._stored, loaded))
             self._due_lr = state["due_lr"]
-        elif collective.is_main_process():
-            logger.warning(
-                "the checkpoint holds no snapshots that fit this run, so that AutoWU's rewind goes back at most to the "
-                "step after which the run was resumed"
-            )
 
     def _stored(self, taken: Snapshot) -> StoredSnapshot:
         """The snapshot where it is kept: in memory, or in a file."""
@@ -254,7 +258,3 @@ class Rewind:
     def _everywhere(self, holds: bool) -> bool:
         """Whether it holds on all processes; under FSDP each sees another share."""
         return collective.gather_max([int(not holds)])[0] == 0 if self._differs_by_process() else holds
-
-
-def _sentence(statement: str, obstacle: Obstacle) -> str:
-    return f"{statement}: {obstacle.reason}; {obstacle.remedy}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..runtime.finite import is_finite, local_share
+from ..runtime.finite import OutOfReachError, is_finite, local_share, parts
+from .tensors import copied_all, fill, num_bytes, put_back, tensors_in
+from .untrained import Untrained, find_untrained
 
 _OWN_OF_GROUPS = ("params", "lr", "initial_lr")
 
@@ -24,7 +25,7 @@ class Snapshot:
     Args:
         step: scheduler steps done.
         parameters: those of the optimizer, in its order.
-        buffers: those of the models, by name.
+        buffers: those of the models, and parameters that are not trained, by name; see ``Untrained``.
         states: the optimizer's state of every parameter.
         groups: the options of every parameter group without its learning rate; the group may be empty.
         is_shared: whether somebody else holds its tensors too, a checkpoint that is being written for one.
@@ -39,7 +40,7 @@ class Snapshot:
 
     def num_bytes(self) -> int:
         """Host memory that it takes."""
-        return sum(map(_num_bytes, _tensors_in([self.parameters, self.buffers, self.states, self.groups])))
+        return sum(map(num_bytes, tensors_in([self.parameters, self.buffers, self.states, self.groups])))
 
     def is_finite(self) -> bool:
         """Whether no parameter is infinite or NaN."""
@@ -57,29 +58,48 @@ class Snapshot:
         """Gives the snapshot up: returns it if its memory may be used again, None if somebody else holds it."""
         return None if self.is_shared else self
 
-    def state_dict(self) -> dict[str, Any]:
-        """What ``torch.load(weights_only=True)`` loads; its tensors are the snapshot's own."""
+    def state_dict(self, buffers: Collection[str] | None = None) -> dict[str, Any]:
+        """What ``torch.load(weights_only=True)`` loads, as the optimizer's state; its tensors are the snapshot's own.
+
+        Args:
+            buffers: the names of those that it holds; None for all.
+        """
         self.is_shared = True
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if buffers is not None:
+            state["buffers"] = {name: buffer for name, buffer in self.buffers.items() if name in buffers}
+        return state
 
 
-def take(optimizer: Optimizer, models: Sequence[nn.Module], step: int, reuse: Snapshot | None = None) -> Snapshot:
+def take(
+    optimizer: Optimizer,
+    models: Sequence[nn.Module],
+    step: int,
+    reuse: Snapshot | None = None,
+    untrained: Untrained | None = None,
+) -> Snapshot:
     """Copies the present state of training into host memory: pinned, and without waiting for it, from an accelerator.
 
     Args:
         optimizer: whose parameters and state are copied.
-        models: whose buffers are.
+        models: whose buffers are, and their parameters without gradients.
         step: scheduler steps done.
         reuse: a snapshot that is needed no more; its memory is used again where it fits.
+        untrained: what earlier snapshots of the same run know of the latter two; None for the first one.
 
     Returns:
         The snapshot.
+
+    Raises:
+        OutOfReachError: a parameter or a state of the optimizer cannot be copied.
     """
-    live = _live(optimizer, models)
+    live = _trained(optimizer)
     old: list[Any] = [None] * len(live)
     if reuse is not None and not reuse.is_shared and len(reuse.parameters) == len(live[0]):
-        old = [reuse.parameters, reuse.buffers, reuse.states, None]
-    parameters, buffers, states, groups = (_copied(value, o) for value, o in zip(live, old, strict=True))
+        old = [reuse.parameters, reuse.states, None]
+    parameters, states, groups = (copied_all(value, o) for value, o in zip(live, old, strict=True))
+    trained_bytes = sum(map(num_bytes, tensors_in([parameters, states, groups])))
+    buffers = (untrained or Untrained()).copies(find_untrained(optimizer, models), trained_bytes)
     return Snapshot(step, parameters, buffers, states, groups)
 
 
@@ -89,17 +109,26 @@ def wait_for_copies() -> None:
         torch.cuda.synchronize()
 
 
-def size(optimizer: Optimizer, models: Sequence[nn.Module]) -> int:
+def size(optimizer: Optimizer, models: Sequence[nn.Module], untrained: Untrained | None = None) -> int:
     """The host memory, in bytes, that a snapshot would take; copies nothing.
 
     What lies on an accelerator goes into pinned memory, which is handed out in powers of two.
 
     Args:
         optimizer: whose parameters and state are counted.
-        models: whose buffers are.
+        models: as in ``take``.
+        untrained: as in ``take``.
+
+    Raises:
+        OutOfReachError: as in ``take``.
     """
-    tensors = [local_share(t) for t in _tensors_in(_live(optimizer, models))]
-    return sum(_num_bytes(t) if t.device.type == "cpu" else _next_power_of_two(_num_bytes(t)) for t in tensors)
+    tensors = [*tensors_in(_trained(optimizer))]
+    for tensor in tensors:
+        if parts(tensor) is None:
+            raise OutOfReachError(f"a {type(tensor).__name__}, whose values cannot be copied")
+    trained_bytes = sum(num_bytes(tensor) for tensor in tensors)
+    named = find_untrained(optimizer, models)
+    return sum(num_bytes(t, is_pinned=True) for t in tensors) + (untrained or Untrained()).size(named, trained_bytes)
 
 
 def fits(snapshot: Snapshot, optimizer: Optimizer) -> bool:
@@ -108,38 +137,47 @@ def fits(snapshot: Snapshot, optimizer: Optimizer) -> bool:
 
 
 @torch.no_grad()
-def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module]) -> list[str]:
+def restore(
+    snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module], untrained: Untrained | None = None
+) -> list[str]:
     """Makes the state of training what it was, bit for bit; tensors are filled in place.
 
     Args:
-        snapshot: of the same optimizer and models.
+        snapshot: of the same optimizer and models. Parameters that joined the optimizer later are left as they are.
         optimizer: whose parameters and state are restored; its learning rates stay.
-        models: whose buffers are.
+        models: whose buffers are, and their parameters without gradients.
+        untrained: that of ``take``; None: whatever the snapshot does not have counts as changed.
 
     Returns:
-        The names of the buffers that stay as they are, because they are new or have another shape than then.
+        The names of what has changed and stays as it is, because it is new or has another shape than then.
     """
+    named = find_untrained(optimizer, models)
+    if untrained is not None:
+        untrained.look(named)
     other = []
-    for name, buffer in _buffers(models).items():
+    for name, tensor in named.items():
         saved = snapshot.buffers.get(name)
-        if saved is not None and saved.shape == local_share(buffer).shape:
-            local_share(buffer).copy_(saved)
-        else:
+        if saved is not None and fill(tensor, saved):
+            continue
+        if saved is not None or untrained is None or name in untrained.changed:
             other.append(name)
-    for live, saved in zip(_parameters(optimizer), snapshot.parameters, strict=True):
-        local_share(live).copy_(saved)
-    for parameter, state in zip(_parameters(optimizer), snapshot.states, strict=True):
+    parameters, states = _parameters(optimizer), [*snapshot.states]
+    states += [{}] * (len(parameters) - len(states))
+    for i, (live, saved) in enumerate(zip(parameters, snapshot.parameters, strict=False)):
+        if not fill(live, saved):
+            other.append(f"parameter {i} of the optimizer")
+    for parameter, state in zip(parameters, states, strict=True):
         if state:
             present = optimizer.state[parameter]
             for name in [name for name in present if name not in state]:
                 del present[name]
             for name, value in state.items():
-                present[name] = _restored(present.get(name), value, parameter)
+                present[name] = put_back(present.get(name), value, parameter)
         else:
             optimizer.state.pop(parameter, None)
-    for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=True):
+    for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=False):
         for name, value in saved_group.items():
-            group[name] = _restored(group.get(name), value, None)
+            group[name] = put_back(group.get(name), value, None)
     return other
 
 
@@ -154,80 +192,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _buffers(models: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """The buffers by name, each once; the wraps of launchers and compilers leave no trace in the names."""
-    named: dict[str, Tensor] = {}
-    for i, model in enumerate(models):
-        for name, buffer in model.named_buffers():
-            for wrap in ("module.", "_orig_mod.", "_fsdp_wrapped_module."):
-                name = name.replace(wrap, "")
-            named[f"{i}.{name}"] = buffer
-    return named
-
-
-def _live(optimizer: Optimizer, models: Sequence[nn.Module]) -> list[Any]:
-    """Parameters, buffers, state and options of the groups, as a snapshot has them."""
+def _trained(optimizer: Optimizer) -> list[Any]:
+    """Parameters, state and options of the groups, as a snapshot has them."""
     parameters = _parameters(optimizer)
     states = [optimizer.state.get(p, {}) for p in parameters]
     groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in optimizer.param_groups]
-    return [parameters, _buffers(models), states, groups]
-
-
-def _copied(value: Any, old: Any) -> Any:
-    if isinstance(value, Tensor):
-        local = local_share(value)
-        if local.device.type == "cpu":
-            return old.copy_(local) if _alike(old, local) else local.clone()
-        on_cuda = local.device.type == "cuda"
-        if not _alike(old, local):
-            old = torch.empty(local.shape, dtype=local.dtype, pin_memory=on_cuda)
-        return old.copy_(local, non_blocking=on_cuda)  # in its stream's order: before anything changes it
-    if isinstance(value, dict):
-        olds = old if isinstance(old, dict) else {}
-        return {k: _copied(v, olds.get(k)) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = old if isinstance(old, (list, tuple)) and len(old) == len(value) else [None] * len(value)
-        return type(value)(_copied(v, item) for v, item in zip(value, items, strict=True))
-    return copy.deepcopy(value)
-
-
-def _restored(present: Any, saved: Any, parameter: Any) -> Any:
-    """The saved value; in the present one's place, where both are tensors."""
-    if isinstance(saved, Tensor):
-        if isinstance(present, Tensor) and local_share(present).shape == saved.shape:
-            local_share(present).copy_(saved)
-            return present
-        device = saved.device if parameter is None or saved.dim() == 0 else local_share(parameter).device
-        return saved.to(device, copy=True)
-    if isinstance(saved, dict) and isinstance(present, dict):
-        for name in [name for name in present if name not in saved]:
-            del present[name]
-        present.update({k: _restored(present.get(k), v, parameter) for k, v in saved.items()})
-        return present
-    if isinstance(saved, (list, tuple)):
-        presents = present if isinstance(present, (list, tuple)) and len(present) == len(saved) else [None] * len(saved)
-        return type(saved)(_restored(p, v, parameter) for p, v in zip(presents, saved, strict=True))
-    return copy.deepcopy(saved)
-
-
-def _alike(old: Any, tensor: Tensor) -> bool:
-    return isinstance(old, Tensor) and old.shape == tensor.shape and old.dtype == tensor.dtype
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _next_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
+    return [parameters, states, groups]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 
 def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch: Any) -> None:
     """Checks the lengths of a run, in scheduler steps.
@@ -62,6 +64,20 @@ def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key:
             f"this is not a state of {scheduler}, version {version}: it has the keys {sorted(state)}; "
             "resume with the scheduler that wrote the checkpoint, or start anew"
         )
+
+
+def closed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with each of its dicts, lists and tensors inside a tuple of one.
+
+    torch.distributed.checkpoint loads into a state of the same structure, but lists, losses and snapshots grow. It
+    leaves tuples alone, and loads them whole.
+    """
+    return {name: (part,) if isinstance(part, (dict, list, Tensor)) else part for name, part in state.items()}
+
+
+def opened(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state without the tuples of ``closed``; earlier releases wrote none."""
+    return {name: part[0] if isinstance(part, tuple) else part for name, part in state.items()}
 
 
 def check_number(name: str, value: Any) -> None:

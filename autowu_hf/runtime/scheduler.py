@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checks import check_state, check_steps, whole
+from .checks import check_state, check_steps, closed, opened, whole
 from .loss_history import LossHistory
 from .param_groups import lr_ratios, set_lrs
 
@@ -243,7 +243,7 @@ class AdaptiveScheduler(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""
         head = {"version": self.state_version, "last_epoch": self.last_epoch, "step_count": self._step_count}
-        return {**head, **self._state()}
+        return {**head, **closed(self._state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state.
@@ -257,5 +257,5 @@ class AdaptiveScheduler(LRScheduler):
         check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["step_count"]
-        self._load_state(state_dict)
+        self._load_state(opened(state_dict))
         self._set_lrs()

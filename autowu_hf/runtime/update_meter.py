@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import collective
-from .finite import local_share
+from .finite import numbers_of
 from .param_groups import innermost
 
 _LOSS_SCALE = 256.0
@@ -107,8 +107,9 @@ class UpdateMeter:
 
         def accumulated(parameter: Tensor) -> None:
             meter = this()
-            if meter is not None and parameter.grad is not None:
-                meter._accumulated[id(parameter)] = local_share(parameter.grad).float().square().sum()
+            gradient = None if meter is None else numbers_of(parameter.grad)
+            if meter is not None and gradient is not None:
+                meter._accumulated[id(parameter)] = gradient.float().square().sum()
 
         self._hooks = [
             self._optimizer.register_step_pre_hook(before),
@@ -138,9 +139,8 @@ class UpdateMeter:
         """The root mean square of the weights, without the tensors that are zero; 0 where it cannot be had."""
         squares, count = 0.0, 0
         for parameter in self._parameters():
-            if parameter.device.type == "meta" or not parameter.is_floating_point():
-                continue
-            square = float(_sum(local_share(parameter), local_share(parameter)))
+            weights = numbers_of(parameter)
+            square = 0.0 if weights is None else float(_sum(weights, weights))
             if square > 0.0:
                 squares, count = squares + square, count + parameter.numel()
         return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
@@ -164,9 +164,10 @@ class UpdateMeter:
         self._is_skipped = overflow is not None and float(overflow) > 0.0
         unscale = 1.0 if scale is None else 1.0 / float(scale)
         parameters = [p for p in self._parameters() if p.grad is not None]
-        if any(p.grad.is_sparse for p in parameters):  # type: ignore[union-attr]
-            parameters = []
-        self._before = [(p, _on_host(local_share(p)), _on_host(local_share(p.grad)) * unscale) for p in parameters]
+        pairs = [(p, numbers_of(p), numbers_of(p.grad)) for p in parameters]
+        if any(w is None or g is None for _, w, g in pairs):  # sparse, say, so that the step cannot be measured
+            pairs = []
+        self._before = [(p, _on_host(w), _on_host(g) * unscale) for p, w, g in pairs if w is not None and g is not None]
 
     @torch.no_grad()
     def _look_after(self) -> None:
@@ -176,7 +177,8 @@ class UpdateMeter:
         lr, sums = self._lr(), torch.zeros(8, dtype=torch.float64)
         own_lrs = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
         for parameter, weights, gradient in before:
-            now = local_share(parameter)
+            now = numbers_of(parameter)
+            assert now is not None
             w, g = weights.to(now.device), gradient.to(now.device)
             d = _wide(now) - _wide(w)
             w2, g2, d2 = (_sum(t, t) for t in (w, g, d))

@@ -39,6 +39,7 @@ def test_every_argument_reaches_the_settings():
         "rewind": "disk",
         "rewind_dir": "somewhere",
         "rewind_memory": 0.25,
+        "rewind_in_checkpoint": False,
         "guard": False,
         "scale": False,
         "seed": 5,

@@ -26,6 +26,7 @@ from autowu_hf.autowu.settings import AutoWUSettings
         ({"decay_type": "step"}, "unknown decay_type 'step'; pick one of cosine, linear, rex, constant_then_cosine"),
         ({"gp_engine": "sklearn"}, "unknown gp_engine 'sklearn'; pick one of fast, gpytorch"),
         ({"standardize": "no"}, "standardize must be True or False, got 'no'"),
+        ({"rewind_in_checkpoint": None}, "rewind_in_checkpoint must be True or False, got None"),
     ],
 )
 def test_options_outside_their_limits_are_refused(options, message):

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from rewind_runs import assert_same, run, small, state_of, train_step, valley
 from tiny import get_schedule
+
+from autowu_hf import get_autolrs_schedule, get_autowu_schedule, get_salsa_schedule
+from autowu_hf.rewind import portable
+from autowu_hf.runtime.checks import opened
 
 
 @pytest.mark.parametrize("stop", [30, 123, 171, 300])
@@ -73,9 +79,70 @@ def test_a_state_dict_keeps_what_it_held_while_training_goes_on():
     model, optimizer = small()
     scheduler = get_schedule(optimizer, 400, model=model)
     run(scheduler, model, optimizer, valley(150, 120))
-    state = scheduler.state_dict()
+    state = opened(scheduler.state_dict())
     then = copy.deepcopy(state["rewind"]["kept"])
     run(scheduler, model, optimizer, valley(150, 400)[120:], since=120)
     for before, after in zip(then, state["rewind"]["kept"], strict=True):
         assert_same(before["parameters"], after["parameters"])
         assert_same(before["states"], after["states"])
+
+
+def test_the_size_of_large_snapshots_is_said_once_and_an_option_leaves_them_out(caplog, monkeypatch):
+    monkeypatch.setattr(portable, "_LARGE", 1000)
+    caplog.set_level(logging.INFO, "autowu_hf")
+    losses = valley(150, 400)
+    for in_checkpoint in (True, False):
+        caplog.clear()
+        model, optimizer = small()
+        scheduler = get_schedule(optimizer, 400, model=model, rewind_in_checkpoint=in_checkpoint)
+        run(scheduler, model, optimizer, losses[:100])
+        kept = opened(scheduler.state_dict())["rewind"]["kept"]
+        assert len(kept) == (len(scheduler.rewind.snapshots) if in_checkpoint else 0)
+        state = scheduler.state_dict()
+        assert caplog.text.count("rewind_in_checkpoint=False leaves them out") == in_checkpoint
+        assert f"holds {len(kept)} snapshots of 0 MiB" in caplog.text or not in_checkpoint
+    resumed = get_schedule(optimizer, 400, model=model, rewind_in_checkpoint=False)
+    resumed.load_state_dict(state)
+    assert "the checkpoint holds no snapshots that fit this run" in caplog.text
+    run(resumed, model, optimizer, losses[100:], since=100)
+    assert resumed.ended_by == "cliff"
+    assert resumed.rewound_to >= 101
+
+
+def made(kind):
+    """A model, its optimizer, a schedule, and how it is stepped."""
+    model, optimizer = small()
+    if kind == "salsa":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return model, optimizer, get_salsa_schedule(optimizer, 60, test_every=5, line_search=False)
+    if kind == "autolrs":
+        options = {"num_candidates": 2, "first_stage": 20, "longest_stage": 20}
+        return model, optimizer, get_autolrs_schedule(optimizer, 60, **options)
+    if kind == "scale":
+        return model, optimizer, get_autowu_schedule(optimizer, 60, model=model)
+    return model, optimizer, get_schedule(optimizer, 60, model=model)
+
+
+@pytest.mark.parametrize("kind", ["scale", "range", "autolrs", "salsa"])
+@pytest.mark.filterwarnings("ignore:torch.distributed:UserWarning")
+def test_distributed_checkpoints_load_into_a_fresh_schedule(kind, tmp_path):
+    """They load into the state of a fresh one, whose lists are shorter."""
+
+    def go(parts, first, last):
+        for step in range(first, last):
+            torch.manual_seed(step)
+            train_step(*parts)
+
+    whole = made(kind)
+    go(whole, 0, 20)
+    dcp.save({"schedule": whole[2]}, checkpoint_id=tmp_path, no_dist=True)
+    saved = copy.deepcopy([part.state_dict() for part in whole[:2]])
+    fresh = made(kind)
+    dcp.load({"schedule": fresh[2]}, checkpoint_id=tmp_path, no_dist=True)
+    for part, state in zip(fresh[:2], saved, strict=True):
+        part.load_state_dict(state)
+    assert repr(fresh[2].state_dict()) == repr(whole[2].state_dict())
+    go(whole, 20, 40)
+    go(fresh, 20, 40)
+    assert fresh[2].get_last_lr() == whole[2].get_last_lr()
+    assert_same(state_of(*fresh[:2]), state_of(*whole[:2]))

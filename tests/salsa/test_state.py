@@ -12,6 +12,7 @@ from salsa_models import QUICK, Point
 from tiny import batches
 from torch import nn
 
+from autowu_hf.runtime.checks import opened
 from autowu_hf.salsa.factory import get_salsa_schedule
 
 
@@ -110,7 +111,7 @@ def test_the_format_of_states_stays():
     scheduler = get_salsa_schedule(optimizer, 100)
     scheduler.load_state_dict(OLD_STATE)
     assert optimizer.param_groups[0]["lr"] == 0.02
-    state = scheduler.state_dict()
+    state = opened(scheduler.state_dict())
     assert state.keys() == OLD_STATE.keys()
     for name, value in OLD_STATE.items():
         assert repr(state[name]) == repr(value), name
