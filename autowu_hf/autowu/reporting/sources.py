@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ...runtime.checks import opened
 from .report import read_report
 
 
@@ -59,6 +60,7 @@ def _read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fsdecode(path)} holds no AutoWU schedule, or that of an earlier release, which wrote less of it; "
             "pass the scheduler.pt or scheduler.bin of a checkpoint, or the autowu.json of a run"
         )
+    state = opened(state)
     losses = state["losses"]
     seen = [*state["course"]["losses_before"], *losses["gathered"].tolist(), *losses["pending"].tolist()]
     return {**state["outline"], "losses": seen, "tests": state["minimum_test"]["records"]}
