@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import nn
 from torch.optim import Optimizer
 
+from ..runtime import collective
+from ..runtime.param_groups import finds_own_lr, innermost, is_schedule_free
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
+
+logger = logging.getLogger(__name__)
 
 
 def get_autowu_schedule(
@@ -96,7 +102,7 @@ def get_autowu_schedule(
         The scheduler, to be stepped once per optimizer step.
 
     Raises:
-        ValueError: an argument is outside its limits, or a name is unknown.
+        ValueError: an argument is outside its limits, a name is unknown, or the optimizer finds its LR by itself.
 
     Example:
         >>> optimizer = torch.optim.AdamW(model.parameters())
@@ -108,6 +114,18 @@ def get_autowu_schedule(
         ...     scheduler.step(loss)
         ...     optimizer.zero_grad()
     """
+    name = type(innermost(optimizer)).__name__
+    if finds_own_lr(optimizer):
+        raise ValueError(
+            f"{name} finds its learning rate by itself, and a schedule's only multiplies it, so AutoWU has nothing "
+            f'to go by; use lr_scheduler_type="constant" with {name}, or "autowu" with another optimizer, say AdamW'
+        )
+    if is_schedule_free(optimizer) and collective.is_main_process():
+        logger.warning(
+            "%s is made to go without a schedule: it averages where others decay. Use lr_scheduler_type='constant' "
+            "with it, or 'autowu' with another optimizer, such as AdamW",
+            name,
+        )
     options = {
         "min_lr": min_lr,
         "max_lr": max_lr,

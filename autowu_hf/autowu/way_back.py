@@ -145,7 +145,7 @@ class WayBack:
                 logger.warning(
                     "AutoWU goes back to the earliest snapshot that it has, of step %d at learning rate %.1e, which is "
                     "above the %.1e that it is to go on from",
-                    step,
+                    step // self._cadence.ticks_per_step,
                     lr_of(step),
                     highest,
                 )
@@ -162,10 +162,10 @@ def require_finite_parameters(
 
     Args:
         optimizer: whose parameters are looked at.
-        step: scheduler steps done.
+        step: optimizer steps done.
         last_lr: the LR at the end of the warm-up, in optimizer units.
         max_lr: the end of the range that the LR grows over; None around the scale.
-        rewound_to: the step whose weights were restored there; None where none were.
+        rewound_to: the optimizer step whose weights were restored there; None where none were.
         rewind_is_on: whether there were any to choose from.
 
     Raises:

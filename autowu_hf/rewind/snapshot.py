@@ -104,7 +104,8 @@ def size(optimizer: Optimizer, models: Sequence[nn.Module]) -> int:
 
 def fits(snapshot: Snapshot, optimizer: Optimizer) -> bool:
     """Whether a snapshot is one of this optimizer, by the shapes of its parameters."""
-    return [t.shape for t in snapshot.parameters] == [local_share(p).shape for p in _parameters(optimizer)]
+    shapes = [local_share(p).shape for p in _parameters(optimizer)]
+    return [t.shape for t in snapshot.parameters] == shapes[: len(snapshot.parameters)]
 
 
 @torch.no_grad()
@@ -126,9 +127,10 @@ def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module
             local_share(buffer).copy_(saved)
         else:
             other.append(name)
-    for live, saved in zip(_parameters(optimizer), snapshot.parameters, strict=True):
+    # Groups that were added since come last, and stay.
+    for live, saved in zip(_parameters(optimizer), snapshot.parameters, strict=False):
         local_share(live).copy_(saved)
-    for parameter, state in zip(_parameters(optimizer), snapshot.states, strict=True):
+    for parameter, state in zip(_parameters(optimizer), snapshot.states, strict=False):
         if state:
             present = optimizer.state[parameter]
             for name in [name for name in present if name not in state]:
@@ -137,7 +139,7 @@ def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module
                 present[name] = _restored(present.get(name), value, parameter)
         else:
             optimizer.state.pop(parameter, None)
-    for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=True):
+    for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=False):
         for name, value in saved_group.items():
             group[name] = _restored(group.get(name), value, None)
     return other

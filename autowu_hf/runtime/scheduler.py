@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .checks import check_state, check_steps, whole
 from .loss_history import LossHistory
-from .param_groups import lr_ratios, set_lrs
+from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, set_lrs
 
 
 class AdaptiveScheduler(LRScheduler):
@@ -58,7 +58,8 @@ class AdaptiveScheduler(LRScheduler):
     def __init__(self, optimizer: Optimizer, num_training_steps: int, num_warmup_steps: int = 0) -> None:
         num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, None)
-        self._ratios = lr_ratios(optimizer)
+        self._ratios, self._own_lr = lr_ratios(optimizer), own_lr(optimizer)
+        keep_own_lrs(optimizer)
         self.num_training_steps = num_training_steps
         self.num_warmup_steps = num_warmup_steps
         self.ticks_per_step = 1
@@ -113,12 +114,13 @@ class AdaptiveScheduler(LRScheduler):
         """
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
+            if step == 0:
+                return self._begin()
             self._advance(step, loss)
             if self._step_count > 1:
-                self._step_count += 1
-                self.last_epoch = step
-                self._set_lrs()
-                return
+                self._step_count, self.last_epoch = self._step_count + 1, step
+                return self._set_lrs()
+        match_ratios(self._ratios, self.optimizer, self._own_lr)
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
@@ -126,7 +128,15 @@ class AdaptiveScheduler(LRScheduler):
         lr = self._schedule(self.last_epoch)
         return [lr * ratio for ratio in self._ratios]
 
+    def _begin(self) -> None:
+        """Begins now: SequentialLR takes torch's first step back, and steps to 0 when this schedule's turn comes."""
+        self.last_epoch = 0
+        if self._history is not None:
+            self._history.forget_earlier()
+        self._set_lrs()
+
     def _set_lrs(self) -> None:
+        match_ratios(self._ratios, self.optimizer, self._own_lr)
         self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
         set_lrs(self.optimizer, lrs)
 
