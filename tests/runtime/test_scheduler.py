@@ -96,6 +96,24 @@ def test_losses_that_never_come_leave_the_given_lr_and_a_warning(options, caplog
     assert any(r.levelname == "WARNING" and "which the optimizer was given" in r.getMessage() for r in caplog.records)
 
 
+def test_lightnings_calls_hand_the_loss_over():
+    """The backward is inside of optimizer.step; the schedule gets the logged loss, as a plateau's schedule would."""
+    model, optimizer, schedule = made(40)
+    losses = []
+    for step in range(40):
+
+        def closure(step=step):
+            losses.append(loss_of(model, step))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            return losses[-1]
+
+        optimizer.step(closure)
+        schedule.step(losses[-1].detach())
+    assert schedule.losses == pytest.approx([loss.item() for loss in losses[: schedule.switch_step]])
+    assert schedule.get_last_lr() == [0.0]
+
+
 @pytest.mark.parametrize("cut", [10, 40])
 def test_a_group_that_is_added_on_the_way_keeps_its_ratio_and_its_weights(cut):
     model, optimizer, schedule = made(100, scale=False)

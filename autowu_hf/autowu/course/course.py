@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -246,6 +246,6 @@ class Course:
             "growth_steps": self.curve.growth_steps,
             "sweep_start": self.sweep_start,
             "losses_before": len(self.losses_before),
-            "curve": {name: getattr(self.curve, name) for name in self.curve.__dataclass_fields__},
+            "curve": {**asdict(self.curve), "before": self.curve.paces[:-1]},
             "approach": None if self.approach is None else self.approach.report(),
         }
