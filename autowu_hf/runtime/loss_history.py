@@ -28,7 +28,7 @@ class MissingLossWarning(UserWarning):
 
 
 _MISSING = (
-    "AutoWU saw no loss in this step; without losses its warm-up runs to max_lr blindly. "
+    "AutoWU saw no loss in this step; without losses it finds no learning rate. "
     "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)"
 )
 

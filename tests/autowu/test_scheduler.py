@@ -11,6 +11,7 @@ import torch
 from tiny import get_schedule
 
 from autowu_hf import AutoWUScheduler, MissingLossWarning, get_autowu_schedule
+from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.shapes import DECAY_TYPES, GROWTHS
 
 
@@ -301,6 +302,16 @@ def test_a_run_resumed_twice_is_the_one_that_was_resumed_once():
             bowl(run_of, run_of.last_epoch + 1)
             lrs[-1].append(run_of.get_last_lr()[0])
     assert lrs[0][30:] == lrs[1]
+
+
+def test_a_divergence_is_told_in_optimizer_steps():
+    scheduler = made(ticks=2, rewind=False)
+    bowl(scheduler, 40)
+    with torch.no_grad():
+        scheduler.optimizer.param_groups[0]["params"][0].fill_(math.nan)
+    with pytest.raises(DivergedError) as error:
+        run(scheduler, [math.nan], 200)
+    assert f"after step {(scheduler.last_epoch + 1) // 2}." in str(error.value)
 
 
 def test_a_switched_run_resumed_with_another_total_ends_there():
