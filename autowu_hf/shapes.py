@@ -5,9 +5,11 @@ Pure functions of where the run is, so that the LR of any step is known in close
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 _QUICK = (0.1, 0.3)
 
@@ -126,6 +128,12 @@ def decay_factor(decay_type: str, progress: float, constant_until: float) -> flo
     return DECAYS[decay_type](progress)
 
 
+PACE = ("since", "shift", "growth_steps", "min_lr", "max_lr", "growth")
+"""The fields of an ``LRCurve`` that may change on the way."""
+
+_FINE = 2**40
+
+
 @dataclass(frozen=True)
 class LRCurve:
     """The LR of every step in closed form.
@@ -138,6 +146,9 @@ class LRCurve:
         growth: a key of ``GROWTHS``.
         decay_type: one of ``DECAY_TYPES``.
         decay_fraction: for "constant_then_cosine", the last share of all T steps, over which the LR falls.
+        since: the first step at this pace; 0 unless a growth was resumed in another run than it was planned for.
+        shift: the step at which the growth would have begun at this pace.
+        before: the paces before, oldest first; each has the fields of ``PACE``.
     """
 
     num_training_steps: int
@@ -147,6 +158,9 @@ class LRCurve:
     growth: str
     decay_type: str
     decay_fraction: float
+    since: int = 0
+    shift: float = 0.0
+    before: Sequence[Sequence[Any]] = ()
 
     def warmup(self, step: float) -> float:
         """eta_t of the warm-up.
@@ -157,7 +171,37 @@ class LRCurve:
         Returns:
             The LR, in optimizer units.
         """
-        return GROWTHS[self.growth](step / self.growth_steps, self.min_lr, self.max_lr)
+        if step < self.since:
+            return self.with_paces([pace for pace in self.paces if pace[0] <= max(step, 0)]).warmup(step)
+        return GROWTHS[self.growth]((step - self.shift) / self.growth_steps, self.min_lr, self.max_lr)
+
+    @property
+    def paces(self) -> list[list[Any]]:
+        """All paces of the growth, the present one last."""
+        return [*map(list, self.before), [getattr(self, name) for name in PACE]]
+
+    def with_paces(self, paces: Sequence[Sequence[Any]]) -> LRCurve:
+        """The same decay after a growth at these paces."""
+        return replace(self, before=tuple(map(tuple, paces[:-1])), **dict(zip(PACE, paces[-1], strict=True)))
+
+    def going_on_as(self, other: LRCurve, step: int) -> LRCurve:
+        """This growth as far as it has come, and from there on another: from the LR that was reached, at its own pace.
+
+        Args:
+            other: the growth and the decay that are to follow.
+            step: the steps done.
+
+        Returns:
+            A curve with this one's growth where the other's is the same.
+        """
+        paces = [pace for pace in self.paces if pace[0] <= step]
+        same = other.with_paces(paces)
+        if same.paces[-1][2:] == other.paces[-1][2:]:
+            return same
+        reached, grow = same.warmup(step), GROWTHS[other.growth]
+        share = bisect.bisect_left(range(_FINE), reached, key=lambda i: grow(i / _FINE, other.min_lr, other.max_lr))
+        shift = step - share / _FINE * other.growth_steps
+        return replace(other, since=step + 1, shift=shift, before=same.paces)
 
     def decay(self, step: int, switch_step: int, peak_lr: float) -> float:
         """The LR of the decay, which goes from the peak at the switch to 0 after step T.

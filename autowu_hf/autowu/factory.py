@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from torch import nn
 from torch.optim import Optimizer
 
+from ..runtime import collective
+from ..runtime.param_groups import finds_own_lr, innermost, is_schedule_free
 from .course.approach import RAMP
 from .course.legs import FEWEST_LOSSES
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
+
+logger = logging.getLogger(__name__)
 
 
 def fewest_warmup_steps(num_training_steps: int) -> int:
@@ -116,7 +121,7 @@ def get_autowu_schedule(
         The scheduler, to be stepped once per optimizer step.
 
     Raises:
-        ValueError: an argument is outside its limits, or a name is unknown.
+        ValueError: an argument is outside its limits, a name is unknown, or the optimizer finds its LR by itself.
 
     Example:
         >>> optimizer = torch.optim.AdamW(model.parameters())
@@ -128,6 +133,18 @@ def get_autowu_schedule(
         ...     scheduler.step(loss)
         ...     optimizer.zero_grad()
     """
+    name = type(innermost(optimizer)).__name__
+    if finds_own_lr(optimizer):
+        raise ValueError(
+            f"{name} finds its learning rate by itself, and a schedule's only multiplies it, so AutoWU has nothing "
+            f'to go by; use lr_scheduler_type="constant" with {name}, or "autowu" with another optimizer, say AdamW'
+        )
+    if is_schedule_free(optimizer) and collective.is_main_process():
+        logger.warning(
+            "%s is made to go without a schedule: it averages where others decay. Use lr_scheduler_type='constant' "
+            "with it, or 'autowu' with another optimizer, such as AdamW",
+            name,
+        )
     options = {
         "min_lr": min_lr,
         "max_lr": max_lr,

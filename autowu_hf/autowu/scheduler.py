@@ -21,7 +21,7 @@ from .reporting.reported import DECISION, Reported
 from .settings import AutoWUSettings
 from .verdict import DIVERGENCE, NOTHING, Ending
 from .warm_up import WarmUp
-from .way_back import WayBack, require_finite_parameters
+from .way_back import WayBack
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +90,14 @@ class AutoWUScheduler(Reported):
         self._plan()
         self._start(optimizer)
 
-    def _plan(self, growth_steps: int | None = None, done: int | None = None) -> None:
-        """Sets cap and LR curve, and plans the next test; a warm-up under way grows as it began."""
+    def _plan(self, done: int | None = None) -> None:
+        """Sets cap and LR curve, and plans the next test."""
         done = self.last_epoch if done is None else done
         course, ticks = self._course, self.ticks_per_step
         self._cadence.ticks_per_step = ticks
         if self.num_warmup_steps:
             self._cadence.cap_option = "num_warmup_steps (Trainer's warmup_steps)"
-        growth_steps = growth_steps or (course.curve.growth_steps if done > course.sweep_start else None)
-        course.plan(self.num_training_steps, self.num_warmup_steps, ticks, growth_steps)
+        course.plan(self.num_training_steps, self.num_warmup_steps, ticks, done, self.switch_step is not None)
         self._nearing, self._since = course.is_approach, course.sweep_start  # these are looked up at every step
         self._cap, self._curve = course.cap, course.curve
         self._rule.base_lr = course.base_lr
@@ -112,6 +111,7 @@ class AutoWUScheduler(Reported):
     def _advance(self, step: int, loss: Any) -> None:
         if self.switch_step is None:
             if step == self.ticks_per_step:
+                self._cadence.require_interval(self._cap)
                 self.rewind.look()
                 if collective.is_main_process():
                     logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
@@ -131,6 +131,10 @@ class AutoWUScheduler(Reported):
             self._require_finite_parameters(step)
         if step == self.num_training_steps:
             self._leave_report(step)
+
+    def _begin(self) -> None:
+        self._course.begin()
+        super()._begin()
 
     def _come_closer(self, step: int) -> None:
         """One more step of the approach to the scale; where it is over, what follows."""
@@ -169,7 +173,7 @@ class AutoWUScheduler(Reported):
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
         """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""
-        check_steps(self.num_training_steps, 0, steps)
+        check_steps(self.num_training_steps, 0, steps := whole(steps))
         self._cadence.tell_epoch(steps, self.last_epoch - self._course.sweep_start, self._course.cap)
         if self.last_epoch == 0 and not self._course.is_approach:
             self._warm_up.say_shortage(self._course.cap)
@@ -206,7 +210,7 @@ class AutoWUScheduler(Reported):
 
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
-        peak_lr = self._rule.peak_lr(ending, self.curve, self.ticks_per_step)
+        peak_lr = min(self._rule.peak_lr(ending, self.curve, self.ticks_per_step), self.settings.highest_lr)
         self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
         self.minimum_step = self._since_start(ending.minimum_step) if ending.has_minimum else None
         if self._rule.is_cliff and ending.reason in ("cliff", DIVERGENCE):
@@ -219,10 +223,6 @@ class AutoWUScheduler(Reported):
             # What broke the run may break it again, whatever the LR.
             self._check_at = step + _CHECK_AFTER * self.ticks_per_step
 
-    def _since_start(self, step: int | None) -> int | None:
-        """A step of the sweep, counted from the start of the run."""
-        return None if step is None else self._course.sweep_start + step
-
     def _decay_from(self, step: int, reason: str, peak_lr: float) -> None:
         self._warm_up.history.close()
         self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
@@ -231,12 +231,6 @@ class AutoWUScheduler(Reported):
             level = logging.WARNING if reason == NOTHING or (reason == DIVERGENCE and not was_seen) else logging.INFO
             logger.log(level, "AutoWU: %s", describe(self.report()))
         self._leave_report(step)
-
-    def _require_finite_parameters(self, step: int) -> None:
-        max_lr = self.curve.max_lr if self._course.scale is None else None
-        back_to = None if self.rewound_to is None else self.rewound_to // self.ticks_per_step
-        done, lr = step // self.ticks_per_step, self._last_lr_of_warmup(step)
-        require_finite_parameters(self.optimizer, done, lr, max_lr, back_to, self.rewind.is_on)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -250,15 +244,17 @@ class AutoWUScheduler(Reported):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        """A run resumed with another ``num_training_steps`` keeps the growth of its warm-up and its switch, and ends at
-        the new total.
+        """A run resumed with another length keeps its switch and ends at the new total; before the switch, its growth
+        goes on from where it is, at the pace of the new run.
         """
         for name in DECISION:
             setattr(self, name, state.get(name))
         self._check_at = state["check_at"]
-        self._course.load_state_dict(state.get("course"))
-        self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
+        self._course.load_state_dict(state.get("course"), state["growth_steps"])
+        since_start, is_over = self.last_epoch - self._course.sweep_start, self.switch_step is not None
+        self._warm_up.load_state_dict(state, is_over, since_start)
         approach = self._course.approach
         has_begun = approach is None or approach.is_over or bool(approach.legs)
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None and has_begun)
-        self._plan(growth_steps=state["growth_steps"])
+        self._plan()
+        self._course.say_resumed(self.num_training_steps, self.last_epoch)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.checks import check_count, check_name, check_number
+from ..runtime.checks import check_count, check_name, check_number, plain, whole
 from ..shapes import DECAY_TYPES, GROWTHS, LRCurve
 
 GP_ENGINES = ("fast", "gpytorch")
@@ -78,6 +78,8 @@ class AutoWUSettings:
             check_number(name, getattr(self, name))
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
+        for name in ("patience", "num_tests", "seed", "test_every"):
+            object.__setattr__(self, name, whole(getattr(self, name)))  # a frozen class has no other way
         for name in ("patience", "num_tests"):
             check_count(name, getattr(self, name), minimum=1)
         check_count("seed", self.seed, minimum=0)
@@ -157,7 +159,7 @@ class AutoWUSettings:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             check_name("option of lr_scheduler_type='autowu'", name, (*known, "preset", "steps_per_epoch"))
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: plain(value) for name, value in options.items() if value is not None}
         if given.get("scale") and not given.keys().isdisjoint(("min_lr", "max_lr")):
             raise _range_beside_scale(given)
         if "scale" not in given and not given.keys().isdisjoint(RANGE_OPTIONS):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from typing import Any
+
+import numpy as np
 
 from ..loss_curve import divergence
 from ..runtime import collective
@@ -40,6 +43,7 @@ class WarmUp:
         self.cadence = Cadence(settings, steps_per_epoch)
         self.history = history
         self.minimum_test = MinimumTest(settings, rule)
+        self._places: list[list[int]] = []  # how many losses there were at a step; between them they are evenly spaced
         self.history.open()
 
     def say_shortage(self, cap: int) -> None:
@@ -136,6 +140,8 @@ class WarmUp:
         if num_new == 0:
             return None
         record = self.minimum_test.run(losses, num_new, step, is_last) if collective.is_main_process() else None
+        if record is not None and self._places:
+            records[-1] = record = self._placed(record)
         if collective.num_processes() > 1:
             numbers = None if record is None else record.to_numbers()
             count = MinimumTestRecord.count_numbers(self.settings.num_tests)
@@ -143,6 +149,13 @@ class WarmUp:
             if record is None:
                 records.append(shared)
         return records[-1]
+
+    def _placed(self, record: MinimumTestRecord) -> MinimumTestRecord:
+        """A record of a test that took all losses for evenly spaced."""
+        numbers, steps = zip([0, 0], *self._places, [record.num_losses, record.step], strict=True)
+        places = np.multiply([record.minimum_step, record.cliff_step], record.num_losses / record.step)
+        minimum_step, cliff_step = np.interp(places, numbers, steps).tolist()
+        return dataclasses.replace(record, minimum_step=minimum_step, cliff_step=cliff_step)
 
     def catch_up(self, step: int, switch_step: int | None) -> tuple[int, int | None]:
         """Where the other processes are, and the losses that they have more; collectives that all must join.
@@ -165,16 +178,27 @@ class WarmUp:
         return {
             "steps_per_epoch": self.cadence.steps_per_epoch,
             "num_processes": collective.num_processes(),
+            "ticks_per_step": self.cadence.ticks_per_step,
+            "places": [*self._places],
             "losses": self.history.state_dict(),
             "minimum_test": self.minimum_test.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], is_over: bool) -> None:
-        """Restores what ``state_dict`` returned; listens to losses again, or no more when ``is_over``."""
+    def load_state_dict(self, state: dict[str, Any], is_over: bool, step: int = 0) -> None:
+        """Restores what ``state_dict`` returned; listens to losses again, or no more when ``is_over``.
+
+        Args:
+            state: it.
+            is_over: whether the warm-up is.
+            step: the scheduler steps since the growth began.
+        """
         if not self.cadence.epoch_is_given:
             self.cadence.steps_per_epoch = state["steps_per_epoch"]
         self.history.load_state_dict(state["losses"])
         self.minimum_test.load_state_dict(state["minimum_test"])
+        self._places = [*state.get("places", [])]
+        if step > 0 and state.get("ticks_per_step", self.cadence.ticks_per_step) != self.cadence.ticks_per_step:
+            self._places.append([len(self.history.gathered) + len(self.history.pending()), step])
         self.cadence.restart()
         if is_over:
             self.history.close()

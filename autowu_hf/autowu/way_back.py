@@ -165,7 +165,7 @@ def require_finite_parameters(
         step: optimizer steps done.
         last_lr: the LR at the end of the warm-up, in optimizer units.
         max_lr: the end of the range that the LR grows over; None around the scale.
-        rewound_to: the step whose weights were restored there; None where none were.
+        rewound_to: the optimizer step whose weights were restored there; None where none were.
         rewind_is_on: whether there were any to choose from.
 
     Raises:

@@ -133,7 +133,8 @@ def size(optimizer: Optimizer, models: Sequence[nn.Module], untrained: Untrained
 
 def fits(snapshot: Snapshot, optimizer: Optimizer) -> bool:
     """Whether a snapshot is one of this optimizer, by the shapes of its parameters."""
-    return [t.shape for t in snapshot.parameters] == [local_share(p).shape for p in _parameters(optimizer)]
+    shapes = [local_share(p).shape for p in _parameters(optimizer)]
+    return [t.shape for t in snapshot.parameters] == shapes[: len(snapshot.parameters)]
 
 
 @torch.no_grad()

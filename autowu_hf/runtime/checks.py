@@ -47,6 +47,15 @@ def whole(value: Any) -> Any:
     return int(number) if number.is_integer() else value
 
 
+def plain(value: Any) -> Any:
+    """The Python number in one of NumPy's, or in a tensor of one; another value as it is.
+
+    Args:
+        value: of an option.
+    """
+    return value.item() if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1 else value
+
+
 def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key: str) -> None:
     """What a scheduler asks of a state before it loads it.
 

@@ -28,7 +28,7 @@ class MissingLossWarning(UserWarning):
 
 
 _MISSING = (
-    "AutoWU saw no loss in this step; without losses its warm-up runs to max_lr blindly. "
+    "AutoWU saw no loss in this step; without losses it finds no learning rate. "
     "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)"
 )
 
@@ -62,6 +62,7 @@ class LossHistory:
         self.gathered: Array = np.empty(0)
         self._pending: list[Tensor | float] = []
         self._warned = False
+        self._num_first: int | None = None  # of the losses that the first scheduler step found, until the second one
         self._first: list[float] = []
         self._tap = LossTap(optimizer)
 
@@ -85,9 +86,28 @@ class LossHistory:
                 self._look_for_count(loss)
         elif overheard is not None:
             self._pending.extend(overheard)  # none while micro-batches accumulate
+            self._drop_earlier(len(overheard))
         elif not self._warned:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=_caller_level())
+
+    def _drop_earlier(self, num_new: int) -> None:
+        """Drops the losses of optimizer steps before the schedule's first step: where that finds more of them than the
+        second one, a loop has begun to step the schedule later than the optimizer.
+        """
+        if self._num_first is None:
+            is_first = len(self.gathered) == 0 and len(self._pending) == num_new
+            self._num_first = num_new if is_first else 0
+        elif self._num_first:
+            earlier = max(self._num_first - max(num_new, 1), 0)
+            in_gathered = min(earlier, len(self.gathered))
+            self.gathered, self._num_first = self.gathered[in_gathered:], 0
+            del self._pending[: earlier - in_gathered]
+
+    def forget_earlier(self) -> None:
+        """Drops all that was heard up to now; the schedule begins here."""
+        self._tap.take(wanted=False)
+        self.reset()
 
     def _look_for_count(self, loss: float) -> None:
         """Warns where the first losses are a count, as of epochs; torch's schedules once took one."""

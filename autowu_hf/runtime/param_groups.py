@@ -63,6 +63,71 @@ def _group_lrs(optimizer: Optimizer) -> list[float]:
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
+def keep_own_lrs(optimizer: Optimizer) -> None:
+    """Keeps the LRs that the user gave where one is a tensor: ``set_lrs`` fills that, and the optimizer's defaults and
+    ``initial_lr`` may hold the very same.
+
+    Args:
+        optimizer: its defaults and its groups get tensors of their own.
+    """
+    defaults = innermost(optimizer).defaults
+    for group in optimizer.param_groups:
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            if group.setdefault("initial_lr", lr) is lr:
+                group["initial_lr"] = lr.detach().clone()
+            if defaults.get("lr") is lr:
+                defaults["lr"] = lr.detach().clone()
+
+
+def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
+    """Takes in parameter groups that were added since a schedule was made, each with the ratio of its own LR.
+
+    Args:
+        ratios: of the groups known so far; those of the new ones are appended.
+        optimizer: any torch optimizer, or accelerate's wrap of one.
+        own: its own LR when the schedule was made.
+
+    Raises:
+        ValueError: it has fewer groups than then.
+    """
+    groups = optimizer.param_groups
+    if len(groups) == len(ratios):
+        return
+    if len(groups) < len(ratios):
+        raise ValueError(
+            f"the optimizer must keep its {len(ratios)} parameter groups, but has {len(groups)}; leave one in that is "
+            "trained no more, and call requires_grad_(False) on its parameters"
+        )
+    for group in groups[len(ratios) :]:
+        ratios.append(float(group.setdefault("initial_lr", float(group["lr"]))) / own)
+
+
+def finds_own_lr(optimizer: Any) -> bool:
+    """Whether an optimizer is known to find its LR by itself, so that a schedule's only multiplies it: Prodigy, DoG,
+    those of D-Adaptation.
+
+    Args:
+        optimizer: of any kind, with accelerate's and DeepSpeed's wraps or without.
+    """
+    return _is_called(optimizer, ("Prodigy", "DAdapt"), ("DoG", "LDoG"))
+
+
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether it is one of the schedule-free optimizers, which average where others decay; arguments as above."""
+    return _is_called(optimizer, ("ScheduleFree",), ())
+
+
+def _is_called(optimizer: Any, parts: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Whether a class of an optimizer, or of one inside it, has one of the parts in its name, or one of the names."""
+    while optimizer is not None:
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in names or any(part in kind.__name__ for part in parts):
+                return True
+        optimizer = getattr(optimizer, "optimizer", None)
+    return False
+
+
 def innermost(optimizer: Any) -> Any:
     """The optimizer inside accelerate's and DeepSpeed's wraps of it."""
     while getattr(optimizer, "optimizer", None) is not None:

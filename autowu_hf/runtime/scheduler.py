@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .checks import check_state, check_steps, closed, opened, whole
 from .loss_history import LossHistory
-from .param_groups import lr_ratios, set_lrs
+from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, set_lrs
 
 
 class AdaptiveScheduler(LRScheduler):
@@ -58,7 +58,8 @@ class AdaptiveScheduler(LRScheduler):
     def __init__(self, optimizer: Optimizer, num_training_steps: int, num_warmup_steps: int = 0) -> None:
         num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, None)
-        self._ratios = lr_ratios(optimizer)
+        self._ratios, self._own_lr = lr_ratios(optimizer), own_lr(optimizer)
+        keep_own_lrs(optimizer)
         self.num_training_steps = num_training_steps
         self.num_warmup_steps = num_warmup_steps
         self.ticks_per_step = 1
@@ -123,12 +124,13 @@ class AdaptiveScheduler(LRScheduler):
         """
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
+            if step == 0:
+                return self._begin()
             self._advance(step, loss)
             if self._step_count > 1:
-                self._step_count += 1
-                self.last_epoch = step
-                self._set_lrs()
-                return
+                self._step_count, self.last_epoch = self._step_count + 1, step
+                return self._set_lrs()
+        match_ratios(self._ratios, self.optimizer, self._own_lr)
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
@@ -136,7 +138,15 @@ class AdaptiveScheduler(LRScheduler):
         lr = self._schedule(self.last_epoch)
         return [lr * ratio for ratio in self._ratios]
 
+    def _begin(self) -> None:
+        """Begins now: SequentialLR takes torch's first step back, and steps to 0 when this schedule's turn comes."""
+        self.last_epoch = 0
+        if self._history is not None:
+            self._history.forget_earlier()
+        self._set_lrs()
+
     def _set_lrs(self) -> None:
+        match_ratios(self._ratios, self.optimizer, self._own_lr)
         self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
         set_lrs(self.optimizer, lrs)
 
@@ -173,20 +183,12 @@ class AdaptiveScheduler(LRScheduler):
         return torch.empty(0, dtype=torch.float64) if self._history is None else self._history.pending()
 
     def set_pending_losses(self, losses: Tensor) -> None:
-        """Replaces the losses of this process that were not gathered yet.
-
-        Args:
-            losses: (k,), k the same on every process.
-        """
+        """Replaces the losses of this process that were not gathered yet by (k,), k the same on every process."""
         if self._history is not None:
             self._history.set_pending(losses)
 
     def hold_tests(self, held: bool) -> None:
-        """Holds back what needs all processes, because some may be ahead; see ``catch_up``.
-
-        Args:
-            held: False lets it go on.
-        """
+        """Holds back what needs all processes, because some may be ahead, or lets it go on; see ``catch_up``."""
 
     def catch_up(self) -> None:
         """Takes this process to the step of the one that is furthest; all processes must join."""
@@ -231,13 +233,8 @@ class AdaptiveScheduler(LRScheduler):
     def write_report(
         self, folder: str, logged_losses: Sequence[Sequence[float]] = (), file: bool = True, picture: bool = True
     ) -> None:
-        """Writes the decision and its evidence into a folder, where the schedule has such files.
-
-        Args:
-            folder: where.
-            logged_losses: pairs of a step and the loss that was logged there.
-            file: whether to write it as a file for programs.
-            picture: whether to draw it.
+        """Writes the decision and its evidence into a folder, as a file for programs and as a picture, where the
+        schedule has such; ``logged_losses`` are pairs of a step and the loss that was logged there.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,10 +58,12 @@ class UpdateMeter:
 
     Attributes:
         updates: of the measured steps, oldest first; None where a step could not be measured.
+        expected_lr: of the steps that are to be measured; at ten times that they are another schedule's.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
         self.updates: list[Update | None] = []
+        self.expected_lr = math.inf
         self._optimizer: Optimizer = innermost(optimizer)
         self._ratios = [*ratios]
         self._hooks: list[Any] = []
@@ -74,7 +76,7 @@ class UpdateMeter:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        kept = {name: self.__dict__[name] for name in ("updates", "_is_sharded", "_takes_back")}
+        kept = {name: self.__dict__[name] for name in ("updates", "expected_lr", "_is_sharded", "_takes_back")}
         return {**UpdateMeter(self._optimizer, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -129,9 +131,7 @@ class UpdateMeter:
 
     @property
     def is_half(self) -> bool:
-        """Whether weights are in half precision, where small updates are rounded away. Their measured steps are taken
-        back, so that they can be large ones.
-        """
+        """Whether weights are in half precision, which loses small updates: measured steps are large, and undone."""
         return any(p.dtype in _HALF for p in self._parameters())
 
     @torch.no_grad()
@@ -159,6 +159,9 @@ class UpdateMeter:
 
     @torch.no_grad()
     def _look_before(self) -> None:
+        if len(self.updates) >= _MOST or self._lr() > 10.0 * self.expected_lr:
+            self._is_skipped = True
+            return
         # A gradient scaler hands its scale, and whether there was an overflow, to optimizers that can do with them.
         scale, overflow = (getattr(self._optimizer, name, None) for name in ("grad_scale", "found_inf"))
         self._is_skipped = overflow is not None and float(overflow) > 0.0
@@ -232,6 +235,7 @@ class UpdateMeter:
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_MOST = 8  # the measured steps that nobody has taken in: the schedule is not stepped yet
 _armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
-from ..runtime.param_groups import device_of, innermost, own_lr
+from ..runtime.param_groups import device_of, innermost, match_ratios, own_lr
 from ..runtime.random_state import get_random_state
 from ..runtime.scheduler import AdaptiveScheduler
 from .line_search import Closure, Line, require_search
@@ -140,6 +140,7 @@ class SalsaScheduler(AdaptiveScheduler):
         if self.phase != "line_search":
             return
         refuse_shards(self._inner, model)
+        match_ratios(self._ratios, self._inner, self._own_lr)
         random_state = self.random_state() if random_state is None else random_state
         line = Line(self._inner, self._ratios, closure, random_state, gradient_scale)
         try:

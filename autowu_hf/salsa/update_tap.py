@@ -69,7 +69,8 @@ class UpdateTap:
         if before is None:
             return
         delta: Tensor | None = None
-        for old, new, ratio in zip(before, self._squares, self._ratios, strict=True):
+        # A group that was added since counts from the next step on.
+        for old, new, ratio in zip(before, self._squares, self._ratios, strict=False):
             if old is not None and new is not None and ratio > 0.0:
                 part = (old - new) / (2.0 * self.lr * ratio)
                 delta = part if delta is None else delta + part.to(delta.device)

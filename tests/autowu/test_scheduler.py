@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from tiny import get_schedule
 
-from autowu_hf import AutoWUScheduler, MissingLossWarning
+from autowu_hf import AutoWUScheduler, MissingLossWarning, get_autowu_schedule
+from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.shapes import DECAY_TYPES, GROWTHS
 
 
@@ -244,19 +246,93 @@ def goes_on_bit_for_bit(new, stop, losses, whole, expected):
     assert (resumed.switch_step, resumed.minimum_step) == (whole.switch_step, whole.minimum_step)
 
 
-@pytest.mark.parametrize("stop", [50, 450])
-def test_resuming_into_another_total_keeps_the_warm_up_and_ends_at_the_new_one(stop):
+def bowl(scheduler, until: int) -> None:
+    """Steps whose loss depends on the LR alone: lowest at 1e-2."""
+    rng = np.random.default_rng(0)
+    while scheduler.last_epoch < until:
+        way = math.log10(max(scheduler.get_last_lr()[0], 1e-9)) + 2.0
+        scheduler.optimizer.step()
+        loss = 2.0 - 1.5 * math.exp(-((way / 1.5) ** 2)) + 0.02 * rng.standard_normal()
+        for _ in range(scheduler.ticks_per_step):
+            scheduler.step(loss)
+
+
+LENGTHS = [
+    ({}, {"steps": 300}),
+    ({}, {"steps": 200}),
+    ({"steps": 300}, {"steps": 1200}),
+    ({"warm_up": 300}, {"warm_up": 100}),
+    ({"warm_up": 60}, {"warm_up": 300}),
+    ({}, {"max_lr": 0.2}),
+    ({"max_lr": 0.05}, {}),
+    ({}, {"min_lr": 1e-4}),
+    ({}, {"growth": "quick_start"}),
+    ({"ticks": 2}, {}),
+    ({}, {"ticks": 2}),
+]
+
+
+def made(steps: int = 600, warm_up: int = 0, ticks: int = 1, **options) -> AutoWUScheduler:
+    scheduler = get_schedule(optimizer_of(), steps, warm_up, peak_rule="minimum", **options)
+    scheduler.prepared(ticks, [scheduler.optimizer])
+    return scheduler
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5])
+@pytest.mark.parametrize(("old", "new"), LENGTHS)
+def test_a_warm_up_resumed_in_another_run_ends_near_a_fresh_one(old, new, cut, caplog):
+    first, resumed = made(**old), made(**new)
+    stop = int(cut * first.warmup_cap) // 2 * 2
+    bowl(first, stop)
+    assert first.switch_step is None
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        resumed.load_state_dict(first.state_dict())
+    assert resumed.get_last_lr() == first.get_last_lr()
+    assert [first.curve.warmup(step) for step in range(stop)] == [resumed.curve.warmup(step) for step in range(stop)]
+    assert sum("planned for another run" in message for message in caplog.messages) == ("ticks" not in {**old, **new})
+    bowl(resumed, resumed.num_training_steps)
+    assert resumed.ended_by == "minimum"
+    assert 0.6 < resumed.peak_lr / 1e-2 < 1.7
+    assert resumed.get_last_lr() == [0.0]
+
+
+def test_a_run_resumed_twice_is_the_one_that_was_resumed_once():
+    first = made(600)
+    bowl(first, 100)
+    lrs = []
+    for stops in ((), (101, 130)):
+        run_of = made(300)
+        run_of.load_state_dict(first.state_dict())
+        for stop in stops:
+            bowl(run_of, stop)
+            state, run_of = run_of.state_dict(), made(300)
+            run_of.load_state_dict(state)
+        lrs.append([])
+        while run_of.last_epoch < 150:
+            bowl(run_of, run_of.last_epoch + 1)
+            lrs[-1].append(run_of.get_last_lr()[0])
+    assert lrs[0][30:] == lrs[1]
+
+
+def test_a_divergence_is_told_in_optimizer_steps():
+    scheduler = made(ticks=2, rewind=False)
+    bowl(scheduler, 40)
+    with torch.no_grad():
+        scheduler.optimizer.param_groups[0]["params"][0].fill_(math.nan)
+    with pytest.raises(DivergedError) as error:
+        run(scheduler, [math.nan], 200)
+    assert f"after step {(scheduler.last_epoch + 1) // 2}." in str(error.value)
+
+
+def test_a_switched_run_resumed_with_another_total_ends_there():
     losses = np.concatenate([valley(300), np.ones(300)])
     first = get_schedule(optimizer_of(), 600)
-    run(first, losses, stop)
+    run(first, losses, 450)
     resumed = get_schedule(optimizer_of(), 900)
     resumed.load_state_dict(first.state_dict())
-    if stop == 50:
-        assert resumed.get_last_lr() == first.get_last_lr()
-    else:
-        assert resumed.get_last_lr()[0] > first.get_last_lr()[0]
-    lrs = run(resumed, losses[stop:], 900 - stop)
-    assert min(lrs) > 0
+    assert resumed.curve.paces == first.curve.paces
+    assert resumed.get_last_lr()[0] > first.get_last_lr()[0]
+    assert min(run(resumed, losses[450:], 450)) > 0
     assert resumed.get_last_lr() == [0.0]
 
 
@@ -275,14 +351,22 @@ def test_a_run_that_turns_nan_switches():
     assert scheduler.peak_lr < 0.1
 
 
-def test_epoch_tests_need_an_epoch():
+@pytest.mark.parametrize("make", [get_schedule, get_autowu_schedule])
+def test_epoch_tests_need_an_epoch_at_the_first_step(make):
+    scheduler = make(optimizer_of(), 100, test_every="epoch")
+    scheduler.optimizer.step()
+    with pytest.raises(ValueError, match='test_every="epoch" needs the length of an epoch.* pass steps_per_epoch'):
+        scheduler.step(1.0)
+
+
+def test_an_epoch_may_be_told_later():
     scheduler = get_schedule(optimizer_of(), 100, test_every="epoch")
     scheduler.optimizer.step()
     with pytest.raises(ValueError, match='test_every="epoch" needs the length of an epoch.* pass steps_per_epoch'):
         scheduler.step(1.0)
     with pytest.raises(ValueError, match='test_every="epoch" needs'):
         scheduler.set_steps_per_epoch(None)
-    scheduler.set_steps_per_epoch(9)
+    scheduler.set_steps_per_epoch(np.int64(9))
     run(scheduler, np.linspace(2, 1, 50), 40)
     assert [record.step for record in scheduler.tests] == [9, 18, 27, 36]
 

@@ -38,6 +38,7 @@ BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run, or taught it nothing."""
 
 _MOST_BREAKS = 2
+_SEEN = ("settled", "factor", "stalled", "num_lost", "is_over")
 
 
 class Approach:
@@ -75,23 +76,28 @@ class Approach:
         self.wants_back = False
         self.sweep: Sweep | None = None
         self.is_over = False
-        self._sound_since = self._began = 0
+        self._sound_since = self._began = self._num_steps = 0
         self.plan(2, None)
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(_is_sharded, optimizer, models))
 
-    def plan(self, num_steps: int, longest: int | None) -> None:
-        """Fits the approach to a run.
+    def plan(self, num_steps: int, longest: int | None, sweep_start: int = 0) -> None:
+        """Fits the approach to a run, and the sweep after it.
 
         Args:
             num_steps: of the whole run.
-            longest: the most steps until the peak has to be known; None for no such limit.
+            longest: the most steps until the peak has to be known; None: no limit.
+            sweep_start: the steps done when the sweep began, where one has.
         """
-        self._num_steps = num_steps
+        before, self._num_steps = self._num_steps, num_steps
         self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
-        self.legs[-1:] = [leg.cut(self.ramp_end(leg.since)) for leg in self.legs[-1:]]  # it may be of a longer run
+        if self.scale is not None and self.legs and not self.is_over:  # the last leg may be of another run
+            factor = self.scale.peak_lr_for(num_steps) / self.scale.peak_lr_for(before)
+            self.legs[-1] = self.legs[-1].cut(self.ramp_end(self.legs[-1].since), factor)
+        if self.sweep is not None:
+            self.sweep = self.sweep.timed(num_steps, self._longest - sweep_start)
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.
@@ -215,15 +221,12 @@ class Approach:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
         return {
+            **{name: getattr(self, name) for name in _SEEN},
             "legs": [[*dataclasses.astuple(leg)] for leg in self.legs],
-            "settled": self.settled,
-            "factor": self.factor,
             "breaks": [*self.breaks],
-            "stalled": self.stalled,
-            "num_lost": self.num_lost,
             "began": self._began,
+            "num_steps": self._num_steps,
             "sound_since": self._sound_since,
-            "is_over": self.is_over,
             "sweep": None if self.sweep is None else [*dataclasses.astuple(self.sweep)],
             "search": self.search.state_dict(),
         }
@@ -231,9 +234,10 @@ class Approach:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self.legs = [Leg(*leg) for leg in state["legs"]]
-        self.settled, self.factor, self.num_lost = state["settled"], state["factor"], state["num_lost"]
+        for name in _SEEN:
+            setattr(self, name, state.get(name))  # a state may be older than a name
         self.breaks, self._sound_since, self._began = [*state["breaks"]], state["sound_since"], state["began"]
-        self.is_over, self.stalled = state["is_over"], state.get("stalled")
+        self._num_steps = state.get("num_steps", self._num_steps)
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
 
@@ -244,12 +248,9 @@ class Approach:
             "obstacle": self.search.obstacle,
             "is_blind": self.search.is_blind,
             "first_lr": self.search.lr,
+            **{name: getattr(self, name) for name in _SEEN},
             "legs": [dataclasses.asdict(leg) for leg in self.legs],
-            "settled": self.settled,
-            "factor": self.factor,
             "breaks": [*self.breaks],
-            "stalled": self.stalled,
-            "num_lost": self.num_lost,
             "looks": self._num_steps >= FEWEST_STEPS,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,7 +15,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .scale import Scale
-from .signs import FEWEST_STEPS
+from .words import announcement, resumption
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +60,18 @@ class Course:
         """Whether the approach is not over."""
         return self.approach is not None and not self.approach.is_over
 
-    def plan(self, num_training_steps: int, num_warmup_steps: int, ticks: int, growth_steps: int | None) -> None:
-        """Sets curve and cap.
+    def plan(
+        self, num_training_steps: int, num_warmup_steps: int, ticks: int, done: int = 0, is_over: bool = False
+    ) -> None:
+        """Sets curve and cap. A sweep that is under way goes on to its end, which no cap cuts off, from the LR that it
+        has reached and at the pace that a whole one would have.
 
         Args:
             num_training_steps: T, in scheduler steps.
             num_warmup_steps: the longest warm-up that was asked for, in scheduler steps; 0 for that of the settings.
             ticks: scheduler steps per optimizer step.
-            growth_steps: those of the curve in force, where a sweep over a given range is under way.
+            done: the scheduler steps done.
+            is_over: whether the warm-up is over.
         """
         settings, approach = self._settings, self.approach
         self._ticks = ticks
@@ -73,28 +79,32 @@ class Course:
         cap = num_warmup_steps or settings.longest_warmup(num_training_steps / ticks) * ticks
         cap = min(cap, num_training_steps - 1)
         if approach is not None:
-            approach.plan(num_training_steps // ticks, cap // ticks if num_warmup_steps else None)
+            longest = cap // ticks if num_warmup_steps else None
+            approach.plan(num_training_steps // ticks, longest, self.sweep_start // ticks)
             room = cap if num_warmup_steps else num_training_steps // 2
             if room // ticks < FEWEST_TO_FIND:
                 self.give_up("the run is too short to measure it and to train")
-            if approach.scale is not None:
-                self._plan_around_scale(approach, num_training_steps)
-                return
-        if num_warmup_steps:
-            cap = max(cap - self.sweep_start, ticks)
-        cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
-        growth_steps = growth_steps or cap
-        self.cap = min(cap, growth_steps)
-        self.curve = settings.curve(num_training_steps, growth_steps)
+        done -= self.sweep_start
+        if approach is not None and approach.scale is not None:
+            curve = self._curve_around_scale(approach, num_training_steps)
+        else:
+            if num_warmup_steps:
+                cap = max(cap - self.sweep_start, ticks)
+            cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
+            curve = settings.curve(num_training_steps, cap)
+        if is_over:
+            curve = curve.with_paces(self.curve.paces)
+        elif done > 0 and not self.is_approach:
+            curve = self.curve.going_on_as(curve, done)
+        end = math.ceil((curve.shift + curve.growth_steps) / ticks) * ticks
+        self.cap = max(min(end, num_training_steps - 1 - self.sweep_start), ticks)
+        self.curve = curve
 
-    def _plan_around_scale(self, approach: Approach, num_training_steps: int) -> None:
-        assert approach.scale is not None
+    def _curve_around_scale(self, approach: Approach, num_training_steps: int) -> LRCurve:
         low, high, steps = approach.search.lr, approach.peak_lr, approach.end
         if approach.sweep is not None:
             low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
-        growth_steps = steps * self._ticks
-        self.cap = min(growth_steps, num_training_steps - 1 - self.sweep_start)
-        self.curve = self._settings.curve_by_scale(num_training_steps, growth_steps, low, high)
+        return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high)
 
     def lr(self, step: int) -> float:
         """The LR of the approach after ``step`` scheduler steps, in optimizer units, for a group of ratio 1."""
@@ -139,27 +149,23 @@ class Course:
             self._say_obstacle(approach)
         return True
 
-    def announce(self, num_training_steps: int, rewinds: bool) -> str:
-        """What will be done, in one line.
+    def begin(self) -> None:
+        """The run's first step is the next one; what was measured before is forgotten."""
+        if self.approach is not None:
+            self.approach.search.begin()
 
-        Args:
-            num_training_steps: T, in scheduler steps.
-            rewinds: whether weights can be put back.
-        """
-        steps, approach, settings = num_training_steps // self._ticks, self.approach, self._settings
-        back = "the weights then go back" if rewinds else "only the learning rate goes back then, for rewind is off"
-        if approach is None or approach.is_over:
-            return (
-                f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g} within "
-                f"{self.cap // self._ticks} of {steps} steps. The loss may rise on the way; {back}"
-            )
-        end = approach.ramp_end(2)
-        if steps < FEWEST_STEPS:
-            return f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, and grows to it"
-        return (
-            f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step "
-            f"{end}, and watches the losses until step {approach.look_end(end)}. The loss may rise on the way; {back}"
-        )
+    def announce(self, num_training_steps: int, rewinds: bool) -> str:
+        """See ``words.announcement``; ``num_training_steps`` is T, in scheduler steps."""
+        steps, cap = num_training_steps // self._ticks, self.cap // self._ticks
+        return announcement(self.approach, self._settings, steps, cap, rewinds)
+
+    def say_resumed(self, num_training_steps: int, done: int) -> None:
+        """Says on the main process, after a resume, where another run than the planned one changes the growth."""
+        curve, ticks = self.curve, self._ticks
+        if curve.since == done - self.sweep_start + 1 and collective.is_main_process():
+            end = (self.sweep_start + self.cap) // ticks
+            reached = curve.warmup(curve.since - 1)
+            logger.info("%s", resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))
 
     def _say_obstacle(self, approach: Approach) -> None:
         """Says on the main process why there is no scale, and what is done instead."""
@@ -214,10 +220,16 @@ class Course:
             "approach": None if self.approach is None else self.approach.state_dict(),
             "sweep_start": self.sweep_start,
             "losses_before": [*self.losses_before],
+            "paces": self.curve.paces,
         }
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Restores what ``state_dict`` returned; None is the course of a release that knew no scale."""
+    def load_state_dict(self, state: dict[str, Any] | None, growth_steps: int) -> None:
+        """Restores what ``state_dict`` returned.
+
+        Args:
+            state: None is the course of a release that knew no scale.
+            growth_steps: of the curve, for a release that knew no paces.
+        """
         if self.approach is not None and (state is None or state["approach"] is None):
             self.approach.give_up("the run began without one")
             self.approach = None
@@ -225,6 +237,8 @@ class Course:
             self.sweep_start, self.losses_before = state["sweep_start"], [*state["losses_before"]]
             if self.approach is not None:
                 self.approach.load_state_dict(state["approach"])
+        paces = None if state is None else state.get("paces")
+        self.curve = self.curve.with_paces(paces or replace(self.curve, growth_steps=growth_steps).paces)
 
     def report(self) -> dict[str, Any]:
         """What the picture needs, and the scale."""
@@ -232,6 +246,6 @@ class Course:
             "growth_steps": self.curve.growth_steps,
             "sweep_start": self.sweep_start,
             "losses_before": len(self.losses_before),
-            "curve": {name: getattr(self.curve, name) for name in self.curve.__dataclass_fields__},
+            "curve": {**asdict(self.curve), "before": self.curve.paces[:-1]},
             "approach": None if self.approach is None else self.approach.report(),
         }

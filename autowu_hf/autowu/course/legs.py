@@ -30,9 +30,9 @@ class Leg:
     from_lr: float
     to_lr: float
 
-    def cut(self, end: int) -> Leg:
-        """The same way, over after ``end`` steps at the latest."""
-        return replace(self, end=min(self.end, end))
+    def cut(self, end: int, factor: float) -> Leg:
+        """The same way, over after ``end`` steps at the latest, to ``factor`` times its LR."""
+        return replace(self, end=min(self.end, end), to_lr=factor * self.to_lr)
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps."""
@@ -71,5 +71,9 @@ class Sweep:
         """The growth in a run of ``num_steps`` that may take ``room`` steps; None where there is too little room."""
         if room < FEWEST_LOSSES:
             return None
-        wanted = round(DECADE * math.log10(max_lr / min_lr) * num_steps)
-        return cls(min_lr, max_lr, min(max(FEWEST_LOSSES, wanted), room))
+        return cls(min_lr, max_lr, room).timed(num_steps, room)
+
+    def timed(self, num_steps: int, room: int) -> Sweep:
+        """The same growth in a run of ``num_steps`` that may take ``room`` steps; at least ``FEWEST_LOSSES``."""
+        wanted = round(DECADE * math.log10(self.max_lr / self.min_lr) * num_steps)
+        return replace(self, num_steps=max(FEWEST_LOSSES, min(wanted, room)))

@@ -68,7 +68,12 @@ class ScaleSearch:
         """
         self._is_sharded = is_sharded
         if not self.is_over:
+            self._meter.expected_lr = self.lr
             self._meter.arm(is_sharded)
+
+    def begin(self) -> None:
+        """Forgets what was measured and not taken in."""
+        self._meter.updates.clear()
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known counts no longer.
@@ -81,7 +86,7 @@ class ScaleSearch:
 
     def settle(self) -> None:
         """Measures one more step, now that the optimizer has settled."""
-        self.is_settling = True
+        self.is_settling, self._meter.expected_lr = True, math.inf
         self._meter.updates.clear()
         self._meter.arm(self._is_sharded, takes_back=False)
 
@@ -131,6 +136,7 @@ class ScaleSearch:
             else:  # too small a step for the precision of the weights
                 self.lr *= min(4.0 * fine / update.resolution, 1e3) if update.resolution > 0.0 else 1e3
         self._meter.updates.clear()
+        self._meter.expected_lr = self.lr
         if len(self.updates) >= _MEASURES:
             self._meter.disarm()
             if self._seems_clipped():

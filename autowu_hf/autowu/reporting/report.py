@@ -53,11 +53,13 @@ def in_optimizer_steps(report: dict[str, Any]) -> dict[str, Any]:
         return {**values, **{name: round(value / ticks) for name, value in found.items()}}
 
     report = part(report, (*_STEPS, "step", "warmup_cap", "sweep_start"))
+    curve = part(report["curve"], (*_STEPS, "since", "shift"))
+    curve["before"] = [[*(round(value / ticks) for value in pace[:3]), *pace[3:]] for pace in curve.get("before", ())]
     return {
         **report,
         "ticks_per_step": 1,
         "steps_are": "optimizer steps",
-        "curve": part(report["curve"], _STEPS),
+        "curve": curve,
         "tests": [part(record, ("step", "minimum_step", "cliff_step")) for record in report["tests"]],
     }
 

@@ -16,6 +16,7 @@ from ..peak_rule import PeakRule
 from ..settings import AutoWUSettings
 from ..verdict import MinimumTestRecord
 from ..warm_up import WarmUp
+from ..way_back import require_finite_parameters
 from .plotting import write_files
 from .report import SCHEDULER_STEPS, log_values
 
@@ -96,6 +97,17 @@ class Reported(AdaptiveScheduler):
         if course.scale is None or course.base_lr is not None:
             return self.curve.warmup((self.switch_step or step) - course.sweep_start)
         return course.lr(max(step - self.ticks_per_step, 0))
+
+    def _since_start(self, step: int | None) -> int | None:
+        """A step of the sweep, counted from the start of the run."""
+        return None if step is None else self._course.sweep_start + step
+
+    def _require_finite_parameters(self, step: int) -> None:
+        """Raises a DivergedError where they are not, after ``step`` scheduler steps."""
+        max_lr = self.curve.max_lr if self._course.scale is None else None
+        back_to = None if self.rewound_to is None else self.rewound_to // self.ticks_per_step
+        done, lr = step // self.ticks_per_step, self._last_lr_of_warmup(step)
+        require_finite_parameters(self.optimizer, done, lr, max_lr, back_to, self.rewind.is_on)
 
     @property
     def steps_per_epoch(self) -> int | None:

@@ -409,6 +409,25 @@ def test_a_run_resumed_with_fewer_steps_still_reaches_its_peak_and_its_end():
     assert other.param_groups[0]["lr"] == 0.0
 
 
+@pytest.mark.parametrize(("steps", "warm_up"), [(150, 0), (1600, 0), (400, 35)])
+def test_a_growth_from_the_scale_that_is_resumed_in_another_run_reaches_its_end(steps, warm_up, caplog):
+    model, optimizer, schedule = made(400)
+    run(model, optimizer, schedule, quickly(400)[:30])
+    before = schedule.report()["approach"]["sweep"]
+    model, other, again = made(steps, num_warmup_steps=warm_up)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        again.load_state_dict(schedule.state_dict())
+    assert "planned for another run than this one" in caplog.text
+    start, end = again.report()["sweep_start"], again.warmup_cap
+    assert again.get_last_lr() == schedule.get_last_lr()
+    assert again.curve.warmup(end - start) == pytest.approx(before["max_lr"])
+    assert (30 < end < schedule.warmup_cap) if steps < 1000 else (end > 60)
+    lrs = run(model, other, again, np.resize(quickly(400), steps), since=30)
+    assert (again.ended_by, again.switch_step) == ("cap", end)
+    assert max(lrs) > 0.6 * before["max_lr"]
+    assert other.param_groups[0]["lr"] == 0.0
+
+
 @pytest.mark.parametrize(("steps", "warm_up"), [(2, 0), (3, 0), (5, 0), (6, 0), (7, 0), (100, 1), (100, 2), (100, 3)])
 def test_the_shortest_runs_end_at_zero(steps, warm_up, caplog):
     torch.manual_seed(0)
