@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from ...rewind import Rewind
 from ...runtime import collective
 from ...runtime.scheduler import AdaptiveScheduler
 from ...shapes import LRCurve
@@ -36,6 +37,7 @@ class Reported(AdaptiveScheduler):
     peak_lr: float | None
     ended_by: str | None
     rewound_to: int | None
+    rewind: Rewind
     _report_is_owed = False
     _course: Course
     _cadence: Cadence
