@@ -43,6 +43,7 @@ def test_every_argument_reaches_the_settings():
         "guard": False,
         "scale": False,
         "seed": 5,
+        "report_dir": "elsewhere",
     }
     scheduler = get_autowu_schedule(optimizer(), 100, steps_per_epoch=10, **options)
     assert dataclasses.asdict(scheduler.settings) == options

@@ -34,6 +34,7 @@ def switched(**changes):
     report = {
         "switch_step": 146,
         "minimum_step": 114,
+        "cliff_step": 121,
         "peak_lr": 9.5e-3,
         "ended_by": "cliff",
         "rewound_to": 91,
@@ -50,7 +51,7 @@ def test_a_person_reads_optimizer_steps():
     test = {"step": 240, "minimum_step": 228.0, "cliff_step": 236.4, "p_min": [0.5]}
     report = {
         **switched(ticks_per_step=2, curve={"num_training_steps": 1600, "growth_steps": 400, "decay_type": "rex"}),
-        **{"switch_step": 292, "minimum_step": 228, "rewound_to": 182, "num_training_steps": 1600, "tests": [test]},
+        **{"switch_step": 292, "minimum_step": 228, "cliff_step": 242, "rewound_to": 182, "num_training_steps": 1600, "tests": [test]},
     }
     assert describe(report) == describe(switched())
     assert headline(report) == headline(switched())
@@ -108,7 +109,7 @@ def test_the_line_in_the_log_and_the_title_of_the_picture_agree(changes, line, t
 @pytest.mark.parametrize(
     ("reason", "line"),
     [
-        ("cliff", "cliff at step 146, no minimum seen; "),
+        ("cliff", "cliff at step 121, seen at step 146, no minimum seen; "),
         ("cap", "warm-up ended by its cap, at step 146, no minimum seen; "),
         ("divergence", "losses diverged at step 146, nothing gained before; "),
     ],
