@@ -64,7 +64,7 @@ class Search:
 
     def begin(self, step: int) -> None:
         """Keeps the present state of training, after ``step`` optimizer steps; ``next_candidate`` must follow."""
-        self._start = snapshot.take(innermost(self._optimizer), self._history.models(), step)
+        self._start = snapshot.take(self._optimizer, self._history.models(), step)
         self._random_states = collective.gather_bytes(get_random_state(device_of(self._optimizer)))
         self._replay.mark()
         self.forecasts = []
@@ -111,7 +111,7 @@ class Search:
     def _go_back(self) -> None:
         assert self._start is not None
         self._replay.go_back()  # before the random numbers, some of which it may draw
-        snapshot.restore(self._start, innermost(self._optimizer), self._history.models())
+        snapshot.restore(self._start, self._optimizer, self._history.models())
         if len(self._random_states) == collective.num_processes():  # not after a resume with more or fewer
             set_random_state(self._random_states[collective.process_index()], device_of(self._optimizer))
 
@@ -175,7 +175,7 @@ class Search:
     @property
     def cannot_go_on(self) -> bool:
         """Whether a search is under way whose start is not known, or is that of another model."""
-        return self.is_on and (self._start is None or not snapshot.fits(self._start, innermost(self._optimizer)))
+        return self.is_on and (self._start is None or not snapshot.fits(self._start, self._optimizer))
 
 
 def _log(stage: Stage, lr: float, finite: list[float]) -> None:

@@ -129,12 +129,13 @@ class AutoWUScheduler(Reported):
         if not cadence.is_between_steps or not course.come_closer(step, cadence.held):
             return
         self._plan(done=step)
-        if course.approach is not None and (course.scale is not None or course.approach.wants_back):
-            if not self._way_back.keep_start(step, course.approach):
+        approach = course.approach
+        if approach is not None and (course.scale is not None or approach.wants_back or approach.search.is_far):
+            if not self._way_back.keep_start(step, approach):
                 self._require_finite_parameters(step)
             if course.is_done:
-                is_sound = not course.approach.breaks and math.isfinite(self._warm_up.history.gathered[-1])
-                self._decay_from(step, "scale", course.approach.peak_lr)
+                is_sound = not approach.breaks.steps and math.isfinite(self._warm_up.history.gathered[-1])
+                self._decay_from(step, "scale", approach.peak_lr)
                 if not is_sound:
                     self._require_finite_parameters(step)
                     self._check_at = step + _CHECK_AFTER * self.ticks_per_step
@@ -214,7 +215,8 @@ class AutoWUScheduler(Reported):
         self._warm_up.history.close()
         self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
         if collective.is_main_process():
-            level = logging.WARNING if reason == NOTHING else logging.INFO
+            is_broken = self._course.approach is not None and self._course.approach.breaks.are_too_many
+            level = logging.WARNING if reason == NOTHING or is_broken else logging.INFO
             logger.log(level, "AutoWU: %s", describe(self.report()))
 
     def _require_finite_parameters(self, step: int) -> None:
@@ -246,6 +248,6 @@ class AutoWUScheduler(Reported):
         self._course.load_state_dict(state.get("course"))
         self._warm_up.load_state_dict(state, is_over=self.switch_step is not None)
         approach = self._course.approach
-        has_begun = approach is None or approach.is_over or bool(approach.legs)
+        has_begun = approach is None or approach.is_over or bool(approach.legs) or approach.search.is_far
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None and has_begun)
         self._plan(growth_steps=state["growth_steps"])

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from ..loss_curve import divergence
+from ..loss_curve.empty_start import without_empty_start
 from ..runtime import collective
 from ..runtime.loss_history import LossHistory
 from .cadence import Cadence
@@ -114,7 +115,7 @@ class WarmUp:
         assert minimum_step is not None  # there is a record
         assert cliff_step is not None
         if reason == "divergence":  # of which a GP on few losses may take no notice
-            losses = self.history.gathered
+            losses = without_empty_start(self.history.gathered)
             cliff_step = min(cliff_step, record.step * divergence.num_sound(losses) / len(losses))
         return Ending(reason, self._whole(minimum_step, record), self._whole(cliff_step, record))
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
-from ..runtime.param_groups import Obstacle, innermost, weights_out_of_reach
+from ..runtime.param_groups import Obstacle, weights_out_of_reach
 from . import snapshot
 from .memory import snapshots_that_fit, too_little_memory
 from .on_disk import SnapshotFolder
@@ -143,7 +143,7 @@ class Rewind:
         if obstacle is not None:
             self.refuse(obstacle)
             return None
-        self.num_bytes = snapshot.size(innermost(self._optimizer), self._models())
+        self.num_bytes = snapshot.size(self._optimizer, self._models())
         room = None if self._mode == "disk" else snapshots_that_fit(self.num_bytes, self._memory_share)
         if room is not None and room < fewest:
             self.turn_off(too_little_memory(fewest, self.num_bytes, self._memory_share))
@@ -163,7 +163,7 @@ class Rewind:
             lowest_lr: the lowest LR that a switch may go back to by losses that are still to come.
             wanted_lrs: the LRs that a switch would go back to by what is known now.
         """
-        taken = snapshot.take(innermost(self._optimizer), self._models(), step, reuse=self._spare)
+        taken = snapshot.take(self._optimizer, self._models(), step, reuse=self._spare)
         self._spare = None
         self.snapshots.append(self._stored(taken))
         self._due_lr = self.lr_factor * lr_of(step)
@@ -180,7 +180,7 @@ class Rewind:
         if self.is_on:
             self._find_room(1)
         if self.is_on:
-            self.snapshots.append(self._stored(snapshot.take(innermost(self._optimizer), self._models(), step)))
+            self.snapshots.append(self._stored(snapshot.take(self._optimizer, self._models(), step)))
 
     def restore(self, lr_of: Callable[[float], float], highest_lr: float) -> int | None:
         """Restores the first finite snapshot in the order of ``thinning.order_of_return``.
@@ -204,7 +204,7 @@ class Rewind:
             saved = self.snapshots[i].load()
             if not self._everywhere(saved.is_finite() and finite_buffers[i] == ever_finite):
                 continue
-            other = snapshot.restore(saved, innermost(self._optimizer), self._models())
+            other = snapshot.restore(saved, self._optimizer, self._models())
             if other and collective.is_main_process():
                 logger.warning("these buffers were others at step %d, and stay as they are: %s", saved.step, other)
             return saved.step
@@ -235,7 +235,7 @@ class Rewind:
         if not warming_up or not self.is_on:
             return
         loaded = [Snapshot(**saved) for saved in state["kept"]]
-        if loaded and snapshot.fits(loaded[0], innermost(self._optimizer)):
+        if loaded and snapshot.fits(loaded[0], self._optimizer):
             self.snapshots.extend(map(self._stored, loaded))
             self._due_lr = state["due_lr"]
         elif collective.is_main_process():
@@ -249,7 +249,7 @@ class Rewind:
         return self._folder.store(taken) if self._mode == "disk" else taken
 
     def _differs_by_process(self) -> bool:
-        return snapshot.is_sharded(innermost(self._optimizer), self._models())
+        return snapshot.is_sharded(self._optimizer, self._models())
 
     def _everywhere(self, holds: bool) -> bool:
         """Whether it holds on all processes; under FSDP each sees another share."""

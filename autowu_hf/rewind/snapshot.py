@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runtime.finite import is_finite, local_share
+from ..runtime.param_groups import layers, states_of
 
 _OWN_OF_GROUPS = ("params", "lr", "initial_lr")
 
@@ -25,7 +26,7 @@ class Snapshot:
         step: scheduler steps done.
         parameters: those of the optimizer, in its order.
         buffers: those of the models, by name.
-        states: the optimizer's state of every parameter.
+        states: the optimizer's state of every parameter; where several optimizers wrap each other, of each of them.
         groups: the options of every parameter group without its learning rate; the group may be empty.
         is_shared: whether somebody else holds its tensors too, a checkpoint that is being written for one.
     """
@@ -67,7 +68,7 @@ def take(optimizer: Optimizer, models: Sequence[nn.Module], step: int, reuse: Sn
     """Copies the present state of training into host memory: pinned, and without waiting for it, from an accelerator.
 
     Args:
-        optimizer: whose parameters and state are copied.
+        optimizer: whose parameters and state are copied, with its wraps, which may keep states too.
         models: whose buffers are.
         step: scheduler steps done.
         reuse: a snapshot that is needed no more; its memory is used again where it fits.
@@ -128,16 +129,18 @@ def restore(snapshot: Snapshot, optimizer: Optimizer, models: Sequence[nn.Module
             other.append(name)
     for live, saved in zip(_parameters(optimizer), snapshot.parameters, strict=True):
         local_share(live).copy_(saved)
-    for parameter, state in zip(_parameters(optimizer), snapshot.states, strict=True):
+    per_parameter = len(snapshot.states) // max(len(snapshot.parameters), 1)  # a state may be older than the wraps
+    places = [(p, of) for p in _parameters(optimizer) for of in states_of(optimizer)[:per_parameter]]
+    for (parameter, states), state in zip(places, snapshot.states, strict=True):
         if state:
-            present = optimizer.state[parameter]
+            present = states[parameter]
             for name in [name for name in present if name not in state]:
                 del present[name]
             for name, value in state.items():
                 present[name] = _restored(present.get(name), value, parameter)
         else:
-            optimizer.state.pop(parameter, None)
-    for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=True):
+            states.pop(parameter, None)
+    for group, saved_group in zip(_groups(optimizer), snapshot.groups, strict=False):
         for name, value in saved_group.items():
             group[name] = _restored(group.get(name), value, None)
     return other
@@ -154,6 +157,12 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups of an optimizer and of those inside it, each once, innermost first."""
+    groups = [group for layer in reversed(layers(optimizer)) for group in layer.param_groups]
+    return [*{id(group): group for group in groups}.values()]
+
+
 def _buffers(models: Sequence[nn.Module]) -> dict[str, Tensor]:
     """The buffers by name, each once; the wraps of launchers and compilers leave no trace in the names."""
     named: dict[str, Tensor] = {}
@@ -168,8 +177,8 @@ def _buffers(models: Sequence[nn.Module]) -> dict[str, Tensor]:
 def _live(optimizer: Optimizer, models: Sequence[nn.Module]) -> list[Any]:
     """Parameters, buffers, state and options of the groups, as a snapshot has them."""
     parameters = _parameters(optimizer)
-    states = [optimizer.state.get(p, {}) for p in parameters]
-    groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in optimizer.param_groups]
+    states = [states.get(p, {}) for p in parameters for states in states_of(optimizer)]
+    groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in _groups(optimizer)]
     return [parameters, _buffers(models), states, groups]
 
 

@@ -33,6 +33,17 @@ _MISSING = (
 )
 
 
+class AccumulatedLossWarning(UserWarning):
+    """A schedule may have been handed only a part of the loss of a step."""
+
+
+_ACCUMULATED = (
+    "{num} backward calls add up to the gradient of an optimizer step, and step() was handed a loss: pass the sum of "
+    "the losses that were back-propagated, total += loss.detach() and then scheduler.step(total). Where you do, filter "
+    "this warning"
+)
+
+
 _COUNTED = 6
 """So many floats that go up by equal steps from the start are no losses."""
 
@@ -61,7 +72,7 @@ class LossHistory:
         self._model = model
         self.gathered: Array = np.empty(0)
         self._pending: list[Tensor | float] = []
-        self._warned = False
+        self._warned = self._said_accumulated = self._is_handed = False
         self._first: list[float] = []
         self._tap = LossTap(optimizer)
 
@@ -81,6 +92,7 @@ class LossHistory:
         overheard = self._tap.take(wanted=loss is None)
         if loss is not None:
             self._pending.append(_checked(loss))
+            self._is_handed = overheard is None
             if type(loss) is float and len(self._first) < _COUNTED:
                 self._look_for_count(loss)
         elif overheard is not None:
@@ -88,6 +100,17 @@ class LossHistory:
         elif not self._warned:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=_caller_level())
+
+    def say_accumulated(self, num_backwards: int) -> None:
+        """Warns once where a step has several backward calls, and its loss is handed in.
+
+        Args:
+            num_backwards: the backward calls of a step.
+        """
+        if self._is_handed and not self._said_accumulated:
+            self._said_accumulated = True
+            said = _ACCUMULATED.format(num=num_backwards)
+            warnings.warn(said, AccumulatedLossWarning, stacklevel=_caller_level())
 
     def _look_for_count(self, loss: float) -> None:
         """Warns where the first losses are a count, as of epochs; torch's schedules once took one."""

@@ -104,7 +104,7 @@ def test_a_gradient_scaler_is_no_clipping_and_hides_it(clip):
     if clip is None:
         assert update.slope == pytest.approx(measured(torch.optim.AdamW).slope, rel=1e-3)
     else:
-        assert update is None
+        assert "clipped in a way that cannot be seen" in update
 
 
 def test_a_step_that_the_scaler_skips_is_not_measured():
@@ -141,7 +141,7 @@ def test_sparse_gradients_cannot_be_measured():
     meter.arm()
     table(torch.tensor([1, 2])).sum().backward()
     optimizer.step()
-    assert meter.updates == [None]
+    assert meter.updates == ["the gradients are sparse"]
 
 
 def test_what_accelerate_says_of_its_clipping_is_taken_as_it_is():

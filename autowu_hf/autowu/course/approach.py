@@ -22,7 +22,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...rewind import snapshot
-from ...runtime.param_groups import innermost, weights_out_of_reach
+from ...runtime.param_groups import weights_out_of_reach
+from .breaks import Breaks
 from .legs import FEWEST_LOSSES, Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
@@ -37,7 +38,7 @@ LOOK = 0.3
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run, or taught it nothing."""
 
-_MOST_BREAKS = 2
+_SEEN = ("settled", "factor", "stalled", "num_lost", "is_over")
 
 
 class Approach:
@@ -53,13 +54,14 @@ class Approach:
         legs: the ways of the LR since the scale is known.
         settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
         factor: by what the LR was multiplied for that.
-        breaks: the steps done each time the losses had risen too far.
+        breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned; None before.
         num_lost: the steps that were thrown away by going back.
         wants_back: whether the run has to go back to where the first leg began, before its next step; see
             ``went_back``.
         sweep: the growth that follows; None before that is known, and where none does.
         is_over: whether nothing is left to do here.
+        is_late: whether the search for a scale was given up after steps that said nothing.
     """
 
     def __init__(
@@ -70,17 +72,19 @@ class Approach:
         self.settled: float | None = None
         self.factor = 1.0
         self.num_lost = 0
-        self.breaks: list[int] = []
+        self.breaks = Breaks()
+        self.is_late = False
         self.stalled: int | None = None
         self.wants_back = False
         self.sweep: Sweep | None = None
         self.is_over = False
-        self._sound_since = self._began = 0
+        self._began = 0
         self.plan(2, None)
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(_is_sharded, optimizer, models))
+        self.is_over = self.search.is_over
 
     def plan(self, num_steps: int, longest: int | None) -> None:
         """Fits the approach to a run.
@@ -145,6 +149,7 @@ class Approach:
         if self.scale is None:
             if self.search.obstacle is None:
                 self.search.take(float(losses[-1]) if len(losses) else math.nan)
+            self.is_late = self.search.runs_out(step, self._num_steps, self._longest)
             self.is_over = self.search.obstacle is not None
             if self.search.scale is not None:
                 self._set_out(step, self.search.scale.peak_lr_for(self._num_steps))
@@ -154,22 +159,23 @@ class Approach:
             self.search.is_blind = self._longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
-        seen = Signs(self._num_steps, self.legs[0].end)
-        since = max(self._sound_since, self.legs[0].since)
-        if len(self.breaks) < _MOST_BREAKS and seen.are_broken(losses, since):
-            self.breaks.append(step)
-            self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
+        seen, num = Signs(self._num_steps, self.legs[0].end), len(losses)
+        if self.breaks.find_change(losses, seen, step):
+            self.legs.append(Leg(step, self.ramp_end(step), self.legs[-1].lr(step - 1), self.legs[-2].to_lr))
+        if self.breaks.find(losses, seen, step, self.legs[0].since):
+            self._go_back(step, num, self.peak_lr / BREAK_DIVISOR)
             return
+        losses = self.breaks.counted(losses)
         if self.search.is_settling:
-            self._settle(step, losses)
+            self._settle(step, losses, num)
         elif self.settled is None and len(self.legs) == 1 and step == self.legs[0].end:
             self.search.settle()
         if step < self.legs[-1].end:
             return
-        is_unsure = self.scale.is_aligned and not self.breaks and self._longest - step > 3
+        is_unsure = self.scale.is_aligned and not self.breaks.steps and self._longest - step > 3
         if is_unsure and seen.are_stalled(losses, step):
             self.stalled = step
-            self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
+            self._go_back(step, num, self.peak_lr / BREAK_DIVISOR)
             return
         if seen.have_halved(losses) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
             self.sweep = Sweep.between(self.peak_lr, self.scale.trust, self._num_steps, self._longest - step)
@@ -179,6 +185,7 @@ class Approach:
 
     def went_back(self, step: int) -> None:
         """The run is where the first leg began again, after ``step`` steps."""
+        self.breaks.went_back(step)
         self.num_lost += step - self._began
         self._began = step
 
@@ -193,11 +200,12 @@ class Approach:
         self.legs.append(Leg(step, self.ramp_end(step), 0.0, peak_lr))
 
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
-        self.wants_back, self._sound_since = True, num_losses
+        self.wants_back = True
+        self.breaks.go_back(num_losses)
         self.search.stop()
         self._set_out(step, peak_lr)
 
-    def _settle(self, step: int, losses: Array) -> None:
+    def _settle(self, step: int, losses: Array, num_losses: int) -> None:
         """Looks at how large an update is by now, and corrects the LR."""
         self.settled = self.search.take_settled()
         if self.settled is None:
@@ -207,7 +215,7 @@ class Approach:
         if self.factor == 1.0:
             return
         if self.factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
-            self._go_back(step, len(losses), peak_lr)  # nothing is learned at this LR
+            self._go_back(step, num_losses, peak_lr)  # nothing is learned at this LR
         else:
             now = self.legs[-1].lr(step - 1)
             self.legs.append(Leg(step, self.ramp_end(step), now, peak_lr))
@@ -215,15 +223,10 @@ class Approach:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
         return {
+            **{name: getattr(self, name) for name in _SEEN},
             "legs": [[*dataclasses.astuple(leg)] for leg in self.legs],
-            "settled": self.settled,
-            "factor": self.factor,
-            "breaks": [*self.breaks],
-            "stalled": self.stalled,
-            "num_lost": self.num_lost,
+            **self.breaks.state_dict(),
             "began": self._began,
-            "sound_since": self._sound_since,
-            "is_over": self.is_over,
             "sweep": None if self.sweep is None else [*dataclasses.astuple(self.sweep)],
             "search": self.search.state_dict(),
         }
@@ -231,9 +234,10 @@ class Approach:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self.legs = [Leg(*leg) for leg in state["legs"]]
-        self.settled, self.factor, self.num_lost = state["settled"], state["factor"], state["num_lost"]
-        self.breaks, self._sound_since, self._began = [*state["breaks"]], state["sound_since"], state["began"]
-        self.is_over, self.stalled = state["is_over"], state.get("stalled")
+        for name in _SEEN:
+            setattr(self, name, state.get(name))  # a state may be older than a name
+        self._began = state["began"]
+        self.breaks.load_state_dict(state)
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
 
@@ -244,16 +248,13 @@ class Approach:
             "obstacle": self.search.obstacle,
             "is_blind": self.search.is_blind,
             "first_lr": self.search.lr,
+            **{name: getattr(self, name) for name in _SEEN},
             "legs": [dataclasses.asdict(leg) for leg in self.legs],
-            "settled": self.settled,
-            "factor": self.factor,
-            "breaks": [*self.breaks],
-            "stalled": self.stalled,
-            "num_lost": self.num_lost,
+            **self.breaks.state_dict(),
             "looks": self._num_steps >= FEWEST_STEPS,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }
 
 
 def _is_sharded(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> bool:
-    return snapshot.is_sharded(innermost(optimizer), models())
+    return snapshot.is_sharded(optimizer, models())

@@ -119,9 +119,9 @@ class Course:
             return False
         else:
             self._history.flush()
-            legs, breaks = len(approach.legs), len(approach.breaks)
+            legs, breaks, changes = len(approach.legs), len(approach.breaks.steps), len(approach.breaks.changes)
             approach.advance(done, self._history.gathered)
-            if (len(approach.breaks) > breaks or approach.stalled == done) and collective.is_main_process():
+            if (len(approach.breaks.steps) > breaks or approach.stalled == done) and collective.is_main_process():
                 logger.info(
                     "AutoWU: by step %d the losses have %s, at learning rate %.1e; it grows again, to at most %.1e",
                     done,
@@ -129,9 +129,19 @@ class Course:
                     approach.legs[-2].lr(done - 1),
                     approach.peak_lr,
                 )
-            if not approach.is_over and len(approach.legs) == legs:
+            if len(approach.breaks.changes) > changes and collective.is_main_process():
+                logger.info(
+                    "AutoWU: the losses are as high with the weights from before, so that it is the loss that has "
+                    "changed; from step %d on the learning rate grows to %.1e again, and the losses count from there",
+                    done,
+                    approach.peak_lr,
+                )
+            if approach.search.num_backwards > 1:
+                self._history.say_accumulated(approach.search.num_backwards)
+            is_far = approach.scale is None and approach.search.is_far
+            if not (approach.is_over or is_far) and len(approach.legs) == legs:
                 return False
-        if approach.is_over and (approach.sweep is not None or approach.wants_back):
+        if approach.is_over and (approach.sweep is not None or approach.wants_back or approach.is_late):
             self.losses_before = self._history.gathered.tolist()
             self._history.reset()
             self.sweep_start = step

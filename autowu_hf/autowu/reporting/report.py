@@ -76,8 +76,11 @@ def describe(report: dict[str, Any]) -> str:
     elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
-        looks = report["approach"]["looks"]
-        found = f"the losses ask for no more at step {step}" if looks else f"too few steps to look on from step {step}"
+        found = f"the losses ask for no more at step {step}"
+        if report["approach"].get("breaks_too_often"):
+            found = f"the losses are still far above their start at step {step}, look for NaN or a change in the data"
+        elif not report["approach"]["looks"]:
+            found = f"too few steps to look on from step {step}"
     else:
         found = f"{_ending(report)} at step {step}, minimum at step {minimum}"
     if scale is not None:
@@ -140,6 +143,8 @@ def _corrections(approach: dict[str, Any]) -> str:
     if approach["factor"] != 1.0:
         size = "larger" if approach["factor"] < 1.0 else "smaller"
         said += f", times {approach['factor']:.2g} since later updates are {size}"
+    if approach.get("changes"):
+        said += f", the loss having changed by step {approach['changes'][-1]}"
     if approach["breaks"]:
         said += ", a tenth of it since the losses rose too far by step " + " and again by step ".join(
             map(str, approach["breaks"])

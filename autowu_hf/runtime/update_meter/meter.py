@@ -9,44 +9,16 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import collective
-from .finite import local_share
-from .param_groups import innermost
-
-_LOSS_SCALE = 256.0
-"""A gradient that is so many times smaller at the step was not only clipped: torch's scaler has undone its scale."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """One optimizer step, per unit of learning rate: u is the change of the weights divided by the LR.
-
-    Args:
-        slope: -<g, u>, by how much the loss of the step's batch would fall; g is the gradient before clipping.
-        update_norm: ||u||, over the weights that are not all zero (see ``weight_norm``).
-        weight_norm: ||w||, over the same; tensors that are zero throughout say nothing about the size of weights, such
-            as LoRA's B or a fresh bias, and are left out of both norms.
-        alignment: -<g, u> / (||g|| ||u||) over all weights, u being per unit of its group's own LR: 1 where the update
-            is the gradient itself, as in SGD's first step.
-        resolution: ||lr u|| / ||w|| over all weights; far below the precision of the weights, rounding decides.
-        clipping: by what the norm of the gradient was divided before the step, at least 1.
-        gradient_norm: ||g|| at the step.
-    """
-
-    slope: float
-    update_norm: float
-    weight_norm: float
-    alignment: float
-    resolution: float
-    clipping: float
-    gradient_norm: float = math.nan
+from .. import collective
+from ..param_groups import innermost
+from .backward_calls import BackwardCalls, numbers
+from .update import Update
 
 
 class UpdateMeter:
@@ -57,25 +29,30 @@ class UpdateMeter:
         ratios: of every parameter group, its LR per unit of the common LR.
 
     Attributes:
-        updates: of the measured steps, oldest first; None where a step could not be measured.
+        updates: of the measured steps, oldest first; why, as a part of a sentence, where one could not be measured.
+        idle: why the last step that was seen moved no weights, and is in no update; None where it is.
+        takes_all_back: whether steps of weights in full precision are taken back, too.
+        num_backwards: how often gradients were added up for the last measured step; 0 where that cannot be told.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
-        self.updates: list[Update | None] = []
+        self.updates: list[Update | str] = []
+        self.idle: str | None = None
+        self.takes_all_back = False
+        self.num_backwards = 0
+        self._outermost = optimizer  # the schedule sets the LRs of its groups
         self._optimizer: Optimizer = innermost(optimizer)
         self._ratios = [*ratios]
         self._hooks: list[Any] = []
-        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._is_skipped = False
-        self._accumulated: dict[int, Tensor] = {}
-        self._told: float | None = None
+        self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._backward_calls = BackwardCalls()
         self._is_sharded: Callable[[], bool] = bool
         self._takes_back = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        kept = {name: self.__dict__[name] for name in ("updates", "_is_sharded", "_takes_back")}
-        return {**UpdateMeter(self._optimizer, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
+        kept = {name: self.__dict__[name] for name in ("updates", "takes_all_back", "_is_sharded", "_takes_back")}
+        return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -95,10 +72,10 @@ class UpdateMeter:
             return
         this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
 
-        def before(optimizer: Optimizer, *args: Any) -> None:
+        def before(optimizer: Optimizer, args: Any, options: Any) -> None:
             meter = this()
             if meter is not None:
-                meter._look_before()
+                meter._look_before(has_closure=any(map(callable, (*args[1:], options.get("closure")))))
 
         def after(optimizer: Optimizer, *args: Any) -> None:
             meter = this()
@@ -107,8 +84,8 @@ class UpdateMeter:
 
         def accumulated(parameter: Tensor) -> None:
             meter = this()
-            if meter is not None and parameter.grad is not None:
-                meter._accumulated[id(parameter)] = local_share(parameter.grad).float().square().sum()
+            if meter is not None:
+                meter._backward_calls.hear(parameter)
 
         self._hooks = [
             self._optimizer.register_step_pre_hook(before),
@@ -123,8 +100,14 @@ class UpdateMeter:
         """Measures no more, and lets go of all copies."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._before, self._accumulated, self._told = [], [], {}, None
+        self._hooks, self._before = [], []
+        self._backward_calls.clear()
         _armed.discard(self)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether the optimizer calls hooks at its step: not if it never called ``Optimizer.__init__``."""
+        return hasattr(self._optimizer, "_optimizer_step_pre_hooks")
 
     @property
     def is_half(self) -> bool:
@@ -138,60 +121,84 @@ class UpdateMeter:
         """The root mean square of the weights, without the tensors that are zero; 0 where it cannot be had."""
         squares, count = 0.0, 0
         for parameter in self._parameters():
-            if parameter.device.type == "meta" or not parameter.is_floating_point():
+            if parameter.device.type == "meta" or not (parameter.is_floating_point() or parameter.is_complex()):
                 continue
-            square = float(_sum(local_share(parameter), local_share(parameter)))
+            weights = numbers(parameter)
+            square = float(_sum(weights, weights))
             if square > 0.0:
-                squares, count = squares + square, count + parameter.numel()
+                squares, count = squares + square, count + weights.numel()
         return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
 
     def has_gradients(self) -> bool:
-        """Whether any parameter has a gradient."""
-        return any(p.grad is not None for p in self._parameters())
+        """Whether any parameter has a gradient, or has had one since the last step."""
+        return bool(self._backward_calls) or any(p.grad is not None for p in self._parameters())
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _lr(self) -> float:
         """The common LR, that of a group of ratio 1."""
-        pairs = zip(self._optimizer.param_groups, self._ratios, strict=False)
+        pairs = zip(self._outermost.param_groups, self._ratios, strict=False)
         return next((float(group["lr"]) / ratio for group, ratio in pairs if ratio > 0.0), 0.0)
 
     @torch.no_grad()
-    def _look_before(self) -> None:
+    def _look_before(self, has_closure: bool) -> None:
         # A gradient scaler hands its scale, and whether there was an overflow, to optimizers that can do with them.
         scale, overflow = (getattr(self._optimizer, name, None) for name in ("grad_scale", "found_inf"))
-        self._is_skipped = overflow is not None and float(overflow) > 0.0
+        is_skipped = overflow is not None and float(overflow) > 0.0
+        self.idle = "the gradients overflowed" if is_skipped else None
+        if self._lr() <= 0.0:
+            self.idle = "the learning rate was 0"
         unscale = 1.0 if scale is None else 1.0 / float(scale)
-        parameters = [p for p in self._parameters() if p.grad is not None]
-        if any(p.grad.is_sparse for p in parameters):  # type: ignore[union-attr]
-            parameters = []
-        self._before = [(p, _on_host(local_share(p)), _on_host(local_share(p.grad)) * unscale) for p in parameters]
+        self._before = []
+        if has_closure:  # which leaves its gradients behind
+            self._backward_calls.clear()
+            self._before = [(p, _on_host(numbers(p)), None) for p in self._parameters()]
+        else:
+            pairs = [(p, p.grad) for p in self._parameters() if p.grad is not None]
+            if not any(g.is_sparse for _, g in pairs):
+                self._before = [(p, _on_host(numbers(p)), _on_host(numbers(g)) * unscale) for p, g in pairs]
 
     @torch.no_grad()
     def _look_after(self) -> None:
         before, self._before = self._before, []
-        if self._is_skipped:
+        if self.idle is not None:
+            self._backward_calls.clear()
             return
-        lr, sums = self._lr(), torch.zeros(8, dtype=torch.float64)
-        own_lrs = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
-        for parameter, weights, gradient in before:
-            now = local_share(parameter)
-            w, g = weights.to(now.device), gradient.to(now.device)
+        lr, sums = self._lr(), torch.zeros(9, dtype=torch.float64)
+        own_lrs = {id(p): float(group["lr"]) for group in self._outermost.param_groups for p in group["params"]}
+        is_sparse = any(p.grad is not None and p.grad.is_sparse for p in self._parameters())
+        for parameter, weights, gradient in before if not is_sparse else []:
+            if gradient is None and parameter.grad is None:
+                continue
+            now = numbers(parameter)
+            w, g = weights.to(now.device), numbers(parameter.grad) if gradient is None else gradient.to(now.device)
             d = _wide(now) - _wide(w)
             w2, g2, d2 = (_sum(t, t) for t in (w, g, d))
             down, own_lr = -_sum(g, d), own_lrs[id(parameter)]
             aligned = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((g2, down, d2))]
-            sums += torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *aligned]).cpu() / self._copies(parameter)
-            if now.dtype in _HALF and self._takes_back:
+            sums += torch.stack(
+                [down, w2, g2, d2, d2 * (w2 > 0.0), *aligned, torch.ones_like(w2)]
+            ).cpu() / self._copies(parameter)
+            if self._takes_back and (now.dtype in _HALF or self.takes_all_back):
                 now.copy_(w)
-        clipping = self._clipping(math.sqrt(float(sums[2])))
+        clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
         if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
             sums = collective.gather_sum(sums)
-        total_down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2 = sums.tolist()
-        self._accumulated, self._told = {}, None
-        if not before or lr <= 0.0 or clipping is None or not math.isfinite(sum(sums.tolist())):
-            self.updates.append(None)
+        total_down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, count = sums.tolist()
+        self.num_backwards, is_repeated = self._backward_calls.num_added, self._backward_calls.began_anew
+        self._backward_calls.clear()
+        has_closure = any(gradient is None for *_, gradient in before)
+        obstacles = {
+            "the gradients are sparse": is_sparse,
+            "the optimizer calls its closure more than once in a step": has_closure and is_repeated,
+            "the optimizer has no gradients at its step": count == 0.0,
+            "gradients or weights of a first step are not finite": not math.isfinite(sum(sums.tolist())),
+            "the gradients of a first step are clipped in a way that cannot be seen": clipping is None,
+        }
+        obstacle = next((words for words, holds in obstacles.items() if holds), None)
+        if obstacle is not None or clipping is None:
+            self.updates.append(str(obstacle))
             return
         self.updates.append(
             Update(
@@ -202,22 +209,9 @@ class UpdateMeter:
                 resolution=math.sqrt(d2 / w2) if w2 > 0.0 else math.inf if d2 > 0.0 else 0.0,
                 clipping=clipping,
                 gradient_norm=math.sqrt(g2),
+                lr=lr,
             )
         )
-
-    def _clipping(self, norm: float) -> float | None:
-        """By what the gradient was divided between its backward and the step; None where that cannot be told."""
-        if self._told is not None:
-            return self._told
-        if not self._accumulated or norm <= 0.0:
-            return 1.0
-        ratio = math.sqrt(sum(float(square) for square in self._accumulated.values())) / norm
-        exponent = math.log2(ratio) if ratio > 0.0 and math.isfinite(ratio) else 0.0
-        if abs(exponent - round(exponent)) < 1e-4:
-            return 1.0  # nothing, or the scale of a gradient scaler, which is a power of two
-        if ratio < _LOSS_SCALE:
-            return max(ratio, 1.0)
-        return None
 
     def _copies(self, parameter: Any) -> int:
         """How many processes hold the same share of a parameter, where shares are summed over the processes."""
@@ -237,7 +231,7 @@ def tell_clipping(norm: Any, max_norm: float) -> None:
     """Gradients were clipped through accelerate, from ``norm`` (None: it does not know) to at most ``max_norm``."""
     for meter in list(_armed):
         if norm is not None:
-            meter._told = max((float(norm) + 1e-6) / float(max_norm), 1.0)
+            meter._backward_calls.tell_clipping(max((float(norm) + 1e-6) / float(max_norm), 1.0))
 
 
 def _on_host(tensor: Tensor) -> Tensor:
