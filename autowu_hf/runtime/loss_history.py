@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import collective
+from .checks import caller_level
 from .loss_tap import LossTap, scalar
 
 Array = npt.NDArray[np.float64]
-
-
-_INSIDE = (__name__.partition(".")[0], "accelerate")
 
 
 class MissingLossWarning(UserWarning):
@@ -99,7 +96,7 @@ class LossHistory:
             self._pending.extend(overheard)  # none while micro-batches accumulate
         elif not self._warned:
             self._warned = True
-            warnings.warn(self._missing, MissingLossWarning, stacklevel=_caller_level())
+            warnings.warn(self._missing, MissingLossWarning, stacklevel=caller_level())
 
     def say_accumulated(self, num_backwards: int) -> None:
         """Warns once where a step has several backward calls, and its loss is handed in.
@@ -110,7 +107,7 @@ class LossHistory:
         if self._is_handed and not self._said_accumulated:
             self._said_accumulated = True
             said = _ACCUMULATED.format(num=num_backwards)
-            warnings.warn(said, AccumulatedLossWarning, stacklevel=_caller_level())
+            warnings.warn(said, AccumulatedLossWarning, stacklevel=caller_level())
 
     def _look_for_count(self, loss: float) -> None:
         """Warns where the first losses are a count, as of epochs; torch's schedules once took one."""
@@ -120,7 +117,7 @@ class LossHistory:
         increments = np.diff(self._first)
         if increments[0] > 0.0 and np.allclose(increments, increments[0], rtol=1e-6, atol=0.0):
             said = _COUNTS.format(last=loss, step=increments[0])
-            warnings.warn(said, UserWarning, stacklevel=_caller_level())
+            warnings.warn(said, UserWarning, stacklevel=caller_level())
 
     def models(self) -> Sequence[nn.Module]:
         """The model that was given, or those of the accelerator that was heard last; none before one was."""
@@ -177,14 +174,6 @@ class LossHistory:
         """Restores what ``state_dict`` returned."""
         self.gathered = state["gathered"].cpu().numpy().astype(np.float64)
         self.set_pending(state["pending"])
-
-
-def _caller_level() -> int:
-    """The ``stacklevel`` of the first frame outside of this package and of accelerate: whoever steps the schedule."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _checked(loss: Any) -> Tensor | float:
