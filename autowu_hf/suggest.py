@@ -210,7 +210,7 @@ def _put_back(model: Any, optimizer: Any) -> Iterator[None]:
     if obstacle is not None:
         raise ValueError(f"suggest_lr cannot work here: {obstacle.reason}; {obstacle.remedy}")
     inner = innermost(optimizer)
-    before = snapshot.take(inner, [model], 0)
+    before = snapshot.take(optimizer, [model], 0)
     gradients = [parameter.grad for parameter in model.parameters()]
     lrs = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in inner.param_groups]
     modes = [module.training for module in model.modules()]
@@ -221,7 +221,7 @@ def _put_back(model: Any, optimizer: Any) -> Iterator[None]:
         with _random_numbers(device_of(inner)):
             yield
     finally:
-        snapshot.restore(before, inner, [model])
+        snapshot.restore(before, optimizer, [model])
         set_lrs(inner, lrs)
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient

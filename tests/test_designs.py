@@ -17,14 +17,14 @@ def row(designs, design, cell, seed, test):
 
 
 def test_a_patch_lasts_for_its_block(designs):
-    from autowu_hf.autowu.course import approach, scale
+    from autowu_hf.autowu.course import scale, timetable
 
-    before = (scale.POLYAK_SHARE, approach.LOOK)
+    before = (scale.POLYAK_SHARE, timetable.LOOK)
     for patches, _ in designs.DESIGNS.values():
         with designs.patched(patches):
             for module, name, value in patches:
                 assert getattr(module, name) is value
-    assert before == (scale.POLYAK_SHARE, approach.LOOK)
+    assert before == (scale.POLYAK_SHARE, timetable.LOOK)
 
 
 @pytest.mark.once

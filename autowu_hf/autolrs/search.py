@@ -16,7 +16,7 @@ from ..rewind import snapshot
 from ..rewind.untrained import Untrained, find_untrained
 from ..runtime import collective
 from ..runtime.loss_history import LossHistory
-from ..runtime.param_groups import device_of, innermost
+from ..runtime.param_groups import device_of
 from ..runtime.random_state import get_random_state, set_random_state
 from .batch_replay import BatchReplay
 from .forecast import forecast
@@ -68,8 +68,7 @@ class Search:
 
     def begin(self, step: int) -> None:
         """Keeps the present state of training, after ``step`` optimizer steps; ``next_candidate`` must follow."""
-        optimizer, models = innermost(self._optimizer), self._history.models()
-        self._start = snapshot.take(optimizer, models, step, untrained=self._untrained)
+        self._start = snapshot.take(self._optimizer, self._history.models(), step, untrained=self._untrained)
         self._random_states = collective.gather_bytes(get_random_state(device_of(self._optimizer)))
         self._replay.mark()
         self.forecasts = []
@@ -117,8 +116,7 @@ class Search:
     def _go_back(self) -> None:
         assert self._start is not None
         self._replay.go_back()  # before the random numbers, some of which it may draw
-        optimizer, models = innermost(self._optimizer), self._history.models()
-        snapshot.restore(self._start, optimizer, models, self._untrained)
+        snapshot.restore(self._start, self._optimizer, self._history.models(), self._untrained)
         if len(self._random_states) == collective.num_processes():  # not after a resume with more or fewer
             set_random_state(self._random_states[collective.process_index()], device_of(self._optimizer))
 
@@ -160,9 +158,9 @@ class Search:
         """Everything needed to go on, without the losses; under FSDP without "start", of which every process has a
         share of its own.
         """
-        optimizer, models, start = innermost(self._optimizer), self._history.models(), None
-        if self._start is not None and not snapshot.is_sharded(optimizer, models):
-            self._untrained.look(find_untrained(optimizer, models))
+        models, start = self._history.models(), None
+        if self._start is not None and not snapshot.is_sharded(self._optimizer, models):
+            self._untrained.look(find_untrained(self._optimizer, models))
             start = self._start.state_dict(self._untrained.changed)  # the model's checkpoint has the rest
         return {
             "candidate_lrs": [*self.candidate_lrs],
@@ -189,7 +187,7 @@ class Search:
     @property
     def cannot_go_on(self) -> bool:
         """Whether a search is under way whose start is not known, or is that of another model."""
-        return self.is_on and (self._start is None or not snapshot.fits(self._start, innermost(self._optimizer)))
+        return self.is_on and (self._start is None or not snapshot.fits(self._start, self._optimizer))
 
 
 def _log(stage: Stage, lr: float, finite: list[float]) -> None:

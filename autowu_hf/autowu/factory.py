@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.param_groups import finds_own_lr, innermost, is_schedule_free
-from .course.approach import RAMP
 from .course.legs import FEWEST_LOSSES
+from .course.timetable import RAMP
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
 

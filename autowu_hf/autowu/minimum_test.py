@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..loss_curve import divergence
+from ..loss_curve.empty_start import without_empty_start
 from ..loss_curve.gp import GRID, Array, FastGP, GPParameters, Posterior
 from ..loss_curve.minimum_and_cliff import cliff_place, cliff_probability, minimum_place, minimum_probability
 from ..loss_curve.spikes import usable
@@ -125,8 +126,8 @@ class MinimumTest:
         """Tests whether the loss has passed its minimum; the record is appended to ``records``.
 
         Args:
-            losses: (n,), one per optimizer step since the start, in the loss's own unit. Non-finite losses keep their
-                place on the axis and leave the fit.
+            losses: (n,), one per optimizer step since the start, in the loss's own unit. Non-finite losses, and
+                those of 0 at the start, keep their place on the axis and leave the fit.
             num_new: how many of them are new since the last test. When all of these are non-finite the run has
                 diverged, which counts as the minimum being in the past.
             step: t, the scheduler steps done.
@@ -137,6 +138,7 @@ class MinimumTest:
         """
         n = len(losses)
         diverged = divergence.is_diverged(losses, num_new)
+        losses = without_empty_start(losses)
         top = divergence.ceiling(losses) if self.settings.guard else math.inf
         used = usable(losses, self.settings.standardize)
         if int(used.sum()) >= (min(3, self._fewest) if is_last else self._fewest):

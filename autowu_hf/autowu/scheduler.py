@@ -16,7 +16,7 @@ from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
 from .peak_rule import PeakRule
-from .reporting.report import describe
+from .reporting.report import describe, is_doubtful
 from .reporting.reported import DECISION, Reported
 from .settings import AutoWUSettings
 from .verdict import DIVERGENCE, NOTHING, Ending
@@ -142,12 +142,13 @@ class AutoWUScheduler(Reported):
         if not cadence.is_between_steps or not course.come_closer(step, cadence.held):
             return
         self._plan(done=step)
-        if course.approach is not None and (course.scale is not None or course.approach.wants_back):
-            if not self._way_back.keep_start(step, course.approach):
+        approach = course.approach
+        if approach is not None and (course.scale is not None or approach.wants_back or approach.search.is_far):
+            if not self._way_back.keep_start(step, approach):
                 self._require_finite_parameters(step)
             if course.is_done:
-                is_sound = not course.approach.breaks and math.isfinite(self._warm_up.history.gathered[-1])
-                self._decay_from(step, "scale", course.approach.peak_lr)
+                is_sound = not approach.breaks.steps and math.isfinite(self._warm_up.history.gathered[-1])
+                self._decay_from(step, "scale", approach.peak_lr)
                 if not is_sound:
                     self._require_finite_parameters(step)
                     self._check_at = step + _CHECK_AFTER * self.ticks_per_step
@@ -227,9 +228,8 @@ class AutoWUScheduler(Reported):
         self._warm_up.history.close()
         self.switch_step, self.ended_by, self.peak_lr = step, reason, peak_lr
         if collective.is_main_process():
-            was_seen = self.minimum_step is not None or self._rule.base_lr is not None
-            level = logging.WARNING if reason == NOTHING or (reason == DIVERGENCE and not was_seen) else logging.INFO
-            logger.log(level, "AutoWU: %s", describe(self.report()))
+            report = self.report()
+            logger.log(logging.WARNING if is_doubtful(report) else logging.INFO, "AutoWU: %s", describe(report))
         self._leave_report(step)
 
     def _state(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class AutoWUScheduler(Reported):
         since_start, is_over = self.last_epoch - self._course.sweep_start, self.switch_step is not None
         self._warm_up.load_state_dict(state, is_over, since_start)
         approach = self._course.approach
-        has_begun = approach is None or approach.is_over or bool(approach.legs)
+        has_begun = approach is None or approach.is_over or bool(approach.legs) or approach.search.is_far
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None and has_begun)
         self._plan()
         self._course.say_resumed(self.num_training_steps, self.last_epoch)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..loss_curve import divergence
+from ..loss_curve.empty_start import without_empty_start
 from ..runtime import collective
 from ..runtime.loss_history import LossHistory
 from .cadence import Cadence
@@ -117,7 +118,7 @@ class WarmUp:
         assert cliff_step is not None
         has_minimum = reason == self.minimum_test.rule.name or self.minimum_test.has_found
         if reason == DIVERGENCE:  # of which a GP on few losses may take no notice
-            losses = self.history.gathered
+            losses = without_empty_start(self.history.gathered)
             num_sound, steps_per_loss = divergence.num_sound(losses), record.step / len(losses)
             cliff_step = min(cliff_step, num_sound * steps_per_loss)
             has_minimum = has_minimum or divergence.has_gained(losses)

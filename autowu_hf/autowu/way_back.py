@@ -59,8 +59,8 @@ class WayBack:
         self.due_at = step + 1 + bisect.bisect_left(later, True, key=lambda t: rewind.is_due(lr_of(t)))
 
     def keep_start(self, step: int, approach: Approach) -> bool:
-        """Takes a snapshot where the LR begins to grow to the scale, goes back to it where the approach wants that, and
-        drops it when the approach is over.
+        """Takes a snapshot where the LR begins to grow to the scale, or before a step is measured at a large LR; goes
+        back to it where the approach wants that, and drops it when the approach is over.
 
         Args:
             step: scheduler steps done.
@@ -83,7 +83,7 @@ class WayBack:
             return True
         if approach.is_over:
             self._rewind.drop()
-        elif not self._rewind.snapshots and len(approach.legs) == 1:
+        elif not self._rewind.snapshots and (len(approach.legs) == 1 or approach.search.is_far):
             self._rewind.keep_one(step)
         return True
 

@@ -1,4 +1,4 @@
-"""What accelerate tells a schedule: eight methods of its classes, wrapped once, which do nothing where none is in use.
+"""What accelerate tells a schedule: nine methods of its classes, wrapped once, which do nothing where none is in use.
 
 ``install`` and ``remove`` are called by registration.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..autolrs import batch_stream
 from ..runtime import collective
-from ..runtime.loss_tap import tell_backward, tell_optimizer_step
+from ..runtime.loss_tap import tell_backward, tell_optimizer_step, tell_zero_grad
 from ..runtime.scheduler import AdaptiveScheduler
 from ..runtime.update_meter import tell_clipping
 from ..runtime.wrapping import Function, Wrap, unwrap, wrap
@@ -54,10 +54,21 @@ def _optimizer_step(this: Wrap) -> Function:
     def step(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         if this.is_active:
-            tell_optimizer_step(self)
+            tell_optimizer_step(self, has_closure=any(map(callable, (*args, *kwargs.values()))))
         return result
 
     return step
+
+
+def _zero_grad(this: Wrap) -> Function:
+    original = this.original
+
+    def zero_grad(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
+        if this.is_active:
+            tell_zero_grad(self)
+        return original(self, *args, **kwargs)
+
+    return zero_grad
 
 
 def _prepare(this: Wrap) -> Function:
@@ -129,6 +140,7 @@ _WRAPS: tuple[tuple[type, str, Callable[[Wrap], Function]], ...] = (
     (Accelerator, "load_state", _load_state),
     (Accelerator, "join_uneven_inputs", _join_uneven_inputs),
     (AcceleratedOptimizer, "step", _optimizer_step),
+    (AcceleratedOptimizer, "zero_grad", _zero_grad),
     (AcceleratedScheduler, "__init__", _prepare),
     (DataLoaderShard, "__iter__", _iter),
 )

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.finite import OutOfReachError
-from ..runtime.param_groups import Obstacle, innermost, weights_out_of_reach
+from ..runtime.param_groups import Obstacle, weights_out_of_reach
 from . import portable, snapshot
 from .memory import cannot_copy, find_room
 from .on_disk import SnapshotFolder
@@ -130,7 +130,7 @@ class Rewind:
             self.refuse(obstacle)
             return None
         share = None if self._mode == "disk" else self._memory_share
-        size = partial(snapshot.size, innermost(self._optimizer), self._models(), self._untrained)
+        size = partial(snapshot.size, self._optimizer, self._models(), self._untrained)
         self.num_bytes, room, obstacle = find_room(size, share, fewest)
         if obstacle is not None:
             self.turn_off(obstacle)
@@ -139,7 +139,7 @@ class Rewind:
     def look(self) -> None:
         """Takes notice of which buffers and parameters without gradients change, before the first snapshot."""
         if self.is_on:
-            self._untrained.look(find_untrained(innermost(self._optimizer), self._models()))
+            self._untrained.look(find_untrained(self._optimizer, self._models()))
 
     def is_due(self, lr: float) -> bool:
         """Whether a snapshot is due once the LR has grown to ``lr``."""
@@ -175,7 +175,7 @@ class Rewind:
 
     def _take(self, step: int) -> None:
         try:
-            taken = snapshot.take(innermost(self._optimizer), self._models(), step, self._spare, self._untrained)
+            taken = snapshot.take(self._optimizer, self._models(), step, self._spare, self._untrained)
         except OutOfReachError as error:
             self.turn_off(cannot_copy(error))
             return
@@ -205,7 +205,7 @@ class Rewind:
             is_broken = bool((saved.buffers.keys() - finite_buffers[i]) & ever_finite) or not saved.is_finite()
             if not self._everywhere(not is_broken):
                 continue
-            other = snapshot.restore(saved, innermost(self._optimizer), self._models(), self._untrained)
+            other = snapshot.restore(saved, self._optimizer, self._models(), self._untrained)
             if other and collective.is_main_process():
                 logger.warning("these buffers were others, or not copied, at step %d; they stay: %s", saved.step, other)
             return saved.step
@@ -242,7 +242,7 @@ class Rewind:
         self.is_on = self.is_on and state["is_on"]  # what took too much memory then would do so now
         if not warming_up or not self.is_on:
             return
-        loaded = portable.snapshots_in(state["kept"], innermost(self._optimizer))
+        loaded = portable.snapshots_in(state["kept"], self._optimizer)
         if loaded:
             self._untrained.changed = {name for saved in loaded for name in saved.buffers}
             self.snapshots.extend(map(self._stored, loaded))
@@ -253,7 +253,7 @@ class Rewind:
         return self._folder.store(taken) if self._mode == "disk" else taken
 
     def _differs_by_process(self) -> bool:
-        return snapshot.is_sharded(innermost(self._optimizer), self._models())
+        return snapshot.is_sharded(self._optimizer, self._models())
 
     def _everywhere(self, holds: bool) -> bool:
         """Whether it holds on all processes; under FSDP each sees another share."""

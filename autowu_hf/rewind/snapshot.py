@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..runtime.finite import OutOfReachError, is_finite, local_share, parts
+from ..runtime.param_groups import layers, states_of
 from .tensors import copied_all, fill, num_bytes, put_back, tensors_in
 from .untrained import Untrained, find_untrained
 
@@ -26,7 +28,7 @@ class Snapshot:
         step: scheduler steps done.
         parameters: those of the optimizer, in its order.
         buffers: those of the models, and parameters that are not trained, by name; see ``Untrained``.
-        states: the optimizer's state of every parameter.
+        states: the optimizer's state of every parameter; where several optimizers wrap each other, of each of them.
         groups: the options of every parameter group without its learning rate; the group may be empty.
         is_shared: whether somebody else holds its tensors too, a checkpoint that is being written for one.
     """
@@ -81,7 +83,7 @@ def take(
     """Copies the present state of training into host memory: pinned, and without waiting for it, from an accelerator.
 
     Args:
-        optimizer: whose parameters and state are copied.
+        optimizer: whose parameters and state are copied, with its wraps, which may keep states too.
         models: whose buffers are, and their parameters without gradients.
         step: scheduler steps done.
         reuse: a snapshot that is needed no more; its memory is used again where it fits.
@@ -162,21 +164,22 @@ def restore(
             continue
         if saved is not None or untrained is None or name in untrained.changed:
             other.append(name)
-    parameters, states = _parameters(optimizer), [*snapshot.states]
-    states += [{}] * (len(parameters) - len(states))
-    for i, (live, saved) in enumerate(zip(parameters, snapshot.parameters, strict=False)):
+    for i, (live, saved) in enumerate(zip(_parameters(optimizer), snapshot.parameters, strict=False)):
         if not fill(live, saved):
             other.append(f"parameter {i} of the optimizer")
-    for parameter, state in zip(parameters, states, strict=True):
+    per_parameter = len(snapshot.states) // max(len(snapshot.parameters), 1)  # a state may be older than the wraps
+    places = [(p, of) for p in _parameters(optimizer) for of in states_of(optimizer)[:per_parameter]]
+    saved_states = snapshot.states + [{}] * (len(places) - len(snapshot.states))
+    for (parameter, states), state in zip(places, saved_states, strict=True):
         if state:
-            present = optimizer.state[parameter]
+            present = states[parameter]
             for name in [name for name in present if name not in state]:
                 del present[name]
             for name, value in state.items():
                 present[name] = put_back(present.get(name), value, parameter)
         else:
-            optimizer.state.pop(parameter, None)
-    for group, saved_group in zip(optimizer.param_groups, snapshot.groups, strict=False):
+            states.pop(parameter, None)
+    for group, saved_group in zip(_groups(optimizer), snapshot.groups, strict=False):
         for name, value in saved_group.items():
             group[name] = put_back(group.get(name), value, None)
     return other
@@ -193,9 +196,17 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups of an optimizer and of those inside it, each once: the first ones of all, innermost first,
+    then the second ones; so those of groups that are added later come last.
+    """
+    columns = itertools.zip_longest(*(layer.param_groups for layer in reversed(layers(optimizer))))
+    return [*{id(group): group for column in columns for group in column if group is not None}.values()]
+
+
 def _trained(optimizer: Optimizer) -> list[Any]:
     """Parameters, state and options of the groups, as a snapshot has them."""
     parameters = _parameters(optimizer)
-    states = [optimizer.state.get(p, {}) for p in parameters]
-    groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in optimizer.param_groups]
+    states = [states.get(p, {}) for p in parameters for states in states_of(optimizer)]
+    groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in _groups(optimizer)]
     return [parameters, states, groups]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+_INSIDE = (__name__.partition(".")[0], "accelerate")
 
 
 def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch: Any) -> None:
@@ -105,3 +108,11 @@ def check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
     """Raises a ValueError where a name is not one of those known."""
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; pick one of {', '.join(known)}")
+
+
+def caller_level() -> int:
+    """The ``stacklevel`` of the first frame outside of this package and of accelerate: whoever steps the schedule."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import collective
+from .checks import caller_level
 from .loss_tap import LossTap, scalar
 
 Array = npt.NDArray[np.float64]
-
-
-_INSIDE = (__name__.partition(".")[0], "accelerate")
 
 
 class MissingLossWarning(UserWarning):
@@ -30,6 +27,17 @@ class MissingLossWarning(UserWarning):
 _MISSING = (
     "AutoWU saw no loss in this step; without losses it finds no learning rate. "
     "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)"
+)
+
+
+class AccumulatedLossWarning(UserWarning):
+    """A schedule may have been handed only a part of the loss of a step."""
+
+
+_ACCUMULATED = (
+    "{num} backward calls add up to the gradient of an optimizer step, and step() was handed a loss: pass the sum of "
+    "the losses that were back-propagated, total += loss.detach() and then scheduler.step(total). Where you do, filter "
+    "this warning"
 )
 
 
@@ -61,7 +69,7 @@ class LossHistory:
         self._model = model
         self.gathered: Array = np.empty(0)
         self._pending: list[Tensor | float] = []
-        self._warned = False
+        self._warned = self._said_accumulated = self._is_handed = False
         self._num_first: int | None = None  # of the losses that the first scheduler step found, until the second one
         self._first: list[float] = []
         self._tap = LossTap(optimizer)
@@ -82,6 +90,7 @@ class LossHistory:
         overheard = self._tap.take(wanted=loss is None)
         if loss is not None:
             self._pending.append(_checked(loss))
+            self._is_handed = overheard is None
             if type(loss) is float and len(self._first) < _COUNTED:
                 self._look_for_count(loss)
         elif overheard is not None:
@@ -89,7 +98,18 @@ class LossHistory:
             self._drop_earlier(len(overheard))
         elif not self._warned:
             self._warned = True
-            warnings.warn(self._missing, MissingLossWarning, stacklevel=_caller_level())
+            warnings.warn(self._missing, MissingLossWarning, stacklevel=caller_level())
+
+    def say_accumulated(self, num_backwards: int) -> None:
+        """Warns once where a step has several backward calls, and its loss is handed in.
+
+        Args:
+            num_backwards: the backward calls of a step.
+        """
+        if self._is_handed and not self._said_accumulated:
+            self._said_accumulated = True
+            said = _ACCUMULATED.format(num=num_backwards)
+            warnings.warn(said, AccumulatedLossWarning, stacklevel=caller_level())
 
     def _drop_earlier(self, num_new: int) -> None:
         """Drops the losses of optimizer steps before the schedule's first step: where that finds more of them than the
@@ -117,7 +137,7 @@ class LossHistory:
         increments = np.diff(self._first)
         if increments[0] > 0.0 and np.allclose(increments, increments[0], rtol=1e-6, atol=0.0):
             said = _COUNTS.format(last=loss, step=increments[0])
-            warnings.warn(said, UserWarning, stacklevel=_caller_level())
+            warnings.warn(said, UserWarning, stacklevel=caller_level())
 
     def models(self) -> Sequence[nn.Module]:
         """The model that was given, or those of the accelerator that was heard last; none before one was."""
@@ -174,14 +194,6 @@ class LossHistory:
         """Restores what ``state_dict`` returned."""
         self.gathered = state["gathered"].cpu().numpy().astype(np.float64)
         self.set_pending(state["pending"])
-
-
-def _caller_level() -> int:
-    """The ``stacklevel`` of the first frame outside of this package and of accelerate: whoever steps the schedule."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _checked(loss: Any) -> Tensor | float:

@@ -16,6 +16,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from .loss_doubts import LossDoubts
 from .param_groups import innermost
 
 
@@ -26,7 +27,8 @@ class LossTap:
     micro-batch by their number. In an accelerate loop with ``gradient_accumulation_steps`` > 1, where the loop's
     losses are whole, it is the mean over the micro-batches. A step ends where the prepared optimizer steps (under
     DeepSpeed, with the backward that steps its engine) or, for an optimizer that was never prepared, where the
-    scheduler asks. The losses of a step that the gradient scaler skipped are dropped.
+    scheduler asks. The losses of a step that the gradient scaler skipped are dropped, and so are those before a
+    ``zero_grad`` of the prepared optimizer: their gradients are gone.
 
     Args:
         optimizer: the optimizer whose steps count, bare or prepared; None hears every accelerator.
@@ -45,6 +47,7 @@ class LossTap:
         self._complete = False
         self._heard = False
         self._ambiguous = False
+        self._doubts = LossDoubts()
 
     def listen(self) -> None:
         """From now on every backward reaches this tap, as long as the tap is alive.
@@ -80,6 +83,7 @@ class LossTap:
         if self._complete and accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.end_step(skipped=self._prepared is not None and self._prepared.step_was_skipped)
         gradients = accelerator.gradient_state
+        self._doubts.backward(is_first=self._sum is None)
         if self._sum is None:
             self._sum, self._micro_batches, self._micro_batch = loss.clone(), 1, accelerator.step
             self._mean = gradients.num_steps > 1
@@ -91,8 +95,20 @@ class LossTap:
                 self._micro_batches, self._micro_batch = self._micro_batches + 1, accelerator.step
         self._complete = gradients.sync_gradients
 
-    def end_step(self, skipped: bool) -> None:
-        """The optimizer was stepped; ``skipped``: not really, for the gradients had overflowed."""
+    def drop(self) -> None:
+        """The gradients were set to zero; the losses that they came from belong to no step."""
+        if self._sum is not None:
+            self._sum, self._complete = None, False
+            self._doubts.dropped()
+
+    def end_step(self, skipped: bool, has_closure: bool = False) -> None:
+        """The optimizer was stepped.
+
+        Args:
+            skipped: not really, for the gradients had overflowed.
+            has_closure: with a closure, which sets gradients to zero as often as it is called.
+        """
+        self._doubts.stepped(has_closure)
         if self._sum is not None and not skipped:
             self._steps.append(self._sum / self._micro_batches if self._mean else self._sum)
         self._sum, self._complete = None, False
@@ -122,6 +138,8 @@ class LossTap:
         if self._complete:
             self.end_step(skipped=False)
         steps, self._steps, self._heard = self._steps, [], False
+        if wanted:
+            self._doubts.warn()
         return steps
 
     def models(self) -> list[nn.Module]:
@@ -177,19 +195,41 @@ def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
         tap.hear(loss, accelerator)
 
 
-def tell_optimizer_step(optimizer: AcceleratedOptimizer) -> None:
-    """A prepared optimizer was stepped.
+def tell_zero_grad(optimizer: AcceleratedOptimizer) -> None:
+    """The gradients of a prepared optimizer are set to zero; accelerate leaves them while micro-batches accumulate.
 
     Args:
         optimizer: the prepared optimizer.
     """
     if not _listening or not optimizer.gradient_state.sync_gradients:
         return
-    skipped = bool(optimizer.step_was_skipped)
     for ref in _listening[:]:
         tap = ref()
         if tap is not None and tap._prepared is optimizer:
-            tap.end_step(skipped)
+            tap.drop()
+
+
+def tell_optimizer_step(optimizer: AcceleratedOptimizer, has_closure: bool = False) -> None:
+    """A prepared optimizer was stepped.
+
+    Args:
+        optimizer: the prepared optimizer.
+        has_closure: whether it was given a closure.
+    """
+    if not _listening or not optimizer.gradient_state.sync_gradients:
+        return
+    skipped = bool(optimizer.step_was_skipped)
+    for ref in _listening[:]:
+        tap = ref()
+        if tap is None:
+            continue
+        if tap._prepared is optimizer:
+            tap.end_step(skipped, has_closure)
+        elif tap._prepared is not None and tap._sum is not None:
+            accelerator = None if tap._accelerator is None else tap._accelerator()
+            others = [] if accelerator is None else accelerator._optimizers
+            if any(other is optimizer for other in others):
+                tap._doubts.other_stepped()
 
 
 def scalar(loss: Tensor, where: str) -> Tensor:

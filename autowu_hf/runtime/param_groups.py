@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -47,6 +47,11 @@ def own_lr(optimizer: Optimizer) -> float:
         refuse_layer_wise(inner)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} has lr=None and finds its own, which a schedule would only replace; pass "
+            "relative_step=False, warmup_init=False and any positive lr (Adafactor), or train without this schedule"
+        )
     lrs = _group_lrs(optimizer)
     if not max(lrs, default=0.0) > 0.0:
         raise ValueError(
@@ -129,10 +134,47 @@ def _is_called(optimizer: Any, parts: tuple[str, ...], names: tuple[str, ...]) -
 
 
 def innermost(optimizer: Any) -> Any:
-    """The optimizer inside accelerate's and DeepSpeed's wraps of it."""
-    while getattr(optimizer, "optimizer", None) is not None:
-        optimizer = optimizer.optimizer
-    return optimizer
+    """The optimizer inside the wraps of it; see ``layers``."""
+    return layers(optimizer)[-1]
+
+
+def layers(optimizer: Any) -> list[Any]:
+    """An optimizer and those inside it, outermost first.
+
+    accelerate and DeepSpeed wrap optimizers, and so do SAM, Lookahead or Opacus. Whatever an optimizer calls the one
+    that it wraps, that is an optimizer of the same parameters; one of some of them is only a part of it.
+
+    Args:
+        optimizer: of any kind.
+    """
+    found = [optimizer]
+    while True:
+        inside = _inside(found[-1])
+        if inside is None or any(inside is outer for outer in found):
+            return found
+        found.append(inside)
+
+
+def _inside(optimizer: Any) -> Any:
+    inside = getattr(optimizer, "optimizer", None)
+    if inside is not None:
+        return inside
+    others = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
+    return next((other for other in others if _parameter_ids(other) == _parameter_ids(optimizer)), None)
+
+
+def _parameter_ids(optimizer: Any) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def states_of(optimizer: Any) -> list[Any]:
+    """The states that an optimizer and those inside it keep for their parameters, each once, innermost first."""
+    found: list[Any] = []
+    for layer in reversed(layers(optimizer)):
+        state = getattr(layer, "state", None)
+        if isinstance(state, MutableMapping) and not any(state is other for other in found):
+            found.append(state)
+    return found
 
 
 def device_of(optimizer: Optimizer) -> torch.device:
@@ -148,11 +190,9 @@ def device_of(optimizer: Optimizer) -> torch.device:
 
 def partitioned_by(optimizer: Any) -> str | None:
     """The name of DeepSpeed's wrap around an optimizer; None without one."""
-    while optimizer is not None:
-        kind = type(optimizer)
+    for kind in map(type, layers(optimizer)):
         if kind.__module__.startswith("deepspeed.") or kind.__name__.startswith("DeepSpeed"):
             return kind.__name__
-        optimizer = getattr(optimizer, "optimizer", None)
     return None
 
 
@@ -178,9 +218,10 @@ def weights_out_of_reach(optimizer: Any) -> Obstacle | None:
     wrap = partitioned_by(optimizer)
     if wrap is not None:
         return Obstacle(f"{wrap} keeps partitions of weights and state to itself", "use DDP or FSDP")
-    if type(innermost(optimizer)).__name__ in ("Lomo", "AdaLomo"):
+    names = {type(layer).__name__ for layer in layers(optimizer)}
+    if names & {"Lomo", "AdaLomo"}:
         return Obstacle("LOMO changes the weights inside the backward", "use another optimizer")
-    if type(innermost(optimizer)).__name__ == "ZeroRedundancyOptimizer":
+    if "ZeroRedundancyOptimizer" in names:
         return Obstacle("ZeroRedundancyOptimizer keeps its state to itself", "use DDP without it or FSDP")
     return None
 

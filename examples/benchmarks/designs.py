@@ -34,7 +34,7 @@ from tasks import TASKS
 from tuning import SEEDS, percent_of_gain
 
 from autowu_hf import DivergedError, get_autowu_schedule
-from autowu_hf.autowu.course import approach, scale, signs
+from autowu_hf.autowu.course import approach, scale, signs, timetable
 
 RUNS = RunTable(
     Path(__file__).with_suffix(".csv"),
@@ -47,7 +47,11 @@ BEST = 3
 
 Patch = tuple[Any, str, Any]
 """A module, the name of a constant or a function in it, and another value for it."""
-_BLIND: list[Patch] = [(approach, "FEWEST_STEPS", 10**9), (signs, "FEWEST_STEPS", 10**9)]
+_BLIND: list[Patch] = [
+    (approach, "FEWEST_STEPS", 10**9),
+    (signs, "FEWEST_STEPS", 10**9),
+    (timetable, "FEWEST_STEPS", 10**9),
+]
 _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
 _NO_LATER_MEASURE: Patch = (approach, "settled_factor", lambda settled, num_steps: 1.0)
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
@@ -56,7 +60,7 @@ DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "without the length": ([_NO_LENGTH], {}),
     "without the later measure": ([_NO_LATER_MEASURE], {}),
     "without a look at the losses": (_BLIND, {}),
-    "a look of 15 %": ([(approach, "LOOK", 0.15)], {}),
+    "a look of 15 %": ([(timetable, "LOOK", 0.15)], {}),
     "0.2 P": ([(scale, "POLYAK_SHARE", 0.2)], {}),
     "0.4 P": ([(scale, "POLYAK_SHARE", 0.4)], {}),
     "decay over the last half": ([], {"decay_fraction": 0.5}),

@@ -35,7 +35,7 @@ def test_options_outside_their_limits_are_refused(options, message):
 
 
 def test_unknown_option_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="unknown option .* 'peak_lr'; pick one of min_lr, max_lr, .*, seed, .*, preset"):
+    with pytest.raises(ValueError, match=r"unknown option .* 'peak_lr'; pick one of min_lr, .*, seed, .*, preset"):
         AutoWUSettings.from_options(None, {"peak_lr": 0.1})
 
 

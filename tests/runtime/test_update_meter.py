@@ -104,7 +104,7 @@ def test_a_gradient_scaler_is_no_clipping_and_hides_it(clip):
     if clip is None:
         assert update.slope == pytest.approx(measured(torch.optim.AdamW).slope, rel=1e-3)
     else:
-        assert update is None
+        assert "clipped in a way that cannot be seen" in update
 
 
 def test_a_step_that_the_scaler_skips_is_not_measured():
@@ -141,7 +141,7 @@ def test_sparse_gradients_cannot_be_measured():
     meter.arm()
     table(torch.tensor([1, 2])).sum().backward()
     optimizer.step()
-    assert meter.updates == [None]
+    assert meter.updates == ["the gradients are sparse"]
 
 
 def test_what_accelerate_says_of_its_clipping_is_taken_as_it_is():
@@ -218,3 +218,108 @@ def test_nothing_is_left_behind_and_an_optimizer_keeps_no_meter_alive():
     gc.collect()
     assert gone() is None
     step(model, optimizer, x, y)  # the hooks that are left do nothing
+
+
+def test_complex_weights_are_pairs_of_reals():
+    updates = []
+    for as_pairs in (False, True):
+        torch.manual_seed(0)
+        start = torch.randn(4, 3, dtype=torch.complex64)
+        weights = nn.Parameter(torch.view_as_real(start).clone() if as_pairs else start.clone())
+        optimizer = torch.optim.SGD([weights], lr=1e-3)
+        meter = UpdateMeter(optimizer, [1.0])
+        assert meter.weight_size() == pytest.approx(float(torch.view_as_real(start).square().mean().sqrt()))
+        meter.arm()
+        as_complex = torch.view_as_complex(weights) if as_pairs else weights
+        (torch.randn(5, 4, dtype=torch.complex64) @ as_complex).abs().square().mean().backward()
+        optimizer.step()
+        updates += meter.updates
+    for name in ("slope", "update_norm", "weight_norm", "alignment", "clipping"):
+        assert getattr(updates[0], name) == pytest.approx(getattr(updates[1], name), rel=1e-4)
+
+
+def test_a_step_with_a_closure_is_measured_as_one_without():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    plain = measured(torch.optim.AdamW)
+    assert meter.updates[0].slope == pytest.approx(plain.slope, rel=0.02)
+    assert meter.updates[0].update_norm == pytest.approx(plain.update_norm, rel=0.02)
+    assert all(update.clipping > 10.0 for update in meter.updates)
+
+
+def closures(model, x, y):
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    return optimizer, lambda: optimizer.step(closure)
+
+
+def nothing(model, x, y):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    return optimizer, optimizer.step
+
+
+def overflowing(model, x, y):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    (math.inf * nn.functional.cross_entropy(model(x), y)).backward()
+    return optimizer, optimizer.step
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (closures, "calls its closure more than once"),
+        (nothing, "no gradients at its step"),
+        (overflowing, "are not finite"),
+    ],
+)
+def test_what_cannot_be_measured_says_why(make, why):
+    optimizer, do_step = make(*model_and_batch())
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    do_step()
+    (said,) = meter.updates
+    assert why in said
+
+
+def test_a_step_at_an_lr_of_0_is_none():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    optimizer.param_groups[0]["lr"] = 0.0
+    step(model, optimizer, x, y)
+    assert meter.updates == []
+    assert meter.idle == "the learning rate was 0"
+
+
+def test_the_backward_calls_that_a_gradient_adds_up_are_counted():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    for micro_batches in (1, 4, 1):
+        step(model, optimizer, x, y, micro_batches=micro_batches)
+        assert meter.num_backwards == micro_batches
+    for _ in range(2):  # of which SAM steps with the second only
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert meter.num_backwards == 1

@@ -22,22 +22,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...rewind import snapshot
-from ...runtime.param_groups import innermost, weights_out_of_reach
+from ...runtime.param_groups import weights_out_of_reach
+from .breaks import Breaks
 from .legs import FEWEST_LOSSES, Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
 from .signs import FEWEST_STEPS, Array, Signs, have_fallen
-
-RAMP = 0.05
-"""The share of the run over which the LR grows to the scale's peak."""
-
-LOOK = 0.3
-"""The share of the run until which losses that have fallen to half make the LR grow on."""
+from .timetable import Timetable
 
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run, or taught it nothing."""
 
-_MOST_BREAKS = 2
 _SEEN = ("settled", "factor", "stalled", "num_lost", "is_over")
 
 
@@ -51,16 +46,18 @@ class Approach:
 
     Attributes:
         search: the scale, or the search for it.
+        times: when its parts are over, in the run that was planned last.
         legs: the ways of the LR since the scale is known.
         settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
         factor: by what the LR was multiplied for that.
-        breaks: the steps done each time the losses had risen too far.
+        breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned; None before.
         num_lost: the steps that were thrown away by going back.
         wants_back: whether the run has to go back to where the first leg began, before its next step; see
             ``went_back``.
         sweep: the growth that follows; None before that is known, and where none does.
         is_over: whether nothing is left to do here.
+        is_late: whether the search for a scale was given up after steps that said nothing.
     """
 
     def __init__(
@@ -71,17 +68,19 @@ class Approach:
         self.settled: float | None = None
         self.factor = 1.0
         self.num_lost = 0
-        self.breaks: list[int] = []
+        self.breaks = Breaks()
+        self.is_late = False
         self.stalled: int | None = None
         self.wants_back = False
         self.sweep: Sweep | None = None
         self.is_over = False
-        self._sound_since = self._began = self._num_steps = 0
-        self.plan(2, None)
+        self._began = 0
+        self.times = Timetable.of(2, None)
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(_is_sharded, optimizer, models))
+        self.is_over = self.search.is_over
 
     def plan(self, num_steps: int, longest: int | None, sweep_start: int = 0) -> None:
         """Fits the approach to a run, and the sweep after it.
@@ -91,13 +90,12 @@ class Approach:
             longest: the most steps until the peak has to be known; None: no limit.
             sweep_start: the steps done when the sweep began, where one has.
         """
-        before, self._num_steps = self._num_steps, num_steps
-        self._longest = num_steps - 1 if longest is None else min(longest, num_steps - 1)
+        before, self.times = self.times.num_steps, Timetable.of(num_steps, longest)
         if self.scale is not None and self.legs and not self.is_over:  # the last leg may be of another run
             factor = self.scale.peak_lr_for(num_steps) / self.scale.peak_lr_for(before)
-            self.legs[-1] = self.legs[-1].cut(self.ramp_end(self.legs[-1].since), factor)
+            self.legs[-1] = self.legs[-1].cut(self.times.ramp_end(self.legs[-1].since), factor)
         if self.sweep is not None:
-            self.sweep = self.sweep.timed(num_steps, self._longest - sweep_start)
+            self.sweep = self.sweep.timed(num_steps, self.times.longest - sweep_start)
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known stays.
@@ -122,14 +120,7 @@ class Approach:
     @property
     def end(self) -> int:
         """The steps done when the approach is over at the latest."""
-        end = self.legs[-1].end
-        if self._num_steps < FEWEST_STEPS:
-            return end if self.settled is not None or len(self.legs) > 1 else min(end + 1, self._longest)
-        return self.look_end(end)
-
-    def look_end(self, end: int) -> int:
-        """The steps done when the losses are looked at no more, in a growth that ends after ``end`` steps."""
-        return max(end, min(max(round(LOOK * self._num_steps), end + 3), self._longest))
+        return self.times.end(self.legs[-1].end, self.settled is not None or len(self.legs) > 1)
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps, in optimizer units, for a group of ratio 1."""
@@ -137,9 +128,9 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        if self.scale is None or self.search.is_settling or step % max(1, self._num_steps // 60) == 0:
+        if self.scale is None or self.search.is_settling or step % self.times.look_interval == 0:
             return True
-        return step in (self.legs[-1].end, self.end, Signs(self._num_steps, self.legs[0].end).stall_step)
+        return step in (self.legs[-1].end, self.end, Signs(self.times.num_steps, self.legs[0].end).stall_step)
 
     def advance(self, step: int, losses: Array) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -151,59 +142,63 @@ class Approach:
         if self.scale is None:
             if self.search.obstacle is None:
                 self.search.take(float(losses[-1]) if len(losses) else math.nan)
+            self.is_late = self.search.runs_out(step, self.times.num_steps, self.times.longest)
             self.is_over = self.search.obstacle is not None
             if self.search.scale is not None:
-                self._set_out(step, self.search.scale.peak_lr_for(self._num_steps))
+                self._set_out(step, self.search.scale.peak_lr_for(self.times.num_steps))
             return
         if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
             self.search.give_up("the losses are not positive throughout")
-            self.search.is_blind = self._longest - step < FEWEST_LOSSES
+            self.search.is_blind = self.times.longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
-        seen = Signs(self._num_steps, self.legs[0].end)
-        since = max(self._sound_since, self.legs[0].since)
-        if len(self.breaks) < _MOST_BREAKS and seen.are_broken(losses, since):
-            self.breaks.append(step)
-            self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
+        seen, num = Signs(self.times.num_steps, self.legs[0].end), len(losses)
+        if self.breaks.find_change(losses, seen, step):
+            self._go_on(step, BREAK_DIVISOR * self.peak_lr)
+        if self.breaks.find(losses, seen, step, self.legs[0].since):
+            self._go_back(step, num, self.peak_lr / BREAK_DIVISOR)
             return
+        losses = self.breaks.counted(losses)
         if self.search.is_settling:
-            self._settle(step, losses)
+            self._settle(step, losses, num)
         elif self.settled is None and len(self.legs) == 1 and step == self.legs[0].end:
             self.search.settle()
         if step < self.legs[-1].end:
             return
-        is_unsure = self.scale.is_aligned and not self.breaks and self._longest - step > 3
+        is_unsure = self.scale.is_aligned and not self.breaks.steps and self.times.longest - step > 3
         if is_unsure and seen.are_stalled(losses, step):
             self.stalled = step
-            self._go_back(step, len(losses), self.peak_lr / BREAK_DIVISOR)
+            self._go_back(step, num, self.peak_lr / BREAK_DIVISOR)
             return
         if seen.have_halved(losses) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
-            self.sweep = Sweep.between(self.peak_lr, self.scale.trust, self._num_steps, self._longest - step)
+            self.sweep = Sweep.between(self.peak_lr, self.scale.trust, self.times.num_steps, self.times.longest - step)
         self.is_over = self.sweep is not None or step >= self.end
         if self.is_over:
             self.search.stop()
 
     def went_back(self, step: int) -> None:
         """The run is where the first leg began again, after ``step`` steps."""
+        self.breaks.went_back(step)
         self.num_lost += step - self._began
         self._began = step
-
-    def ramp_end(self, since: int) -> int:
-        """Where a leg ends that begins after so many steps."""
-        return max(since + 1, min(since - 2 + max(3, round(RAMP * self._num_steps)), self._longest))
 
     def _set_out(self, step: int, peak_lr: float) -> None:
         """The LR grows from 0 to ``peak_lr``."""
         if not self.legs:
             self._began = step
-        self.legs.append(Leg(step, self.ramp_end(step), 0.0, peak_lr))
+        self.legs.append(Leg(step, self.times.ramp_end(step), 0.0, peak_lr))
+
+    def _go_on(self, step: int, peak_lr: float) -> None:
+        """The LR goes from where it is to ``peak_lr``."""
+        self.legs.append(Leg(step, self.times.ramp_end(step), self.legs[-1].lr(step - 1), peak_lr))
 
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
-        self.wants_back, self._sound_since = True, num_losses
+        self.wants_back = True
+        self.breaks.go_back(num_losses)
         self.search.stop()
         self._set_out(step, peak_lr)
 
-    def _settle(self, step: int, losses: Array) -> None:
+    def _settle(self, step: int, losses: Array, num_losses: int) -> None:
         """Looks at how large an update is by now, and corrects the LR."""
         self.settled = self.search.take_settled()
         if self.settled is None:
@@ -213,20 +208,18 @@ class Approach:
         if self.factor == 1.0:
             return
         if self.factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
-            self._go_back(step, len(losses), peak_lr)  # nothing is learned at this LR
+            self._go_back(step, num_losses, peak_lr)  # nothing is learned at this LR
         else:
-            now = self.legs[-1].lr(step - 1)
-            self.legs.append(Leg(step, self.ramp_end(step), now, peak_lr))
+            self._go_on(step, peak_lr)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
         return {
             **{name: getattr(self, name) for name in _SEEN},
             "legs": [[*dataclasses.astuple(leg)] for leg in self.legs],
-            "breaks": [*self.breaks],
+            **self.breaks.state_dict(),
             "began": self._began,
-            "num_steps": self._num_steps,
-            "sound_since": self._sound_since,
+            "num_steps": self.times.num_steps,
             "sweep": None if self.sweep is None else [*dataclasses.astuple(self.sweep)],
             "search": self.search.state_dict(),
         }
@@ -236,8 +229,9 @@ class Approach:
         self.legs = [Leg(*leg) for leg in state["legs"]]
         for name in _SEEN:
             setattr(self, name, state.get(name))  # a state may be older than a name
-        self.breaks, self._sound_since, self._began = [*state["breaks"]], state["sound_since"], state["began"]
-        self._num_steps = state.get("num_steps", self._num_steps)
+        self._began = state["began"]
+        self.times = dataclasses.replace(self.times, num_steps=state.get("num_steps", self.times.num_steps))
+        self.breaks.load_state_dict(state)
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
 
@@ -250,11 +244,11 @@ class Approach:
             "first_lr": self.search.lr,
             **{name: getattr(self, name) for name in _SEEN},
             "legs": [dataclasses.asdict(leg) for leg in self.legs],
-            "breaks": [*self.breaks],
-            "looks": self._num_steps >= FEWEST_STEPS,
+            **self.breaks.state_dict(),
+            "looks": self.times.num_steps >= FEWEST_STEPS,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }
 
 
 def _is_sharded(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> bool:
-    return snapshot.is_sharded(innermost(optimizer), models())
+    return snapshot.is_sharded(optimizer, models())

@@ -15,7 +15,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .scale import Scale
-from .words import announcement, resumption
+from .words import announcement, change, no_scale, resumption, setback
 
 logger = logging.getLogger(__name__)
 
@@ -129,19 +129,18 @@ class Course:
             return False
         else:
             self._history.flush()
-            legs, breaks = len(approach.legs), len(approach.breaks)
+            legs, breaks, changes = len(approach.legs), len(approach.breaks.steps), len(approach.breaks.changes)
             approach.advance(done, self._history.gathered)
-            if (len(approach.breaks) > breaks or approach.stalled == done) and collective.is_main_process():
-                logger.info(
-                    "AutoWU: by step %d the losses have %s, at learning rate %.1e; it grows again, to at most %.1e",
-                    done,
-                    "not fallen" if approach.stalled == done else "risen far above their start",
-                    approach.legs[-2].lr(done - 1),
-                    approach.peak_lr,
-                )
-            if not approach.is_over and len(approach.legs) == legs:
+            if len(approach.breaks.steps) > breaks or approach.stalled == done:
+                self._say(setback(approach, done))
+            if len(approach.breaks.changes) > changes:
+                self._say(change(approach, done))
+            if approach.search.num_backwards > 1:
+                self._history.say_accumulated(approach.search.num_backwards)
+            is_far = approach.scale is None and approach.search.is_far
+            if not (approach.is_over or is_far) and len(approach.legs) == legs:
                 return False
-        if approach.is_over and (approach.sweep is not None or approach.wants_back):
+        if approach.is_over and (approach.sweep is not None or approach.wants_back or approach.is_late):
             self.losses_before = self._history.gathered.tolist()
             self._history.reset()
             self.sweep_start = step
@@ -162,20 +161,19 @@ class Course:
     def say_resumed(self, num_training_steps: int, done: int) -> None:
         """Says on the main process, after a resume, where another run than the planned one changes the growth."""
         curve, ticks = self.curve, self._ticks
-        if curve.since == done - self.sweep_start + 1 and collective.is_main_process():
+        if curve.since == done - self.sweep_start + 1:
             end = (self.sweep_start + self.cap) // ticks
             reached = curve.warmup(curve.since - 1)
-            logger.info("%s", resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))
+            self._say(resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))
 
     def _say_obstacle(self, approach: Approach) -> None:
-        """Says on the main process why there is no scale, and what is done instead."""
-        if not self.is_blind and collective.is_main_process():
-            logger.info(
-                "AutoWU cannot tell the scale of the learning rate: %s; it looks from %g to %g instead",
-                approach.search.obstacle,
-                self._settings.min_lr,
-                self._settings.max_lr,
-            )
+        if not self.is_blind:
+            self._say(no_scale(approach.search.obstacle, self._settings))
+
+    def _say(self, words: str) -> None:
+        """Says something on the main process."""
+        if collective.is_main_process():
+            logger.info("%s", words)
 
     def give_up(self, obstacle: str) -> None:
         """There is no scale to be had.

@@ -13,8 +13,9 @@ Both follow the loss's and the weights' units, so the scale does, too: a loss mu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ...runtime.update_meter import Update
 
@@ -119,6 +120,10 @@ class Scale:
         """Which of the two is the lower one: "polyak" or "trust"."""
         return "polyak" if POLYAK_SHARE * self.polyak <= TRUST_SHARE * self.trust else "trust"
 
+    def report(self) -> dict[str, Any]:
+        """All of it in numbers and names."""
+        return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
+
 
 def settled_factor(settled: float, num_steps: int) -> float:
     """By what the scale's LR has to be multiplied, once the size of the later updates is known.
@@ -136,3 +141,11 @@ def settled_factor(settled: float, num_steps: int) -> float:
     """
     factor = min(max(max(0.25, num_steps**-0.5) / settled, 0.01), 20.0)
     return 1.0 if 0.5 <= factor <= 3.0 else factor
+
+
+def momentum_of(group: Mapping[str, Any]) -> float:
+    """m of a parameter group, so that SGD's updates grow to 1 / (1 - m) of the first."""
+    momentum, dampening = (float(group.get(name) or 0.0) for name in ("momentum", "dampening"))
+    if not 0.0 < momentum < 1.0 or dampening >= 1.0:
+        return 0.0
+    return max(1.0 - (1.0 - momentum) / (1.0 - dampening), 0.0)

@@ -9,18 +9,16 @@ from typing import Any
 
 from ...runtime import collective
 from ...runtime.update_meter import Update, UpdateMeter
-from .scale import ALIGNED, BlindLossesError, Scale
+from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
+from .scale import ALIGNED, BlindLossesError, Scale, momentum_of
 
-FIRST_LR, FIRST_LR_HALF = 1e-5, 1e-3
-"""Of the first measured step, for weights of the usual size, 0.1, in full and in half precision. It only has to be
-small; where its update is lost in the weights' precision, the next step is measured at a larger one. Steps in half
-precision are taken back, so that they can be larger.
-"""
+PATIENCE = 0.1
+"""The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
 
-_MEASURES = 2
 _LONGEST = 8
-_FINE, _FINE_HALF = 1e-5, 5e-3
-"""The least share of the weights that a measured update must make, in full and in half precision."""
+_MEASURES = 2
+_ROUNDING = "no update of the first steps could be told from rounding"
+_TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
 
 
 class ScaleSearch:
@@ -31,11 +29,11 @@ class ScaleSearch:
         ratios: of every parameter group, its LR per unit of the common LR.
 
     Attributes:
-        lr: the common LR that the next step has to run at.
         scale: None before it is known.
         obstacle: why there is none, as a part of a sentence; None while there may be one.
         is_blind: whether the losses will tell nothing at any LR (``BlindLossesError``).
         is_settling: whether a later step is being measured (``settle``).
+        silence: why the last step that said nothing did not, as a part of a sentence.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
@@ -45,15 +43,21 @@ class ScaleSearch:
         self.updates: list[Update] = []
         self.losses: list[float] = []
         self._meter = UpdateMeter(optimizer, ratios)
-        self._is_half = self._meter.is_half
-        self._momentum = max((_momentum(group) for group in optimizer.param_groups), default=0.0)
-        self.lr = FIRST_LR_HALF if self._is_half else FIRST_LR
+        self._momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
+        size = USUAL_SIZE
         if collective.num_processes() == 1:  # else the processes might see other weights, and take other LRs
-            self.lr *= (self._meter.weight_size() or 0.1) / 0.1
+            size = self._meter.weight_size() or size
+        self._lr = MeasuringLR(self._meter.is_half, size)
+        self.silence = "for the updates are too small or too large"
         self._steps = 0
         self._alignment = math.nan
         self.is_settling = False
         self._is_sharded: Callable[[], bool] = bool
+
+    @property
+    def lr(self) -> float:
+        """The common LR that the next step has to run at."""
+        return self._lr.lr
 
     @property
     def is_over(self) -> bool:
@@ -67,8 +71,10 @@ class ScaleSearch:
             is_sharded: called at a step: whether every process holds another share of the parameters (FSDP).
         """
         self._is_sharded = is_sharded
+        if not self.is_over and not self._meter.has_hooks:
+            self.give_up("the optimizer has no hooks for its step, for it does not call Optimizer.__init__")
         if not self.is_over:
-            self._meter.expected_lr = self.lr
+            self._meter.takes_all_back, self._meter.expected_lr = self.is_far, self.lr
             self._meter.arm(is_sharded)
 
     def begin(self) -> None:
@@ -83,6 +89,16 @@ class ScaleSearch:
         """
         self.scale, self.obstacle = None, obstacle
         self.stop()
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the LR of the measured steps has grown so far that they are taken back."""
+        return self._lr.is_far
+
+    @property
+    def num_backwards(self) -> int:
+        """How often gradients were added up for the last step that was measured; 0 where that cannot be told."""
+        return self._meter.num_backwards
 
     def settle(self) -> None:
         """Measures one more step, now that the optimizer has settled."""
@@ -99,11 +115,15 @@ class ScaleSearch:
             return None
         self.stop()
         update = updates[-1]
-        if update is None or update.resolution < (_FINE_HALF if self._is_half else _FINE):
+        if isinstance(update, str) or not self._lr.shows(update.resolution):
             return None
         if self._alignment > ALIGNED and (self._momentum > 0.0 or update.alignment > ALIGNED):
             return None  # SGD's, whose size is that of the gradient, from batch to batch
         first = math.sqrt(sum(u.update_norm**2 for u in self.updates) / len(self.updates))
+        growth = update.lr / self.updates[0].lr
+        if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * first:
+            say_deaf(update.lr)
+            return None
         return update.update_norm / first if first > 0.0 else None
 
     def stop(self) -> None:
@@ -117,25 +137,28 @@ class ScaleSearch:
         Args:
             loss: of all processes.
         """
-        self._steps += 1
-        if not self._meter.updates and not self._meter.has_gradients():
-            self.give_up("the optimizer has no gradients at its step")
+        updates = [*self._meter.updates]
+        self._meter.updates.clear()
+        if not updates and self._meter.idle is None and not self._meter.has_gradients():
+            self.give_up("no step of the optimizer was seen, and its parameters have no gradients")
             return
-        for update in self._meter.updates:
-            if update is None:
-                self.give_up(
-                    "a first step has gradients or weights that are not finite, or clipped in a way that cannot be seen"
-                )
+        if not updates:
+            self.silence = f"for {self._meter.idle or 'the optimizer was not stepped'}"
+        for update in updates:
+            if isinstance(update, str):
+                self.give_up(update)
                 return
+            if update.gradient_norm == 0.0:
+                self.silence = "for the gradients are zero"
+                continue
+            self._steps, lr = self._steps + 1, self.lr
             if math.isnan(self._alignment):
                 self._alignment = update.alignment
-            fine = _FINE_HALF if self._is_half else _FINE
-            if update.resolution >= fine:
-                self.updates.append(update)
-                self.losses.append(loss)
-            else:  # too small a step for the precision of the weights
-                self.lr *= min(4.0 * fine / update.resolution, 1e3) if update.resolution > 0.0 else 1e3
-        self._meter.updates.clear()
+            self._weigh(update, loss)
+            if self.is_over:
+                return
+            if self.lr != lr:
+                break  # the rest were made at the LR from before, too
         self._meter.expected_lr = self.lr
         if len(self.updates) >= _MEASURES:
             self._meter.disarm()
@@ -150,18 +173,48 @@ class ScaleSearch:
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
-            self.give_up("no update of the first steps could be told from rounding")
+            self.give_up(_ROUNDING)
+
+    def runs_out(self, step: int, num_steps: int, longest: int) -> bool:
+        """Gives up where too many steps have said nothing.
+
+        Args:
+            step: the optimizer steps done, of the run's ``num_steps``.
+            num_steps: of the run.
+            longest: the most steps until the peak has to be known.
+
+        Returns:
+            Whether it gave up after more steps than are ever measured.
+        """
+        patience = max(_LONGEST, min(round(PATIENCE * num_steps), longest))
+        if self.is_over or step < min(patience, num_steps - 1):
+            return False
+        self.give_up(f"by step {step} too few steps say anything, {self.silence}")
+        return step > _LONGEST
+
+    def _weigh(self, update: Update, loss: float) -> None:
+        """Takes an update in, if it is of a size that says something; if not, the next one has another LR."""
+        seen = update.lr * update.update_norm
+        if self._lr.suits(update.resolution, seen / update.weight_norm if update.weight_norm > 0.0 else 0.0):
+            self.updates.append(update)
+            self.losses.append(loss)
+        elif self._lr.is_deaf:
+            say_deaf(update.lr)
+            self.give_up(DEAF)
+        elif self._lr.is_lost:
+            self.give_up(_ROUNDING)
+        self._meter.takes_all_back = self.is_far
 
     def _seems_clipped(self) -> bool:
         if collective.num_processes() == 1 or any(update.clipping != 1.0 for update in self.updates):
             return False
         norms = [update.gradient_norm for update in self.updates]
-        return max(norms) - min(norms) < (_FINE_HALF if self._is_half else 1e-4) * max(norms)
+        return max(norms) - min(norms) < (5e-3 if self._meter.is_half else 1e-4) * max(norms)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
         return {
-            "lr": self.lr,
+            **self._lr.state_dict(),
             "steps": self._steps,
             "alignment": self._alignment,
             "losses": [*self.losses],
@@ -174,18 +227,12 @@ class ScaleSearch:
 
     def report(self) -> dict[str, Any] | None:
         """The scale in numbers and names; None without one."""
-        if self.scale is None:
-            return None
-        return {
-            **asdict(self.scale),
-            "lr": self.scale.lr,
-            "peak_lr": self.scale.peak_lr,
-            "held_by": self.scale.held_by,
-        }
+        return None if self.scale is None else self.scale.report()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
-        self.lr, self._steps, self.obstacle = state["lr"], state["steps"], state["obstacle"]
+        self._lr.load_state_dict(state)
+        self._steps, self.obstacle = state["steps"], state["obstacle"]
         self._alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
@@ -196,11 +243,3 @@ class ScaleSearch:
             self.stop()
         else:
             self.start(self._is_sharded)
-
-
-def _momentum(group: dict[str, Any]) -> float:
-    """m, so that SGD's updates grow to 1 / (1 - m) of the first."""
-    momentum, dampening = (float(group.get(name) or 0.0) for name in ("momentum", "dampening"))
-    if not 0.0 < momentum < 1.0 or dampening >= 1.0:
-        return 0.0
-    return max(1.0 - (1.0 - momentum) / (1.0 - dampening), 0.0)

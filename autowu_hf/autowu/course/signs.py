@@ -26,6 +26,9 @@ LIFT = 0.25
 momentum of the optimizer swings in, losses rise a little and come back.
 """
 
+FEWEST_BACK = 3
+"""The losses after a way back that say whether the loss has changed."""
+
 _NOISES = 4.0
 
 
@@ -67,6 +70,14 @@ class Signs:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""
         last = window(self.num_steps)
         return self.num_steps >= FEWEST_STEPS and are_broken(losses, self._num_first, last, since)
+
+    def have_changed(self, losses: Array, since: int) -> bool:
+        """Whether the first losses after a way back, which is before the place ``since``, are too high already: these
+        are of weights that were good, so that the loss is another one.
+        """
+        losses = losses[: since + FEWEST_BACK]
+        is_finite = bool(np.isfinite(losses[since:]).all())
+        return is_finite and are_broken(losses, self._num_first, FEWEST_BACK, since)
 
     def _are_below(self, losses: Array, share: float) -> bool:
         last = window(self.num_steps)

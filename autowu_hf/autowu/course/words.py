@@ -1,4 +1,4 @@
-"""What is said of a course before it is gone; all steps here are optimizer steps."""
+"""What is said of a course; all steps here are optimizer steps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
             f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g} within "
             f"{cap} of {steps} steps. The loss may rise on the way; {back}"
         )
-    end = approach.ramp_end(2)
+    end = approach.times.ramp_end(2)
     if steps < FEWEST_STEPS:
         return f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, and grows to it"
     return (
         f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step "
-        f"{end}, and watches the losses until step {approach.look_end(end)}. The loss may rise on the way; {back}"
+        f"{end}, and watches the losses until step {approach.times.look_end(end)}. The loss may rise on the way; {back}"
     )
 
 
@@ -39,4 +39,29 @@ def resumption(steps: int, lr: float, step: int, max_lr: float, end: int) -> str
     return (
         f"AutoWU goes on with a growth that was planned for another run than this one of {steps} steps: from learning "
         f"rate {lr:.1e} at step {step} to {max_lr:.1e} at step {end}"
+    )
+
+
+def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
+    """Why there is no scale, and what is done instead."""
+    return (
+        f"AutoWU cannot tell the scale of the learning rate: {obstacle}; it looks from {settings.min_lr:g} to "
+        f"{settings.max_lr:g} instead"
+    )
+
+
+def setback(approach: Approach, step: int) -> str:
+    """Why the run goes back after ``step`` steps, to grow again to a lower LR."""
+    seen = "not fallen" if approach.stalled == step else "risen far above their start"
+    return (
+        f"AutoWU: by step {step} the losses have {seen}, at learning rate {approach.legs[-2].lr(step - 1):.1e}; it "
+        f"grows again, to at most {approach.peak_lr:.1e}"
+    )
+
+
+def change(approach: Approach, step: int) -> str:
+    """That a setback was none, as ``step`` steps show."""
+    return (
+        "AutoWU: the losses are as high with the weights from before, so that it is the loss that has changed; from "
+        f"step {step} on the learning rate grows to {approach.peak_lr:.1e} again, and the losses count from there"
     )

@@ -82,8 +82,11 @@ def describe(report: dict[str, Any]) -> str:
     elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
-        looks = report["approach"]["looks"]
-        found = f"the losses ask for no more at step {step}" if looks else f"too few steps to look on from step {step}"
+        found = f"the losses ask for no more at step {step}"
+        if report["approach"].get("breaks_too_often"):
+            found = f"the losses are still far above their start at step {step}, look for NaN or a change in the data"
+        elif not report["approach"]["looks"]:
+            found = f"too few steps to look on from step {step}"
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
         found = f"cliff at step {report['cliff_step']}, seen at step {step}, {_minimum(report)}"
     else:
@@ -97,6 +100,14 @@ def describe(report: dict[str, Any]) -> str:
         is_highest = report["peak_lr"] == report["settings"].get("max_lr")
         given = ", which is max_lr" if is_highest else ", which the optimizer was given"
     return f"{found}; peak LR {_lr(report['peak_lr'])}{given}{restored}, {_decay(report)} decay over {steps} steps"
+
+
+def is_doubtful(report: dict[str, Any]) -> bool:
+    """Whether the peak of a report after the switch is one that the losses do not speak for."""
+    approach = report["approach"] or {"breaks_too_often": False, "sweep": None}
+    was_seen = report["minimum_step"] is not None or approach["sweep"] is not None
+    is_unseen = report["ended_by"] == NOTHING or (report["ended_by"] == DIVERGENCE and not was_seen)
+    return is_unseen or bool(approach["breaks_too_often"])
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -158,6 +169,8 @@ def _corrections(approach: dict[str, Any]) -> str:
     if approach["factor"] != 1.0:
         size = "larger" if approach["factor"] < 1.0 else "smaller"
         said += f", times {approach['factor']:.2g} since later updates are {size}"
+    if approach.get("changes"):
+        said += f", the loss having changed by step {approach['changes'][-1]}"
     if approach["breaks"]:
         said += ", a tenth of it since the losses rose too far by step " + " and again by step ".join(
             map(str, approach["breaks"])

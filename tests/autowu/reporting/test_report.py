@@ -51,7 +51,14 @@ def test_a_person_reads_optimizer_steps():
     test = {"step": 240, "minimum_step": 228.0, "cliff_step": 236.4, "p_min": [0.5]}
     report = {
         **switched(ticks_per_step=2, curve={"num_training_steps": 1600, "growth_steps": 400, "decay_type": "rex"}),
-        **{"switch_step": 292, "minimum_step": 228, "cliff_step": 242, "rewound_to": 182, "num_training_steps": 1600, "tests": [test]},
+        **{
+            "switch_step": 292,
+            "minimum_step": 228,
+            "cliff_step": 242,
+            "rewound_to": 182,
+            "num_training_steps": 1600,
+            "tests": [test],
+        },
     }
     assert describe(report) == describe(switched())
     assert headline(report) == headline(switched())

@@ -1,0 +1,88 @@
+"""Where the losses of the approach have risen too far: whether the LR has broken the run, or the loss has changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...loss_curve.empty_start import num_empty
+from .signs import FEWEST_BACK, Array, Signs
+
+_MOST = 2
+
+
+class Breaks:
+    """The breaks of one run, by losses of (n,), one per optimizer step, as they are since its start.
+
+    Attributes:
+        steps: the steps done at each break.
+        changes: the steps done each time that it was the loss that had changed.
+        are_too_many: whether the losses are too high still, although the LR was divided as often as it ever is.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.changes: list[int] = []
+        self.are_too_many = False
+        self._starts_at = self._sound_since = 0
+        self._is_back = False
+
+    def counted(self, losses: Array) -> Array:
+        """The losses from the first on that says something about the loss as it is now."""
+        return losses[self._start(losses) :]
+
+    def _start(self, losses: Array) -> int:
+        return max(num_empty(losses), self._starts_at)
+
+    def find_change(self, losses: Array, seen: Signs, step: int) -> bool:
+        """Whether the last break was none: with the weights from before the losses are as high. Losses count from there
+        on then.
+        """
+        if not self._is_back or len(losses) - self._sound_since < FEWEST_BACK:
+            return False
+        self._is_back = False
+        if not seen.have_changed(self.counted(losses), self._sound_since - self._start(losses)):
+            return False
+        self.steps.pop()
+        self.changes.append(step)
+        self._starts_at = self._sound_since
+        return True
+
+    def find(self, losses: Array, seen: Signs, step: int, since: int) -> bool:
+        """Whether the run is broken, so that it has to go back.
+
+        Args:
+            losses: (n,).
+            seen: what losses of this run say.
+            step: the steps done.
+            since: the steps done when the LR began to grow.
+        """
+        is_broken = seen.are_broken(self.counted(losses), max(self._sound_since, since) - self._start(losses))
+        self.are_too_many = is_broken and len(self.steps) == _MOST
+        if is_broken and not self.are_too_many:
+            self.steps.append(step)
+        return is_broken and not self.are_too_many
+
+    def go_back(self, num_losses: int) -> None:
+        """The run will go back; the ``num_losses`` losses so far count as the last ones no more."""
+        self._sound_since = num_losses
+
+    def went_back(self, step: int) -> None:
+        """The weights are those from before, after ``step`` steps."""
+        self._is_back = self.steps[-1:] == [step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and lists only."""
+        return {
+            "breaks": [*self.steps],
+            "changes": [*self.changes],
+            "breaks_too_often": self.are_too_many,
+            "starts_at": self._starts_at,
+            "sound_since": self._sound_since,
+            "is_back": self._is_back,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, or the state of a release that knew no changes."""
+        self.steps, self.changes = [*state["breaks"]], [*state.get("changes", [])]
+        self._starts_at, self._sound_since = state.get("starts_at", 0), state["sound_since"]
+        self.are_too_many, self._is_back = state.get("breaks_too_often", False), state.get("is_back", False)

@@ -1,0 +1,107 @@
+"""The LR of the steps that are measured: small, and as large as rounding asks for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ...runtime import collective
+
+logger = logging.getLogger(__name__)
+
+FIRST_LR, FIRST_LR_HALF = 1e-5, 1e-3
+"""Of the first measured step, for weights of the usual size, 0.1, in full and in half precision. It only has to be
+small; where its update is lost in the weights' precision, the next step is measured at a larger one. Steps in half
+precision are taken back, so that they can be larger.
+"""
+
+USUAL_SIZE = 0.1
+"""The root mean square of weights for which these LRs are meant."""
+
+_FINE, _FINE_HALF = 1e-5, 5e-3
+"""The least share of the weights that a measured update must make, in full and in half precision."""
+
+_COARSE, _COARSE_HALF = 3e-3, 0.1
+"""The share from which it is too large at such an LR, so that the next step is measured at a hundredth."""
+
+DEAF = "the optimizer does not follow its parameter groups' learning rates"
+"""Why nothing can be done, as a part of a sentence."""
+
+_SHRINK, _DEAF_SHARE = 100.0, 0.3
+_BLIND_GROWTH, _MOST_GROWTH = 1e3, 1e9
+
+
+class MeasuringLR:
+    """The LR that the next measured step has to run at, in optimizer units, for a group of ratio 1.
+
+    Args:
+        is_half: whether weights are in half precision.
+        size: their root mean square.
+
+    Attributes:
+        lr: the LR.
+        is_deaf: whether an update was as large at a hundredth of the LR, so that the optimizer cannot go by it.
+    """
+
+    def __init__(self, is_half: bool, size: float) -> None:
+        self.lr = self._first = (FIRST_LR_HALF if is_half else FIRST_LR) * (size / USUAL_SIZE)
+        self.is_deaf = False
+        self._is_half = is_half
+        self._too_large: float | None = None  # the share that the last update made, where it was
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it has grown so far that its steps are taken back: after updates that were next to nothing, another
+        batch may have a gradient that would break the weights.
+        """
+        return self.lr >= _BLIND_GROWTH * self._first
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has grown so far that nothing can be measured."""
+        return self.lr > _MOST_GROWTH * self._first
+
+    def shows(self, share: float) -> bool:
+        """Whether an update that makes this share of the weights can be told from rounding."""
+        return share >= (_FINE_HALF if self._is_half else _FINE)
+
+    def suits(self, share: float, seen_share: float) -> bool:
+        """Whether an update says something; where it does not, the next one gets another LR.
+
+        Args:
+            share: of all weights, that the update at the present LR makes.
+            seen_share: the same without the tensors that are zero.
+        """
+        fine, coarse = (_FINE_HALF, _COARSE_HALF) if self._is_half else (_FINE, _COARSE)
+        before, self._too_large = self._too_large, None
+        self.is_deaf = before is not None and seen_share > _DEAF_SHARE * before
+        if self.is_deaf:
+            return False
+        is_coarse = seen_share >= coarse
+        if is_coarse:
+            self._too_large = seen_share
+            self.lr /= _SHRINK
+        elif share < fine:
+            self.lr *= min(4.0 * fine / share, 1e3) if share > 0.0 else 1e3
+        return share >= fine and not is_coarse
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        return {"lr": self.lr, "first_lr": self._first, "too_large": self._too_large}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, or the state of a release that knew the LR only."""
+        self.lr = state["lr"]
+        self._first, self._too_large = state.get("first_lr", self.lr), state.get("too_large")
+
+
+def say_deaf(lr: float) -> None:
+    """Warns on the main process that an update at ``lr`` was as large as at another LR."""
+    if collective.is_main_process():
+        logger.warning(
+            "AutoWU has no effect: %s. At %.1e an update is as large as it was at a far higher or lower one. If the "
+            "optimizer wraps another one, let the two share their param_groups, which load_state_dict may have "
+            "parted, or give the schedule the optimizer inside",
+            DEAF,
+            lr,
+        )

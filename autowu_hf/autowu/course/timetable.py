@@ -1,0 +1,55 @@
+"""When the parts of the approach are over, in optimizer steps done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .signs import FEWEST_STEPS
+
+RAMP = 0.05
+"""The share of the run over which the LR grows to the scale's peak."""
+
+LOOK = 0.3
+"""The share of the run until which losses that have fallen to half make the LR grow on."""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """That of one run.
+
+    Args:
+        num_steps: of the whole run.
+        longest: the most steps until the peak has to be known.
+    """
+
+    num_steps: int
+    longest: int
+
+    @classmethod
+    def of(cls, num_steps: int, longest: int | None) -> Timetable:
+        """The same; ``longest`` may be None for no such limit, and is less than the run in any case."""
+        return cls(num_steps, num_steps - 1 if longest is None else min(longest, num_steps - 1))
+
+    def ramp_end(self, since: int) -> int:
+        """Where a leg ends that begins after so many steps."""
+        return max(since + 1, min(since - 2 + max(3, round(RAMP * self.num_steps)), self.longest))
+
+    def look_end(self, end: int) -> int:
+        """Where the losses are looked at no more, in a growth that ends after ``end`` steps."""
+        return max(end, min(max(round(LOOK * self.num_steps), end + 3), self.longest))
+
+    def end(self, leg_end: int, is_corrected: bool) -> int:
+        """Where the approach is over at the latest.
+
+        Args:
+            leg_end: where its last leg is.
+            is_corrected: whether the LR has been looked at after the first leg.
+        """
+        if self.num_steps >= FEWEST_STEPS:
+            return self.look_end(leg_end)
+        return leg_end if is_corrected else min(leg_end + 1, self.longest)
+
+    @property
+    def look_interval(self) -> int:
+        """The steps from one look at the losses to the next."""
+        return max(1, self.num_steps // 60)

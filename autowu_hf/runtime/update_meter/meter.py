@@ -1,0 +1,244 @@
+"""What one optimizer step does to the weights, and what its gradient says about it; looked at from outside.
+
+torch calls an optimizer's step hooks right before and after its step, whatever kind it is, so the update is measured
+and not computed: momentum, preconditioning, weight decay and the groups' own learning rates are in it.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .. import collective
+from ..finite import numbers_of
+from ..param_groups import innermost
+from .backward_calls import BackwardCalls
+from .update import HALF, NUM_SUMS, Update, product, sums_of
+
+
+class UpdateMeter:
+    """Measures the optimizer steps made while it is armed. What it copies lies in host memory, for one step.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+        ratios: of every parameter group, its LR per unit of the common LR.
+
+    Attributes:
+        updates: of the measured steps, oldest first; why, as a part of a sentence, where one could not be measured.
+        idle: why the last step that was seen is in no update, it moved no weights, say; None where it is.
+        expected_lr: of the steps that are to be measured; at ten times that they are another schedule's.
+        takes_all_back: whether steps of weights in full precision are taken back, too.
+        num_backwards: how often gradients were added up for the last measured step; 0 where that cannot be told.
+    """
+
+    def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
+        self.updates: list[Update | str] = []
+        self.idle: str | None = None
+        self.expected_lr = math.inf
+        self.takes_all_back = False
+        self.num_backwards = 0
+        self._outermost = optimizer  # the schedule sets the LRs of its groups
+        self._optimizer: Optimizer = innermost(optimizer)
+        self._ratios = [*ratios]
+        self._hooks: list[Any] = []
+        self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._backward_calls = BackwardCalls()
+        self._is_sharded: Callable[[], bool] = bool
+        self._takes_back = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
+        names = ("updates", "expected_lr", "takes_all_back", "_is_sharded", "_takes_back")
+        kept = {name: self.__dict__[name] for name in names}
+        return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.__dict__.pop("was_armed"):
+            self.arm(self._is_sharded, self._takes_back)
+
+    def arm(self, is_sharded: Callable[[], bool] = bool, takes_back: bool = True) -> None:
+        """Measures every step from now on.
+
+        Args:
+            is_sharded: called at a step: whether every process holds another share of the parameters, as under FSDP1;
+                FSDP2's parameters say so themselves.
+            takes_back: whether steps of weights in half precision are taken back.
+        """
+        self._is_sharded, self._takes_back = is_sharded, takes_back
+        if self._hooks:
+            return
+        this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
+
+        def before(optimizer: Optimizer, args: Any, options: Any) -> None:
+            meter = this()
+            if meter is not None:
+                meter._look_before(has_closure=any(map(callable, (*args[1:], options.get("closure")))))
+
+        def after(optimizer: Optimizer, *args: Any) -> None:
+            meter = this()
+            if meter is not None:
+                meter._look_after()
+
+        def accumulated(parameter: Tensor) -> None:
+            meter = this()
+            if meter is not None:
+                meter._backward_calls.hear(parameter)
+
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(before),
+            self._optimizer.register_step_post_hook(after),
+        ]
+        if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
+            leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf]
+            self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]  # type: ignore[no-untyped-call]
+        _armed.add(self)
+
+    def disarm(self) -> None:
+        """Measures no more, and lets go of all copies."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._before = [], []
+        self._backward_calls.clear()
+        _armed.discard(self)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether the optimizer calls hooks at its step: not if it never called ``Optimizer.__init__``."""
+        return hasattr(self._optimizer, "_optimizer_step_pre_hooks")
+
+    @property
+    def is_half(self) -> bool:
+        """Whether weights are in half precision, which loses small updates: measured steps are large, and undone."""
+        return any(p.dtype in HALF for p in self._parameters())
+
+    @torch.no_grad()
+    def weight_size(self) -> float:
+        """The root mean square of the weights, without the tensors that are zero; 0 where it cannot be had."""
+        squares, count = 0.0, 0
+        for parameter in self._parameters():
+            weights = numbers_of(parameter)
+            square = 0.0 if weights is None else float(product(weights, weights))
+            if weights is not None and square > 0.0:
+                squares, count = squares + square, count + weights.numel()
+        return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
+
+    def has_gradients(self) -> bool:
+        """Whether any parameter has a gradient, or has had one since the last step."""
+        return bool(self._backward_calls) or any(p.grad is not None for p in self._parameters())
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _lr(self) -> float:
+        """The common LR, that of a group of ratio 1."""
+        pairs = zip(self._outermost.param_groups, self._ratios, strict=False)
+        return next((float(group["lr"]) / ratio for group, ratio in pairs if ratio > 0.0), 0.0)
+
+    @torch.no_grad()
+    def _look_before(self, has_closure: bool) -> None:
+        self._before, self.idle = [], self._why_idle()
+        if self.idle is not None:
+            return
+        scale = getattr(self._optimizer, "grad_scale", None)  # gradient scalers hand it, and found_inf, to some
+        unscale = 1.0 if scale is None else 1.0 / float(scale)
+        if has_closure:  # which leaves its gradients behind
+            self._backward_calls.clear()
+        elif _obstacle_in(self._parameters()) is not None:
+            return
+        for parameter in self._parameters():
+            weights, gradient = numbers_of(parameter), None if has_closure else numbers_of(parameter.grad)
+            if weights is not None and (has_closure or gradient is not None):
+                held = None if gradient is None else _on_host(gradient) * unscale
+                self._before.append((parameter, _on_host(weights), held))
+
+    def _why_idle(self) -> str | None:
+        """Why the coming step is not to be measured, as a part of a sentence."""
+        overflow = getattr(self._optimizer, "found_inf", None)
+        lr = self._lr()
+        if lr <= 0.0:
+            return "the learning rate was 0"
+        if overflow is not None and float(overflow) > 0.0:
+            return "the gradients overflowed"
+        if lr > 10.0 * self.expected_lr:
+            return "the learning rate was not the one that this schedule had set"
+        return "the schedule was not stepped" if len(self.updates) >= _MOST else None
+
+    @torch.no_grad()
+    def _look_after(self) -> None:
+        before, self._before = self._before, []
+        if self.idle is not None:
+            self._backward_calls.clear()
+            return
+        lr, sums = self._lr(), torch.zeros(NUM_SUMS, dtype=torch.float64)
+        own_lrs = {id(p): float(group["lr"]) for group in self._outermost.param_groups for p in group["params"]}
+        unreadable = _obstacle_in(self._parameters())
+        for parameter, weights, gradient in before if unreadable is None else []:
+            now, left = numbers_of(parameter), numbers_of(parameter.grad) if gradient is None else gradient
+            if now is None or left is None:
+                continue
+            w, g = weights.to(now.device), left.to(now.device)
+            sums += sums_of(w, now, g, own_lrs[id(parameter)]) / self._copies(parameter)
+            if self._takes_back and (now.dtype in HALF or self.takes_all_back):
+                now.copy_(w)
+        clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
+        if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
+            sums = collective.gather_sum(sums)
+        self.num_backwards, is_repeated = self._backward_calls.num_added, self._backward_calls.began_anew
+        self._backward_calls.clear()
+        has_closure = any(gradient is None for *_, gradient in before)
+        obstacles = {
+            "the optimizer calls its closure more than once in a step": has_closure and is_repeated,
+            "the optimizer has no gradients at its step": float(sums[-1]) == 0.0,
+            "gradients or weights of a first step are not finite": not math.isfinite(sum(sums.tolist())),
+            "the gradients of a first step are clipped in a way that cannot be seen": clipping is None,
+        }
+        obstacle = unreadable or next((words for words, holds in obstacles.items() if holds), None)
+        if obstacle is not None or clipping is None:
+            self.updates.append(str(obstacle))
+        else:
+            self.updates.append(Update.from_sums(sums, lr, clipping))
+
+    def _copies(self, parameter: Any) -> int:
+        """How many processes hold the same share of a parameter, where shares are summed over the processes."""
+        if _is_dtensor(parameter):
+            places = enumerate(parameter.placements)
+            return math.prod(parameter.device_mesh.size(i) for i, place in places if place.is_replicate())
+        if self._is_sharded() or not any(map(_is_dtensor, self._parameters())):
+            return 1
+        return collective.num_processes()  # one that FSDP2 leaves whole
+
+
+_MOST = 8  # the measured steps that nobody has taken in: the schedule is not stepped yet
+_armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
+
+
+def tell_clipping(norm: Any, max_norm: float) -> None:
+    """Gradients were clipped through accelerate, from ``norm`` (None: it does not know) to at most ``max_norm``."""
+    for meter in list(_armed):
+        if norm is not None:
+            meter._backward_calls.tell_clipping(max((float(norm) + 1e-6) / float(max_norm), 1.0))
+
+
+def _obstacle_in(parameters: Iterable[Tensor]) -> str | None:
+    """Why the gradients, or the weights that have one, are no numbers to reckon with; None: they are."""
+    trained = [p for p in parameters if p.grad is not None]
+    if any(p.grad.is_sparse for p in trained):  # type: ignore[union-attr]
+        return "the gradients are sparse"
+    if any(numbers_of(p) is None or numbers_of(p.grad) is None for p in trained):
+        return "the weights or their gradients are tensors of a kind that cannot be measured"
+    return None
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _is_dtensor(parameter: Any) -> bool:
+    return hasattr(parameter, "to_local")

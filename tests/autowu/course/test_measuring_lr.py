@@ -1,0 +1,50 @@
+"""The LR of the measured steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from autowu_hf.autowu.course.measuring_lr import MeasuringLR
+
+
+def test_it_follows_the_size_of_the_weights():
+    assert MeasuringLR(False, 0.02).lr == pytest.approx(2e-6)
+    assert MeasuringLR(True, 0.1).lr == pytest.approx(1e-3)
+
+
+def test_an_update_that_rounding_hides_is_measured_at_a_larger_lr_up_to_a_bound():
+    lr = MeasuringLR(False, 0.1)
+    assert lr.suits(1e-4, 1e-4)
+    assert lr.lr == 1e-5
+    assert not lr.suits(1e-6, 1e-6)
+    assert lr.lr == pytest.approx(4e-4)
+    assert not lr.is_far
+    assert not lr.suits(0.0, 0.0)
+    assert lr.is_far
+    for _ in range(2):
+        lr.suits(0.0, 0.0)
+    assert lr.is_lost
+
+
+def test_an_update_that_is_too_large_is_measured_at_a_hundredth_and_has_to_follow():
+    lr = MeasuringLR(False, 0.1)
+    assert not lr.suits(0.1, 0.1)
+    assert lr.lr == pytest.approx(1e-7)
+    assert lr.suits(1e-3, 1e-3)
+    assert not lr.is_deaf
+    lr = MeasuringLR(False, 0.1)
+    assert not lr.suits(0.1, 0.1)
+    assert not lr.suits(0.08, 0.08)
+    assert lr.is_deaf
+    assert MeasuringLR(False, 0.1).suits(float("inf"), 0.0)  # where all weights are zero
+
+
+def test_a_state_goes_on_and_one_of_an_older_release_too():
+    lr, again = MeasuringLR(False, 0.1), MeasuringLR(False, 1.0)
+    lr.suits(0.1, 0.1)
+    again.load_state_dict(lr.state_dict())
+    again.suits(0.08, 0.08)
+    assert again.is_deaf
+    again.load_state_dict({"lr": 3e-5})
+    assert again.lr == 3e-5
+    assert not again.is_far
