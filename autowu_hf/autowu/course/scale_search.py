@@ -78,7 +78,7 @@ class ScaleSearch:
         if not self.is_over and not self._meter.has_hooks:
             self.give_up("the optimizer has no hooks for its step, for it does not call Optimizer.__init__")
         if not self.is_over:
-            self._meter.takes_all_back = self.is_far
+            self._meter.takes_back_from = self._lr.takes_back_from
             self._meter.arm(is_sharded)
 
     def give_up(self, obstacle: str) -> None:
@@ -200,7 +200,7 @@ class ScaleSearch:
             self.give_up(_DEAF)
         elif self._lr.is_lost:
             self.give_up(_ROUNDING)
-        self._meter.takes_all_back = self.is_far
+        self._meter.takes_back_from = self._lr.takes_back_from
 
     def _say_deaf(self, update: Update) -> None:
         if collective.is_main_process():

@@ -31,14 +31,14 @@ class UpdateMeter:
     Attributes:
         updates: of the measured steps, oldest first; why, as a part of a sentence, where one could not be measured.
         idle: why the last step that was seen moved no weights, and is in no update; None where it is.
-        takes_all_back: whether steps of weights in full precision are taken back, too.
+        takes_back_from: the share of the weights from which an update of them is taken back in full precision, too.
         num_backwards: how often gradients were added up for the last measured step; 0 where that cannot be told.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
         self.updates: list[Update | str] = []
         self.idle: str | None = None
-        self.takes_all_back = False
+        self.takes_back_from = math.inf
         self.num_backwards = 0
         self._outermost = optimizer  # the schedule sets the LRs of its groups
         self._optimizer: Optimizer = innermost(optimizer)
@@ -51,7 +51,7 @@ class UpdateMeter:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        kept = {name: self.__dict__[name] for name in ("updates", "takes_all_back", "_is_sharded", "_takes_back")}
+        kept = {name: self.__dict__[name] for name in ("updates", "takes_back_from", "_is_sharded", "_takes_back")}
         return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -180,12 +180,15 @@ class UpdateMeter:
             sums += torch.stack(
                 [down, w2, g2, d2, d2 * (w2 > 0.0), *aligned, torch.ones_like(w2)]
             ).cpu() / self._copies(parameter)
-            if self._takes_back and (now.dtype in _HALF or self.takes_all_back):
-                now.copy_(w)
         clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
         if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
             sums = collective.gather_sum(sums)
         total_down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, count = sums.tolist()
+        is_large = seen_d2 >= w2 * self.takes_back_from**2 and w2 > 0.0
+        for parameter, weights, _ in before if self._takes_back else []:
+            now = numbers(parameter)
+            if now.dtype in _HALF or is_large:
+                now.copy_(weights)
         self.num_backwards, is_repeated = self._backward_calls.num_added, self._backward_calls.began_anew
         self._backward_calls.clear()
         has_closure = any(gradient is None for *_, gradient in before)
