@@ -173,7 +173,8 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
     finally:
         if not search.is_over:  # too few batches, or an error of the user's
             search.give_up("it was stopped")
-    raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}; give it more")
+    why = f", {search.silence}" if steps >= 2 else ""
+    raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}{why}; give it more")
 
 
 def _batches_of(batches: Iterable[Any]) -> Iterator[Any]:

@@ -158,3 +158,25 @@ def test_a_snapshot_that_is_given_up_lends_its_memory_unless_a_checkpoint_holds_
     state = taken.state_dict()
     assert state["step"] == 3
     assert taken.discard() is None
+
+
+def test_the_states_of_optimizers_that_wrap_each_other_are_all_in_it():
+    model, inner = trained()
+    outer = torch.optim.SGD(model.parameters(), lr=0.1)
+    outer.inside = inner
+    first = next(model.parameters())
+    outer.state[first]["slow"] = first.detach().clone()
+    outer.param_groups[0]["since"] = 3
+    taken = snapshot.take(outer, [model], 3)
+    before = everything(model, inner), copy.deepcopy(outer.state[first])
+    go_on(model, inner, 2)
+    outer.state[first]["slow"].zero_()
+    outer.param_groups[0]["since"] = 5
+    snapshot.restore(taken, outer, [model])
+    assert_same((everything(model, inner), outer.state[first]), before)
+    assert outer.param_groups[0]["since"] == 3
+    # A snapshot of a release that knew the inner one only.
+    taken.states, taken.groups = taken.states[::2], taken.groups[:1]
+    go_on(model, inner, 2)
+    snapshot.restore(taken, outer, [model])
+    assert_same(everything(model, inner), before[0])

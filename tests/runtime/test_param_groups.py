@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.runtime.param_groups import lr_ratios, own_lr, set_lrs
+from autowu_hf.runtime.param_groups import innermost, layers, lr_ratios, own_lr, set_lrs, states_of
 
 
 def groups_of(*lrs: float, default: float) -> torch.optim.Optimizer:
@@ -122,4 +122,30 @@ def test_a_layer_wise_optimizer_is_refused():
 )
 def test_an_optimizer_without_a_unit_is_refused(optimizer, message):
     with pytest.raises(ValueError, match=re.escape(message)):
+        get_autowu_schedule(optimizer, 100)
+
+
+def test_an_optimizer_that_wraps_another_is_known_by_its_parameters():
+    inner, part, other = (groups_of(1.0, default=1.0) for _ in range(3))
+    wrapper = torch.optim.SGD([*inner.param_groups[0]["params"]], lr=1.0)
+    wrapper.part, wrapper.whatever_it_is_called = other, inner
+    prepared = Accelerator(cpu=True).prepare(wrapper)
+    assert [*map(id, layers(prepared))] == [*map(id, (prepared, wrapper, inner))]
+    assert innermost(part) is part
+    assert [*map(id, states_of(prepared))] == [id(inner.state), id(wrapper.state)]
+    inner.back = wrapper  # a circle ends
+    assert innermost(prepared) is inner
+
+
+def test_an_optimizer_of_two_parts_is_its_own():
+    parts = [groups_of(1.0, default=1.0) for _ in range(2)]
+    both = torch.optim.SGD([p for part in parts for p in part.param_groups[0]["params"]], lr=1.0)
+    both.muon, both.adamw = parts
+    assert innermost(both) is both
+
+
+def test_an_optimizer_without_an_lr_is_refused_with_the_remedy():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    optimizer.param_groups[0]["lr"] = None  # as Adafactor's with relative_step
+    with pytest.raises(ValueError, match="SGD has lr=None and finds its own.* pass relative_step=False"):
         get_autowu_schedule(optimizer, 100)

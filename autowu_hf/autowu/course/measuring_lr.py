@@ -22,7 +22,7 @@ _FINE, _FINE_HALF = 1e-5, 5e-3
 """The least share of the weights that a measured update must make, in full and in half precision."""
 
 _COARSE, _COARSE_HALF = 3e-3, 0.1
-"""The share from which it is too large at such an LR, so that the next step is measured at a hundredth."""
+"""The share from which it is too large: it is taken back, and the next step is measured at a hundredth of the LR."""
 
 DEAF = "the optimizer does not follow its parameter groups' learning rates"
 """Why nothing can be done, as a part of a sentence."""
@@ -55,6 +55,11 @@ class MeasuringLR:
         batch may have a gradient that would break the weights.
         """
         return self.lr >= _BLIND_GROWTH * self._first
+
+    @property
+    def takes_back_from(self) -> float:
+        """The share of the weights from which an update in full precision is taken back."""
+        return 0.0 if self.is_far else _COARSE
 
     @property
     def is_lost(self) -> bool:

@@ -74,7 +74,7 @@ class ScaleSearch:
         if not self.is_over and not self._meter.has_hooks:
             self.give_up("the optimizer has no hooks for its step, for it does not call Optimizer.__init__")
         if not self.is_over:
-            self._meter.takes_all_back, self._meter.expected_lr = self.is_far, self.lr
+            self._meter.takes_back_from, self._meter.expected_lr = self._lr.takes_back_from, self.lr
             self._meter.arm(is_sharded)
 
     def begin(self) -> None:
@@ -203,7 +203,7 @@ class ScaleSearch:
             self.give_up(DEAF)
         elif self._lr.is_lost:
             self.give_up(_ROUNDING)
-        self._meter.takes_all_back = self.is_far
+        self._meter.takes_back_from = self._lr.takes_back_from
 
     def _seems_clipped(self) -> bool:
         if collective.num_processes() == 1 or any(update.clipping != 1.0 for update in self.updates):

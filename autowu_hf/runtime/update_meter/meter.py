@@ -19,7 +19,7 @@ from .. import collective
 from ..finite import numbers_of
 from ..param_groups import innermost
 from .backward_calls import BackwardCalls
-from .update import HALF, NUM_SUMS, Update, product, sums_of
+from .update import HALF, NUM_SUMS, Update, product, seen_share, sums_of
 
 
 class UpdateMeter:
@@ -33,15 +33,14 @@ class UpdateMeter:
         updates: of the measured steps, oldest first; why, as a part of a sentence, where one could not be measured.
         idle: why the last step that was seen is in no update, it moved no weights, say; None where it is.
         expected_lr: of the steps that are to be measured; at ten times that they are another schedule's.
-        takes_all_back: whether steps of weights in full precision are taken back, too.
+        takes_back_from: the share of the weights from which an update of them is taken back in full precision, too.
         num_backwards: how often gradients were added up for the last measured step; 0 where that cannot be told.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
         self.updates: list[Update | str] = []
         self.idle: str | None = None
-        self.expected_lr = math.inf
-        self.takes_all_back = False
+        self.expected_lr = self.takes_back_from = math.inf
         self.num_backwards = 0
         self._outermost = optimizer  # the schedule sets the LRs of its groups
         self._optimizer: Optimizer = innermost(optimizer)
@@ -54,7 +53,7 @@ class UpdateMeter:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        names = ("updates", "expected_lr", "takes_all_back", "_is_sharded", "_takes_back")
+        names = ("updates", "expected_lr", "takes_back_from", "_is_sharded", "_takes_back")
         kept = {name: self.__dict__[name] for name in names}
         return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
 
@@ -185,11 +184,14 @@ class UpdateMeter:
                 continue
             w, g = weights.to(now.device), left.to(now.device)
             sums += sums_of(w, now, g, own_lrs[id(parameter)]) / self._copies(parameter)
-            if self._takes_back and (now.dtype in HALF or self.takes_all_back):
-                now.copy_(w)
         clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
         if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
             sums = collective.gather_sum(sums)
+        is_large = seen_share(sums) >= self.takes_back_from
+        for parameter, weights, _ in before if self._takes_back else []:
+            now = numbers_of(parameter)
+            if now is not None and (now.dtype in HALF or is_large):
+                now.copy_(weights)
         self.num_backwards, is_repeated = self._backward_calls.num_added, self._backward_calls.began_anew
         self._backward_calls.clear()
         has_closure = any(gradient is None for *_, gradient in before)

@@ -83,6 +83,12 @@ def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float) -> Ten
     return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, torch.ones_like(w2)]).cpu()
 
 
+def seen_share(sums: Tensor) -> float:
+    """||d|| / ||w|| over the weights that are not all zero, of the same sum as in ``from_sums``; NaN without such."""
+    w2, seen_d2 = float(sums[1]), float(sums[4])
+    return math.sqrt(seen_d2 / w2) if w2 > 0.0 else math.nan
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> as a float64 on their device; of half precision, in single precision first."""
     return (_wide(a) * _wide(b)).sum(dtype=torch.float64)

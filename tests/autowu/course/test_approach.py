@@ -17,6 +17,7 @@ from torch import nn
 from autowu_hf import get_autowu_schedule, plot_autowu
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
+from autowu_hf.runtime.loss_history import AccumulatedLossWarning
 
 
 def made(steps, seed=0, make=torch.optim.AdamW, **options):
@@ -567,3 +568,229 @@ def test_the_picture_places_tests_and_gaussian_process_where_the_sweep_was():
     assert lrs[0] == report["approach"]["first_lr"]
     assert max(lrs) > report["approach"]["scale"]["peak_lr"]
     assert any("scale" in text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+def teach(optimizer, schedule, model, steps, since=0, empty=0, do_step=None):
+    """A small problem that can be learned; the losses of the first ``empty`` steps are 0. The LR of every step."""
+    generator = torch.Generator().manual_seed(7)
+    inputs = torch.randn(256, 6, generator=generator)
+    lrs = []
+    for i in range(since, steps):
+        x = inputs[torch.randint(256, (16,), generator=torch.Generator().manual_seed(i))]
+        loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)) * (i >= empty)
+        loss.backward()
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step(loss.detach())
+        optimizer.zero_grad()
+    return lrs
+
+
+@pytest.mark.parametrize(("empty", "options"), [(1, {}), (4, {}), (4, {"scale": False})])
+def test_first_batches_without_a_gradient_say_nothing(empty, options):
+    """Two such batches made the LR a million times larger, and the run ended at a loss of thousands."""
+    model, optimizer, schedule = made(200, **options)
+    lrs = teach(optimizer, schedule, model, 200, empty=empty)
+    assert max(lrs[:empty]) <= 1e-4
+    assert 1e-3 < schedule.peak_lr < 0.2
+    assert schedule.losses[:empty] == [0.0] * empty
+    assert np.mean(schedule.losses[-10:]) < 0.5 if options else np.mean(schedule.losses[empty : empty + 3]) > 0.9
+    if not options:
+        assert lrs[: empty + 2] == [lrs[0]] * (empty + 2)
+        assert schedule.report()["approach"]["scale"] is not None
+
+
+def test_dust_in_the_first_gradients_moves_no_weights_at_a_large_lr():
+    """Gradients far below Adam's epsilon ask for a large LR, at which the next batch would break the weights."""
+    model, optimizer, schedule = made(200, make=partial(torch.optim.AdamW, weight_decay=0.0))
+    before = [p.detach().clone() for p in model.parameters()]
+    lrs, factors = [], [1e-15] * 3 + [1.0] * 3
+    for i, factor in enumerate(factors):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+        loss = factor * nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+        loss.backward()
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step(max(float(loss.detach()), 1e-15))
+        optimizer.zero_grad()
+        if i == 1:
+            assert len(schedule.rewind.snapshots) == 1
+    assert max(lrs) > 1.0
+    assert max(float((a - b).detach().abs().max()) for a, b in zip(before, model.parameters(), strict=True)) < 0.02
+
+
+@pytest.mark.parametrize(("steps", "end"), [(6, 5), (100, 10)])
+def test_a_run_without_gradients_gives_up_in_time_and_ends_at_0(steps, end, caplog):
+    model, optimizer, schedule = made(steps)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        lrs = teach(optimizer, schedule, model, steps, empty=steps)
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    assert f"by step {end} too few steps say anything, for the gradients are zero" in caplog.text
+    assert lrs[end] <= 1e-4 or steps == 6  # the growth over the range begins there
+    assert schedule.peak_lr <= 1e-3
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_run_that_was_resumed_among_empty_batches_goes_on_bit_for_bit(cut):
+    model, optimizer, schedule = made(200)
+    whole = teach(optimizer, schedule, model, 20, empty=3)
+    model, optimizer, schedule = made(200)
+    first = teach(optimizer, schedule, model, cut, empty=3)
+    buffer = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict(), schedule.state_dict()), buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    model, optimizer, schedule = made(200, seed=1)
+    for part, state in zip((model, optimizer, schedule), saved, strict=True):
+        part.load_state_dict(state)
+    assert first + teach(optimizer, schedule, model, 20, since=cut, empty=3) == whole
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # the schedule is stepped, the optimizer is not
+def test_steps_that_a_gradient_scaler_skips_do_not_count():
+    model, optimizer, schedule = made(200)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for i in range(12):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+        loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+        scaler.scale(loss).backward()
+        if i < 5:
+            next(model.parameters()).grad.fill_(math.inf)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        schedule.step(loss.detach())
+    assert schedule.report()["approach"]["scale"]["num_steps"] == 2
+
+
+def test_an_lr_of_0_in_a_loaded_state_is_waited_out():
+    model, optimizer, schedule = made(200)
+    optimizer.param_groups[0]["lr"] = 0.0
+    teach(optimizer, schedule, model, 4)
+    assert schedule.report()["approach"]["scale"] is not None
+
+
+@pytest.mark.parametrize("is_summed", [True, False])
+def test_micro_batches_by_hand_are_asked_for_their_sum_once(is_summed):
+    model, optimizer, schedule = made(200)
+    with pytest.warns(AccumulatedLossWarning, match="4 backward calls add up .* pass the sum") as caught:
+        for i in range(14):
+            x = torch.randn(4, 8, 6, generator=torch.Generator().manual_seed(i))
+            losses = []
+            for part in x:
+                losses.append(nn.functional.cross_entropy(model(part), part[:, :3].argmax(1)) / 4)
+                losses[-1].backward()
+            optimizer.step()
+            schedule.step(sum(losses).detach() if is_summed else losses[-1].detach())
+            optimizer.zero_grad()
+    assert len(caught) == 1
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As SAM and Lookahead: a state of its own, beside that of the optimizer inside."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, options)
+        self.base_optimizer = torch.optim.AdamW(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        self.base_optimizer.step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["steps"] = self.state[parameter].get("steps", 0) + 1
+
+
+class WithoutInit(torch.optim.Optimizer):
+    """As Opacus' optimizer: never initialised, and all that it has is that of the one inside."""
+
+    def __init__(self, params, **options):
+        self.original_optimizer = torch.optim.AdamW(params, **options)
+
+    param_groups = property(lambda self: self.original_optimizer.param_groups)
+    state = property(lambda self: self.original_optimizer.state)
+    defaults = property(lambda self: self.original_optimizer.defaults)
+
+    def zero_grad(self, set_to_none=True):
+        self.original_optimizer.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        return self.original_optimizer.step(closure)
+
+
+class Alone(WithoutInit):
+    """The same, of nothing that torch could be asked about."""
+
+    def __init__(self, params, **options):
+        self.inside = (torch.optim.AdamW(params, **options),)
+
+    original_optimizer = property(lambda self: self.inside[0])
+
+
+class Deaf(Wrapper):
+    """What is left of a wrapper whose load_state_dict has parted the two."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self.param_groups = [dict(group) for group in self.param_groups]
+
+
+@pytest.mark.parametrize("make", [Wrapper, WithoutInit])
+def test_a_wrapped_optimizer_finds_the_scale_of_the_one_inside(make):
+    scales = []
+    for kind in (torch.optim.AdamW, make):
+        model, optimizer, schedule = made(200, make=kind)
+        teach(optimizer, schedule, model, 4)
+        scales.append(schedule.report()["approach"]["scale"])
+    assert scales[0] == scales[1]
+
+
+def test_all_states_of_a_wrapped_optimizer_are_rewound():
+    model, optimizer, schedule = made(200, make=Wrapper, scale=False)
+    teach(optimizer, schedule, model, 200)
+    first = next(model.parameters())
+    lost = schedule.switch_step - schedule.rewound_to
+    assert lost > 0
+    assert optimizer.state[first]["steps"] == int(optimizer.base_optimizer.state[first]["step"]) == 200 - lost
+
+
+def test_an_optimizer_without_hooks_gets_the_range_and_the_reason(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        model, optimizer, schedule = made(200, make=Alone)
+        teach(optimizer, schedule, model, 4)
+    assert "it does not call Optimizer.__init__; it looks from" in caplog.text
+
+
+@pytest.mark.parametrize("lr", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_an_optimizer_that_follows_no_lr_is_said_to_be_deaf(lr, caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = Deaf(model.parameters(), lr=lr)
+    schedule = get_autowu_schedule(optimizer, 200)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        teach(optimizer, schedule, model, 20)
+    said = [record for record in caplog.records if "AutoWU has no effect" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.WARNING]
+
+
+def test_large_gradients_are_measured_at_a_smaller_lr_and_their_optimizer_is_not_deaf(caplog):
+    scales = []
+    for factor in (1.0, 1e6):
+        model, optimizer, schedule = made(200, make=torch.optim.SGD)
+        lrs = []
+        with caplog.at_level(logging.INFO, "autowu_hf"):
+            for i in range(8):
+                x = torch.randn(64, 6, generator=torch.Generator().manual_seed(i))
+                optimizer.zero_grad()
+                loss = factor * nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+                loss.backward()
+                lrs.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                schedule.step(loss.detach())
+                if schedule.report()["approach"]["scale"] is not None:
+                    break
+        scale = schedule.report()["approach"]["scale"]
+        scales.append(factor * scale["polyak"])
+    assert scales[1] == pytest.approx(scales[0], rel=0.2)
+    assert lrs[-1] < 1e-2 * lrs[0]
+    assert "has no effect" not in caplog.text
