@@ -36,6 +36,7 @@ class PeakRule:
     Attributes:
         own_lr: as given.
         base_lr: the scale's peak LR, where the warm-up is laid around one.
+        is_in_doubt: whether nothing was learned at that, so that a growth has to show a minimum or a cliff.
     """
 
     def __init__(self, wanted: str, rewind: Rewind | None = None, own_lr: float = 1e-3) -> None:
@@ -43,6 +44,7 @@ class PeakRule:
         self._rewind = rewind
         self.own_lr = own_lr
         self.base_lr: float | None = None
+        self.is_in_doubt = False
 
     def weigh(self, lr: float) -> float:
         """What the losses say, weighed against the scale where there is one: the mean of the two in log, or the
@@ -86,6 +88,8 @@ class PeakRule:
         """
         if ending.reason == NOTHING:
             return self.own_lr
+        if self.is_in_doubt and self.base_lr is not None and not ending.has_minimum and ending.reason == "cap":
+            return self.base_lr
         lag = self.lag(ticks_per_step)
         cliff_lr, lowest_lr = curve.warmup(max(ending.cliff_step - lag, 0)), curve.warmup(0)
         if ending.reason == DIVERGENCE and not ending.has_minimum:  # the losses only say which LR is too high

@@ -100,7 +100,7 @@ class AutoWUScheduler(Reported):
         course.plan(self.num_training_steps, self.num_warmup_steps, ticks, done, self.switch_step is not None)
         self._nearing, self._since = course.is_approach, course.sweep_start  # these are looked up at every step
         self._cap, self._curve = course.cap, course.curve
-        self._rule.base_lr = course.base_lr
+        self._rule.base_lr, self._rule.is_in_doubt = course.base_lr, course.is_in_doubt
         self._cadence.plan(done - course.sweep_start, course.cap)
         self._way_back.follow(course.curve, course.cap)
 

@@ -7,6 +7,7 @@ first ones led to expect, the LR is corrected. From there on the losses say what
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
+* they have not fallen where P holds the LR, which noise in the gradients makes too low: the same;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
 
@@ -27,13 +28,13 @@ from .breaks import Breaks
 from .legs import FEWEST_LOSSES, Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
-from .signs import FEWEST_STEPS, Array, Signs, have_fallen
+from .signs import FEWEST_STEPS, FEWEST_TO_RISE, Array, Signs, have_fallen
 from .timetable import Timetable
 
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run, or taught it nothing."""
 
-_SEEN = ("settled", "factor", "stalled", "num_lost", "is_over")
+_SEEN = ("settled", "factor", "stalled", "unmoved", "num_lost", "is_over")
 
 
 class Approach:
@@ -51,7 +52,8 @@ class Approach:
         settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
         factor: by what the LR was multiplied for that.
         breaks: where the losses had risen too far.
-        stalled: the steps done when nothing had been learned; None before.
+        stalled: the steps done when nothing had been learned and the run went back; None before.
+        unmoved: the steps done when nothing had been learned and the LR grew on; None before.
         num_lost: the steps that were thrown away by going back.
         wants_back: whether the run has to go back to where the first leg began, before its next step; see
             ``went_back``.
@@ -71,6 +73,7 @@ class Approach:
         self.breaks = Breaks()
         self.is_late = False
         self.stalled: int | None = None
+        self.unmoved: int | None = None
         self.wants_back = False
         self.sweep: Sweep | None = None
         self.is_over = False
@@ -165,13 +168,15 @@ class Approach:
             self.search.settle()
         if step < self.legs[-1].end:
             return
-        is_unsure = self.scale.is_aligned and not self.breaks.steps and self.times.longest - step > 3
-        if is_unsure and seen.are_stalled(losses, step):
+        is_stalled = not self.breaks.steps and seen.are_stalled(losses, step)
+        if is_stalled and self.scale.is_aligned and self.times.longest - step > 3:
             self.stalled = step
             self._go_back(step, num, self.peak_lr / BREAK_DIVISOR)
             return
-        if seen.have_halved(losses) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
-            self.sweep = Sweep.between(self.peak_lr, self.scale.trust, self.times.num_steps, self.times.longest - step)
+        is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.scale.may_be_noise
+        if (is_noisy or seen.have_halved(losses)) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
+            self.sweep = Sweep.between(self.peak_lr, self.scale.trust, seen.num_steps, self.times.longest - step)
+            self.unmoved = step if is_noisy and self.sweep is not None else None
         self.is_over = self.sweep is not None or step >= self.end
         if self.is_over:
             self.search.stop()

@@ -196,6 +196,11 @@ class Course:
         return self.approach is not None and self.approach.search.is_blind
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether the LR grows on since nothing was learned at the scale's."""
+        return self.approach is not None and self.approach.unmoved is not None
+
+    @property
     def is_done(self) -> bool:
         """Whether the approach is over, and the scale's peak LR is the peak."""
         return (

@@ -120,6 +120,13 @@ class Scale:
         """Which of the two is the lower one: "polyak" or "trust"."""
         return "polyak" if POLYAK_SHARE * self.polyak <= TRUST_SHARE * self.trust else "trust"
 
+    @property
+    def may_be_noise(self) -> bool:
+        """Whether P may be far too low, because it comes from gradients that are nearly all noise: where it holds the
+        LR. On a plateau P is too high, and R holds it.
+        """
+        return self.held_by == "polyak" and not self.is_aligned
+
     def report(self) -> dict[str, Any]:
         """All of it in numbers and names."""
         return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}

@@ -15,8 +15,11 @@ Array = npt.NDArray[np.float64]
 FEWEST_STEPS = 30
 """In a run of fewer optimizer steps there is no time to look on."""
 
+FEWEST_TO_RISE = 60
+"""In a run of fewer optimizer steps the LR does not grow on where nothing was learned."""
+
 STALL = 0.12
-"""The share of the run by which SGD must have learned something."""
+"""The share of the run by which something must have been learned, by SGD or where the gradients may be noise."""
 
 LEARNED = 0.98
 """Of the first losses: what the later ones must be below before something counts as learned."""

@@ -177,6 +177,8 @@ def _corrections(approach: dict[str, Any]) -> str:
         )
     if approach.get("stalled") is not None:
         said += f", a tenth of it since nothing had been learned by step {approach['stalled']}"
+    if approach.get("unmoved") is not None and approach["sweep"] is not None:
+        said += f", and on from it since nothing had been learned by step {approach['unmoved']}"
     return said
 
 
