@@ -36,7 +36,8 @@ class PeakRule:
     Attributes:
         own_lr: as given.
         base_lr: the scale's peak LR, where the warm-up is laid around one.
-        is_in_doubt: whether nothing was learned at that, so that a growth has to show a minimum or a cliff.
+        is_in_doubt: whether nothing was learned at that, so that a growth to its cap has to show a minimum, or a loss far
+            above.
     """
 
     def __init__(self, wanted: str, rewind: Rewind | None = None, own_lr: float = 1e-3) -> None:
@@ -88,7 +89,8 @@ class PeakRule:
         """
         if ending.reason == NOTHING:
             return self.own_lr
-        if self.is_in_doubt and self.base_lr is not None and not ending.has_minimum and ending.reason == "cap":
+        tells = ending.has_minimum or ending.is_above or ending.reason != "cap"
+        if self.is_in_doubt and self.base_lr is not None and not tells:
             return self.base_lr
         lag = self.lag(ticks_per_step)
         cliff_lr, lowest_lr = curve.warmup(max(ending.cliff_step - lag, 0)), curve.warmup(0)

@@ -117,8 +117,8 @@ class WarmUp:
         assert minimum_step is not None  # there is a record
         assert cliff_step is not None
         has_minimum = reason == self.minimum_test.rule.name or self.minimum_test.has_found
+        losses = without_empty_start(self.history.gathered)
         if reason == DIVERGENCE:  # of which a GP on few losses may take no notice
-            losses = without_empty_start(self.history.gathered)
             num_sound, steps_per_loss = divergence.num_sound(losses), record.step / len(losses)
             cliff_step = min(cliff_step, num_sound * steps_per_loss)
             has_minimum = has_minimum or divergence.has_gained(losses)
@@ -127,7 +127,8 @@ class WarmUp:
             elif minimum_step > cliff_step:
                 minimum_step = divergence.num_lowest(losses[:num_sound]) * steps_per_loss
         minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
-        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step)
+        is_above = bool(losses[-1] > divergence.ceiling(losses))
+        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, is_above)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""
