@@ -36,8 +36,8 @@ class PeakRule:
     Attributes:
         own_lr: as given.
         base_lr: the scale's peak LR, where the warm-up is laid around one.
-        is_in_doubt: whether nothing was learned at that, so that a growth to its cap has to show a minimum, or a loss far
-            above.
+        is_in_doubt: whether nothing was learned at that: a growth to its cap counts only where it shows a minimum, or
+            ends far above its start.
     """
 
     def __init__(self, wanted: str, rewind: Rewind | None = None, own_lr: float = 1e-3) -> None:
