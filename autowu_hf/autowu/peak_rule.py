@@ -36,8 +36,8 @@ class PeakRule:
     Attributes:
         own_lr: as given.
         base_lr: the scale's peak LR, where the warm-up is laid around one.
-        is_in_doubt: whether nothing was learned at that: a growth to its cap counts only where it shows a minimum, or
-            ends far above its start.
+        is_in_doubt: whether nothing was learned at that: a growth to its cap counts only where the losses have
+            moved in it.
     """
 
     def __init__(self, wanted: str, rewind: Rewind | None = None, own_lr: float = 1e-3) -> None:
@@ -89,7 +89,7 @@ class PeakRule:
         """
         if ending.reason == NOTHING:
             return self.own_lr
-        tells = ending.has_minimum or ending.is_above or ending.reason != "cap"
+        tells = ending.has_minimum or ending.has_moved or ending.reason != "cap"
         if self.is_in_doubt and self.base_lr is not None and not tells:
             return self.base_lr
         lag = self.lag(ticks_per_step)

@@ -90,14 +90,14 @@ class Ending:
         cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen. At a divergence
             it is no later than the last losses that were not above their start.
         has_minimum: whether the losses have shown the minimum; at a divergence, whether they had gained anything.
-        is_above: whether the last loss lies above the ``ceiling`` of all, so that a cliff cannot be far.
+        has_moved: whether the losses have gained anything, or the last one lies above the ``ceiling`` of all.
     """
 
     reason: str
     minimum_step: int
     cliff_step: int
     has_minimum: bool = True
-    is_above: bool = False
+    has_moved: bool = False
 
 
 def is_positive(probabilities: Sequence[float], settings: AutoWUSettings) -> bool:

@@ -127,8 +127,8 @@ class WarmUp:
             elif minimum_step > cliff_step:
                 minimum_step = divergence.num_lowest(losses[:num_sound]) * steps_per_loss
         minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
-        is_above = bool(losses[-1] > divergence.ceiling(losses))
-        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, is_above)
+        has_moved = divergence.has_gained(losses) or bool(losses[-1] > divergence.ceiling(losses))
+        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""

@@ -44,6 +44,25 @@ def test_a_divergence_before_anything_was_gained_leaves_a_fifth_of_the_last_soun
     assert rule.peak_lr(ending, curve, 1) == pytest.approx(1e-2)
 
 
+@pytest.mark.parametrize(
+    ("ending", "tells"),
+    [
+        (Ending("cap", 50, 50, has_minimum=False), False),
+        (Ending("cap", 30, 50, has_minimum=True), True),
+        (Ending("cap", 50, 50, has_minimum=False, has_moved=True), True),
+        (Ending("cliff", 30, 40), True),
+    ],
+)
+def test_a_growth_out_of_doubt_has_to_tell_something(ending, tells):
+    curve = LRCurve(100, 50, 1e-4, 1.0, "exponential", "rex", 0.2)
+    rule = PeakRule("cliff")
+    rule.base_lr = 1e-4
+    weighed = rule.peak_lr(ending, curve, 1)
+    assert weighed > 1e-3
+    rule.is_in_doubt = True
+    assert rule.peak_lr(ending, curve, 1) == (weighed if tells else 1e-4)
+
+
 def a_run_without_memory(steps: int, state: dict | None = None) -> AutoWUScheduler:
     """A run whose snapshots do not fit into memory, from the start or from a state, over losses that are given."""
     s = np.arange(400) / 200

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, plot_autowu
+from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.runtime.loss_history import AccumulatedLossWarning
@@ -185,20 +186,47 @@ def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, caplog
     assert "peak LR 1.0e-3, which the optimizer was given" in said
 
 
+def flat(steps: int) -> np.ndarray:
+    return 2.3 + 0.01 * np.random.default_rng(0).standard_normal(steps)
+
+
 def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_tenth(caplog):
-    flat = 2.3 + 0.01 * np.random.default_rng(0).standard_normal(400)
-    for make, lost in ((partial(torch.optim.SGD, momentum=0.9), True), (torch.optim.AdamW, False)):
-        model, optimizer, schedule = made(400, make=make)
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "autowu_hf"):
-            run(model, optimizer, schedule, flat)
-        scale = schedule.report()["approach"]["scale"]
-        wanted = schedule._course.scale.peak_lr_for(400)
-        assert scale is not None
-        assert schedule.peak_lr == pytest.approx(wanted / 10 if lost else wanted)
-        assert (schedule.num_steps_lost > 0) == lost == ("have not fallen" in caplog.text)
-        assert schedule.num_steps_lost <= 0.15 * 400
-        assert ("since nothing had been learned by step" in caplog.text) == lost
+    model, optimizer, schedule = made(400, make=partial(torch.optim.SGD, momentum=0.9))
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, flat(400))
+    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(400) / 10)
+    assert 0 < schedule.num_steps_lost <= 0.15 * 400
+    assert "have not fallen" in caplog.text
+    assert "a tenth of it since nothing had been learned by step" in caplog.text
+
+
+@pytest.mark.parametrize("finds", [True, False])
+@pytest.mark.parametrize("steps", [60, 400])
+def test_where_noise_may_make_the_scale_too_low_a_run_that_learns_nothing_looks_on(steps, finds, caplog):
+    losses, since = 0.01 * flat(steps), Signs(steps, round(0.05 * steps)).stall_step  # so small that P holds the scale
+    if finds:  # a little is learned once the LR has grown tenfold, and all is lost when it has grown a hundredfold
+        losses[since + max(3, round(0.05 * steps)) :] *= 0.8
+        losses[since + max(9, round(0.1 * steps)) :] *= 4.0
+    model, optimizer, schedule = made(steps)
+    assert not schedule._course.approach.scale
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, losses)
+    scale = schedule._course.scale
+    assert scale.may_be_noise
+    assert "and on from it since nothing had been learned by step" in caplog.text
+    assert 0 < schedule.num_steps_lost <= 0.2 * steps
+    if finds:
+        assert 2.0 * scale.peak_lr_for(steps) < schedule.peak_lr < 0.2 * scale.trust
+    else:
+        assert schedule.peak_lr == pytest.approx(scale.peak_lr_for(steps))
+
+
+def test_a_run_that_learns_nothing_does_not_look_on_where_it_is_short_or_the_weights_hold_the_scale():
+    for steps, size, held_by in ((50, 0.01, "polyak"), (400, 1.0, "trust")):
+        model, optimizer, schedule = made(steps)
+        run(model, optimizer, schedule, size * flat(steps))
+        assert schedule._course.scale.held_by == held_by
+        assert schedule.ended_by == "scale"
 
 
 @pytest.mark.parametrize("steps", [30, 36, 50, 60, 100, 400])
