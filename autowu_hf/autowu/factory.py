@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
-from ..runtime.param_groups import finds_own_lr, innermost, is_schedule_free
+from ..runtime.param_groups import innermost
 from .course.legs import FEWEST_LOSSES
 from .course.timetable import RAMP
+from .own_lr_optimizers import finds_own_lr, is_schedule_free
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
 
 logger = logging.getLogger(__name__)
 
 
-def fewest_warmup_steps(num_training_steps: int) -> int:
+def fewest_warmup_steps(num_training_steps: int, options: Mapping[str, Any]) -> int:
     """The optimizer steps that the warm-up of such a run has to be given, so that it finds an LR: two that measure, the
-    growth to the scale, and ten losses there; or as many as a short run takes by itself.
+    growth to the scale, and ten losses there; or as many as a short run takes by itself. Where a range is given, those
+    of a minimum test.
     """
-    needed = 2 + round(RAMP * num_training_steps) + FEWEST_LOSSES
-    return min(needed, AutoWUSettings().longest_warmup(num_training_steps))
+    preset = options.get("preset")
+    given = {name: value for name, value in options.items() if name not in ("preset", "steps_per_epoch", "model")}
+    settings = AutoWUSettings.from_options(preset, given)
+    needed = FEWEST_LOSSES
+    if settings.uses_scale:
+        needed += 2 + round(RAMP * num_training_steps)
+    return min(needed, settings.longest_warmup(num_training_steps))
 
 
 def get_autowu_schedule(
@@ -166,7 +175,7 @@ def get_autowu_schedule(
         "guard": guard,
         "scale": scale,
         "seed": seed,
-        "report_dir": report_dir if report_dir is None else os.fspath(report_dir),
+        "report_dir": os.fspath(report_dir) if isinstance(report_dir, os.PathLike) else report_dir,
     }
     return AutoWUScheduler(
         optimizer,

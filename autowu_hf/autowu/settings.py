@@ -93,7 +93,7 @@ class AutoWUSettings:
         if self.scale and not {"min_lr", "max_lr"}.isdisjoint(self._given_range()):
             raise _range_beside_scale({"min_lr": self.min_lr, "max_lr": self.max_lr})
         self._check_rewind()
-        if self.report_dir is not None and not isinstance(self.report_dir, str):
+        if self.report_dir is not None and (not isinstance(self.report_dir, str) or not self.report_dir):
             raise ValueError(f"report_dir must be the name of a folder, got {self.report_dir!r}")
         if isinstance(self.test_every, str):
             if self.test_every not in ("auto", "epoch"):

@@ -38,8 +38,17 @@ def usable(args: TrainingArguments, num_warmup_steps: int, num_training_steps: i
     method = METHODS.get(schedule_name(args))
     if method is None or not method.is_adaptive:
         return num_warmup_steps
-    fewest = 0 if method.fewest_warmup_steps is None else method.fewest_warmup_steps(num_training_steps)
+    fewest = _fewest(args, num_training_steps) or 0
     return num_warmup_steps if fewest <= num_warmup_steps < num_training_steps else 0
+
+
+def _fewest(args: TrainingArguments, num_training_steps: int) -> int | None:
+    """The fewest steps that can be used; None: the schedule needs no warm-up."""
+    method = METHODS[schedule_name(args)]
+    if method.fewest_warmup_steps is None:
+        return None
+    options = getattr(args, "lr_scheduler_kwargs", None)
+    return method.fewest_warmup_steps(num_training_steps, options if isinstance(options, dict) else {})
 
 
 def say_what_a_warmup_means(args: TrainingArguments, num_training_steps: int, scheduler: AdaptiveScheduler) -> None:
@@ -54,16 +63,15 @@ def say_what_a_warmup_means(args: TrainingArguments, num_training_steps: int, sc
     asked, method = getattr(args, option, 0), METHODS.get(schedule_name(args))
     if not asked or method is None or not collective.is_main_process():
         return
-    fewest, used = method.fewest_warmup_steps, scheduler.num_warmup_steps // scheduler.ticks_per_step
+    fewest, used = _fewest(args, num_training_steps), scheduler.num_warmup_steps // scheduler.ticks_per_step
     if not used:
-        least = 1 if fewest is None else fewest(num_training_steps)
         logger.warning(
             "%s=%g is left out: in a run of %d steps, %s can use from %d to %d steps. Remove %s; %s",
             option,
             asked,
             num_training_steps,
             scheduler.name,
-            least,
+            fewest or 1,
             num_training_steps - 1,
             option,
             "it needs none" if fewest is None else "the schedule finds the length of its warm-up by itself",

@@ -100,14 +100,14 @@ def _start(losses: Array) -> float:
 
 
 def is_diverged(losses: Array, num_new: int) -> bool:
-    """Whether no loss since the last test, nor of the last three, is finite.
+    """Whether no loss since the last test, nor of the last three, is finite; False of fewer than three.
 
     Args:
         losses: (n,), one per optimizer step.
         num_new: how many of them are new since the last test.
     """
     tail = losses[-max(num_new, 3) :]
-    return num_new > 0 and not bool(np.isfinite(tail).any())
+    return num_new > 0 and len(tail) >= 3 and not bool(np.isfinite(tail).any())
 
 
 def is_above(losses: Array, num_new: int, top: float) -> bool:

@@ -207,7 +207,7 @@ class Rewind:
                 continue
             other = snapshot.restore(saved, self._optimizer, self._models(), self._untrained)
             if other and collective.is_main_process():
-                logger.warning("these buffers were others, or not copied, at step %d; they stay: %s", saved.step, other)
+                logger.warning("these stay, others or not copied at step %d: %s", saved.step, other)
             return saved.step
         return None
 

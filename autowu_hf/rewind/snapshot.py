@@ -146,7 +146,8 @@ def restore(
     """Makes the state of training what it was, bit for bit; tensors are filled in place.
 
     Args:
-        snapshot: of the same optimizer and models. Parameters that joined the optimizer later are left as they are.
+        snapshot: of the same optimizer and models. Parameters that joined the optimizer later are left as they
+            are, unless it has them as some that were not trained.
         optimizer: whose parameters and state are restored; its learning rates stay.
         models: whose buffers are, and their parameters without gradients.
         untrained: that of ``take``; None: whatever the snapshot does not have counts as changed.
@@ -154,7 +155,7 @@ def restore(
     Returns:
         The names of what has changed and stays as it is, because it is new or has another shape than then.
     """
-    named = find_untrained(optimizer, models)
+    named = find_untrained(optimizer, models, also=snapshot.buffers)
     if untrained is not None:
         untrained.look(named)
     other = []
@@ -167,6 +168,9 @@ def restore(
     for i, (live, saved) in enumerate(zip(_parameters(optimizer), snapshot.parameters, strict=False)):
         if not fill(live, saved):
             other.append(f"parameter {i} of the optimizer")
+    known = {id(tensor) for name, tensor in named.items() if name in snapshot.buffers}
+    joined = [*enumerate(_parameters(optimizer))][len(snapshot.parameters) :]
+    other += [f"parameter {i} of the optimizer" for i, parameter in joined if id(parameter) not in known]
     per_parameter = len(snapshot.states) // max(len(snapshot.parameters), 1)  # a state may be older than the wraps
     places = [(p, of) for p in _parameters(optimizer) for of in states_of(optimizer)[:per_parameter]]
     saved_states = snapshot.states + [{}] * (len(places) - len(snapshot.states))

@@ -8,7 +8,7 @@ not be copied at all, and may be far larger than what is trained.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,18 +23,21 @@ _LITTLE = 16 * 2**20
 _WRAPS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 
-def find_untrained(optimizer: Optimizer, models: Sequence[nn.Module]) -> dict[str, Tensor]:
+def find_untrained(optimizer: Optimizer, models: Sequence[nn.Module], also: Collection[str] = ()) -> dict[str, Tensor]:
     """Buffers and parameters without gradients by name, each once; the wraps of launchers and compilers leave no trace
-    in the names. Parameters that need gradients and are not this optimizer's are another one's.
+    in the names. Parameters that need gradients and are not this optimizer's are another one's. Those that
+    ``also`` names count too, for they were not trained once.
     """
     own = {id(p) for group in optimizer.param_groups for p in group["params"]}
     named: dict[str, Tensor] = {}
     for i, model in enumerate(models):
-        frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad and id(p) not in own]
-        for name, tensor in [*model.named_buffers(), *frozen]:
+        for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
             for wrap in _WRAPS:
                 name = name.replace(wrap, "")
-            named[f"{i}.{name}"] = tensor
+            name = f"{i}.{name}"
+            is_trained = isinstance(tensor, nn.Parameter) and (tensor.requires_grad or id(tensor) in own)
+            if not is_trained or name in also:
+                named[name] = tensor
     return named
 
 

@@ -143,12 +143,16 @@ class LossTap:
         return steps
 
     def models(self) -> list[nn.Module]:
-        """The models of the accelerator that was heard, those with a parameter of this optimizer; none before that."""
+        """The models of the accelerator that was heard, those with a parameter of this optimizer, and those that no
+        optimizer trains, as a momentum teacher; none before that.
+        """
         accelerator = None if self._accelerator is None else self._accelerator()
         if accelerator is None or self._optimizer is None:
             return []
         own = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        return [model for model in accelerator._models if any(id(p) in own for p in model.parameters())]
+        trained = [model for model in accelerator._models if any(p.requires_grad for p in model.parameters())]
+        others = [model for model in trained if all(id(p) not in own for p in model.parameters())]
+        return [model for model in accelerator._models if all(model is not other for other in others)]
 
     def _prepared_by(self, accelerator: Accelerator) -> bool:
         for prepared in accelerator._optimizers:

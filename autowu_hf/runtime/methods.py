@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ class Method:
         name: of ``lr_scheduler_type``.
         schedule: f(optimizer, num_warmup_steps=, num_training_steps=, **options), which returns the scheduler.
         is_adaptive: whether that is an ``AdaptiveScheduler``, and not a closed form.
-        fewest_warmup_steps: of a schedule that finds the length of its warm-up by itself: f(num_training_steps), the
-            lowest limit that ``num_warmup_steps`` may set to it; else None.
+        fewest_warmup_steps: of a schedule that finds the length of its warm-up by itself: f(num_training_steps,
+            options), the lowest limit that ``num_warmup_steps`` may set to it; else None.
     """
 
     name: str
     schedule: Callable[..., Any]
     is_adaptive: bool
-    fewest_warmup_steps: Callable[[int], int] | None = None
+    fewest_warmup_steps: Callable[[int, Mapping[str, Any]], int] | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -40,7 +40,7 @@ def register_method(
     schedule: Callable[..., Any],
     *,
     is_adaptive: bool,
-    fewest_warmup_steps: Callable[[int], int] | None = None,
+    fewest_warmup_steps: Callable[[int, Mapping[str, Any]], int] | None = None,
 ) -> None:
     """Makes a schedule known, so that registration teaches transformers its name.
 

@@ -47,6 +47,11 @@ def own_lr(optimizer: Optimizer) -> float:
         refuse_layer_wise(inner)
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} has no lr in its parameter groups and finds its own, which a schedule cannot "
+            "set; use an optimizer with an lr, or train without this schedule"
+        )
     if any(group["lr"] is None for group in optimizer.param_groups):
         raise ValueError(
             f"{type(optimizer).__name__} has lr=None and finds its own, which a schedule would only replace; pass "
@@ -86,7 +91,8 @@ def keep_own_lrs(optimizer: Optimizer) -> None:
 
 
 def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
-    """Takes in parameter groups that were added since a schedule was made, each with the ratio of its own LR.
+    """Takes in parameter groups that were added since a schedule was made, each with the ratio of its own LR; one that
+    was given the LR that another group has at the moment gets that one's ratio.
 
     Args:
         ratios: of the groups known so far; those of the new ones are appended.
@@ -104,33 +110,11 @@ def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
             f"the optimizer must keep its {len(ratios)} parameter groups, but has {len(groups)}; leave one in that is "
             "trained no more, and call requires_grad_(False) on its parameters"
         )
+    now = {float(group["lr"]): ratio for group, ratio in zip(groups, ratios, strict=False)}
     for group in groups[len(ratios) :]:
-        ratios.append(float(group.setdefault("initial_lr", float(group["lr"]))) / own)
-
-
-def finds_own_lr(optimizer: Any) -> bool:
-    """Whether an optimizer is known to find its LR by itself, so that a schedule's only multiplies it: Prodigy, DoG,
-    those of D-Adaptation.
-
-    Args:
-        optimizer: of any kind, with accelerate's and DeepSpeed's wraps or without.
-    """
-    return _is_called(optimizer, ("Prodigy", "DAdapt"), ("DoG", "LDoG"))
-
-
-def is_schedule_free(optimizer: Any) -> bool:
-    """Whether it is one of the schedule-free optimizers, which average where others decay; arguments as above."""
-    return _is_called(optimizer, ("ScheduleFree",), ())
-
-
-def _is_called(optimizer: Any, parts: tuple[str, ...], names: tuple[str, ...]) -> bool:
-    """Whether a class of an optimizer, or of one inside it, has one of the parts in its name, or one of the names."""
-    while optimizer is not None:
-        for kind in type(optimizer).__mro__:
-            if kind.__name__ in names or any(part in kind.__name__ for part in parts):
-                return True
-        optimizer = getattr(optimizer, "optimizer", None)
-    return False
+        ratio = now.get(float(group["lr"])) if "initial_lr" not in group else None
+        initial = group.setdefault("initial_lr", float(group["lr"]) if ratio is None else ratio * own)
+        ratios.append(float(initial) / own)
 
 
 def innermost(optimizer: Any) -> Any:
@@ -163,14 +147,27 @@ def _inside(optimizer: Any) -> Any:
     return next((other for other in others if _parameter_ids(other) == _parameter_ids(optimizer)), None)
 
 
+def _parts(optimizer: Any) -> list[Optimizer]:
+    """The optimizers in its attributes, and in lists and dicts there, that have some of its parameters."""
+    found: list[Optimizer] = []
+    for value in getattr(optimizer, "__dict__", {}).values():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        found += [other for other in inside if isinstance(other, Optimizer)]
+    own = _parameter_ids(optimizer) if found else set()
+    return [other for other in found if _parameter_ids(other) < own]
+
+
 def _parameter_ids(optimizer: Any) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def states_of(optimizer: Any) -> list[Any]:
-    """The states that an optimizer and those inside it keep for their parameters, each once, innermost first."""
+    """The states that an optimizer and those inside it keep for their parameters, each once: innermost first, and last
+    those of its parts, where it hands some parameters to one optimizer and some to another.
+    """
     found: list[Any] = []
-    for layer in reversed(layers(optimizer)):
+    inside = [*reversed(layers(optimizer))]
+    for layer in [*inside, *(part for outer in inside for part in _parts(outer))]:
         state = getattr(layer, "state", None)
         if isinstance(state, MutableMapping) and not any(state is other for other in found):
             found.append(state)

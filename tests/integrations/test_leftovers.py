@@ -37,6 +37,14 @@ def test_which_warmup_a_schedule_can_use(name, asked, steps, used):
 SHARE = "warmup_steps" if IS_TRANSFORMERS_5 else "warmup_ratio"
 
 
+@pytest.mark.parametrize("options", [{"min_lr": 1e-4, "max_lr": 0.1}, {"preset": "paper", "steps_per_epoch": 20}])
+def test_a_warmup_over_a_range_needs_no_steps_for_the_scale(options):
+    args = SimpleNamespace(lr_scheduler_type=SchedulerType("autowu"), lr_scheduler_kwargs=options)
+    assert [leftovers.usable(args, asked, 9000) for asked in (9, 10, 400)] == [0, 10, 400]
+    args.lr_scheduler_kwargs = None
+    assert leftovers.usable(args, 400, 9000) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "used", "said"),
     [

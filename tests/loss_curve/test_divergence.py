@@ -86,6 +86,8 @@ def test_diverged_is_a_whole_interval_and_three_at_least():
     assert is_diverged(losses, 4)
     assert not is_diverged(losses, 5)
     assert not is_diverged(losses, 0)
+    assert not is_diverged(np.full(2, np.nan), 2)  # two losses are too few to end a warm-up by
+    assert is_diverged(np.full(3, np.nan), 1)
 
 
 @pytest.mark.parametrize("deviation", [0.05, 3e-6])

@@ -180,3 +180,32 @@ def test_the_states_of_optimizers_that_wrap_each_other_are_all_in_it():
     go_on(model, inner, 2)
     snapshot.restore(taken, outer, [model])
     assert_same(everything(model, inner), before[0])
+
+
+def test_an_optimizer_that_hands_its_parameters_to_two_goes_back_with_the_states_of_both():
+    model, _ = trained()
+    parameters = [*model.parameters()]
+    parts = [torch.optim.AdamW(parameters[:2], lr=0.1), torch.optim.SGD(parameters[2:], lr=0.1, momentum=0.9)]
+    both = torch.optim.SGD(parameters, lr=0.1)
+    both.parts, both.step = parts, lambda: [part.step() for part in parts]
+    go_on(model, both, 3)
+    before, taken = [everything(model, part) for part in parts], snapshot.take(both, [model], 3)
+    go_on(model, both, 2)
+    assert snapshot.restore(taken, both, [model]) == []
+    assert_same([everything(model, part) for part in parts], before)
+
+
+def test_a_layer_that_was_frozen_goes_back_although_the_optimizer_has_it_now():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model[1].parameters(), lr=0.1)
+    go_on(model, optimizer, 2)
+    before, taken = copy.deepcopy(model.state_dict()), snapshot.take(optimizer, [model], 2)
+    model[0].requires_grad_(True)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    go_on(model, optimizer, 2)
+    head = nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [head]})
+    assert snapshot.restore(taken, optimizer, [model]) == ["parameter 4 of the optimizer"]  # which it never saw
+    assert_same([*model.state_dict().values()], [*before.values()])

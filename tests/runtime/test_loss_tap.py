@@ -182,3 +182,14 @@ def test_recorded_losses_equal_trainers_logged_loss(tmp_path, case, accumulation
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == trainer.lr_scheduler.warmup_cap > 20
     assert losses == pytest.approx(logged[: len(losses)], abs=LOGGED_DIGITS)
+
+
+def test_a_teacher_that_was_prepared_by_itself_is_one_of_the_models_and_another_optimizers_model_is_not(accelerator):
+    student, teacher, other = (torch.nn.Linear(2, 1) for _ in range(3))
+    teacher.requires_grad_(False)
+    optimizer = accelerator.prepare(torch.optim.SGD(student.parameters(), lr=0.1))
+    student, teacher, other = accelerator.prepare(student, teacher, other)
+    tap = LossTap(optimizer)
+    tap.listen()
+    accelerator.backward(student(torch.ones(1, 2)).sum())
+    assert [*map(id, tap.models())] == [id(student), id(teacher)]

@@ -37,7 +37,7 @@ class Breaks:
         """Whether the last break was none: with the weights from before the losses are as high. Losses count from there
         on then.
         """
-        if not self._is_back or len(losses) - self._sound_since < FEWEST_BACK:
+        if not self._is_back or len(self.changes) == _MOST or len(losses) - self._sound_since < FEWEST_BACK:
             return False
         self._is_back = False
         if not seen.have_changed(self.counted(losses), self._sound_since - self._start(losses)):

@@ -161,7 +161,7 @@ class Course:
     def say_resumed(self, num_training_steps: int, done: int) -> None:
         """Says on the main process, after a resume, where another run than the planned one changes the growth."""
         curve, ticks = self.curve, self._ticks
-        if curve.since == done - self.sweep_start + 1:
+        if curve.since == done - self.sweep_start + 1 and done < self.sweep_start + self.cap:
             end = (self.sweep_start + self.cap) // ticks
             reached = curve.warmup(curve.since - 1)
             self._say(resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))

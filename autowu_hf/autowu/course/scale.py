@@ -88,7 +88,11 @@ class Scale:
         if math.isfinite(loss) and max(map(abs, losses)) < BLIND_SHARE * slope * trust < math.inf:
             raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
         if not (min(losses) > 0.0 and math.isfinite(loss)):
-            raise ValueError(f"the first losses are not positive (their mean is {loss:.3g})")
+            if all(map(math.isnan, losses)):
+                raise ValueError("the first losses were not seen")
+            is_finite = all(map(math.isfinite, losses))
+            what = f"positive (the lowest is {min(losses):.3g})" if is_finite else "finite"
+            raise ValueError(f"the first losses are not {what}")
         return cls(loss / slope, trust, alignment, loss, len(updates), momentum if alignment > ALIGNED else 0.0)
 
     @property

@@ -94,7 +94,7 @@ def describe(report: dict[str, Any]) -> str:
     if scale is not None:
         found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
-    steps = report["num_training_steps"] - step
+    steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
     given = ""
     if report["ended_by"] == NOTHING:
         is_highest = report["peak_lr"] == report["settings"].get("max_lr")
@@ -106,7 +106,7 @@ def is_doubtful(report: dict[str, Any]) -> bool:
     """Whether the peak of a report after the switch is one that the losses do not speak for."""
     approach = report["approach"] or {"breaks_too_often": False, "sweep": None}
     was_seen = report["minimum_step"] is not None or approach["sweep"] is not None
-    is_unseen = report["ended_by"] == NOTHING or (report["ended_by"] == DIVERGENCE and not was_seen)
+    is_unseen = report["ended_by"] == NOTHING or (report["ended_by"] in (DIVERGENCE, "cap") and not was_seen)
     return is_unseen or bool(approach["breaks_too_often"])
 
 
@@ -221,7 +221,10 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is not such a report.
     """
     with open(path, encoding="utf-8") as file:
-        report = json.load(file)
+        try:
+            report = json.load(file)
+        except ValueError:
+            report = None
     if not isinstance(report, dict) or "growth_steps" not in report:
         raise ValueError(f"{os.fspath(path)} is not a report of AutoWU; pass the autowu.json of a run")
     report["losses"] = [math.nan if loss is None else loss for loss in report["losses"]]

@@ -51,3 +51,10 @@ def test_a_state_goes_on_and_one_of_an_older_release_too():
     assert again.find_change(losses, SEEN, 33)
     again.load_state_dict({"breaks": [7], "sound_since": 7})
     assert again.steps == [7]
+
+
+def test_a_loss_that_changes_again_and_again_breaks_the_run_in_the_end():
+    breaks, losses = after_a_break()
+    breaks.changes += [5, 9]
+    assert not breaks.find_change(losses, SEEN, 33)
+    assert breaks.steps == [30]

@@ -78,10 +78,18 @@ def test_losses_that_are_next_to_nothing_are_told_from_others(losses):
         Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0)
 
 
-@pytest.mark.parametrize("loss", [-1.0, math.nan, math.inf])
-def test_a_loss_without_a_scale_is_refused(loss):
-    with pytest.raises(ValueError, match="losses are not positive"):
-        Scale.from_updates([loss], [update()], alignment=0.5, momentum=0.0)
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([-1.0, 2.0], r"losses are not positive \(the lowest is -1\)"),
+        ([math.nan, math.nan], "losses were not seen"),
+        ([math.nan, 1.0], "losses are not finite"),
+        ([math.inf, 1.0], "losses are not finite"),
+    ],
+)
+def test_a_loss_without_a_scale_is_refused(losses, said):
+    with pytest.raises(ValueError, match=said):
+        Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0)
 
 
 @pytest.mark.parametrize("slope", [0.0, -1.0, math.nan])

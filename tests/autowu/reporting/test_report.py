@@ -7,7 +7,14 @@ import re
 
 import pytest
 
-from autowu_hf.autowu.reporting.report import describe, headline, in_optimizer_steps, read_report, write_report
+from autowu_hf.autowu.reporting.report import (
+    describe,
+    headline,
+    in_optimizer_steps,
+    is_doubtful,
+    read_report,
+    write_report,
+)
 
 
 def test_round_trip_with_non_finite_losses(tmp_path):
@@ -141,3 +148,29 @@ def test_the_title_says_where_the_cliff_was_as_the_picture_does():
     two = switched(ticks_per_step=2, cliff_step=260, curve={"decay_type": "rex"}, tests=[])
     two |= {"switch_step": 292, "rewound_to": 182}
     assert headline(two) == seen
+
+
+def test_a_run_that_was_resumed_as_a_shorter_one_has_no_steps_left():
+    assert describe(switched(num_training_steps=100)).endswith("REX decay over 0 steps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubtful"),
+    [
+        ({}, False),
+        ({"ended_by": "nothing", "minimum_step": None}, True),
+        ({"ended_by": "cap"}, False),
+        ({"ended_by": "cap", "minimum_step": None}, True),
+        ({"ended_by": "divergence", "minimum_step": None}, True),
+        ({"ended_by": "cap", "minimum_step": None, "approach": {"sweep": {}, "breaks_too_often": False}}, False),
+    ],
+)
+def test_a_peak_that_the_losses_do_not_speak_for_is_warned_of(changes, doubtful):
+    assert is_doubtful({"approach": None, **switched(**changes)}) == doubtful
+
+
+def test_what_is_no_json_is_no_report(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("no report")
+    with pytest.raises(ValueError, match=r"notes.txt is not a report of AutoWU"):
+        read_report(path)
