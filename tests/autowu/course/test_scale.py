@@ -173,6 +173,7 @@ def test_losses_or_gradients_that_say_nothing_are_an_obstacle():
     _, optimizer = problem(torch.optim.AdamW)
     search = ScaleSearch(optimizer, [1.0])
     search.start()
+    optimizer.param_groups[0]["lr"] = search.lr
     optimizer.step()
     search.take(1.0)
     assert "gradients" in search.obstacle
