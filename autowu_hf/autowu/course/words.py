@@ -28,7 +28,7 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
         return f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, and grows to it"
     return (
         f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step "
-        f"{end}, and watches the losses until step {approach.times.look_end(end)}. The loss may rise on the way; {back}"
+        f"{end}, and watches the losses until step {approach.times.look_end(end)} at most. The loss may rise on the way; {back}"
     )
 
 

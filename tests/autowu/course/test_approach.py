@@ -102,7 +102,7 @@ def test_a_sweep_that_meets_no_cliff_ends_between_the_scale_and_a_fifth_of_its_e
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        (400, "grows to it by step 20, and watches the losses until step 120."),
+        (400, "grows to it by step 20, and watches the losses until step 120 at most."),
         (20, "first 2 of 20 steps, and grows to it"),
     ],
 )
