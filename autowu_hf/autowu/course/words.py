@@ -24,11 +24,12 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
             f"{cap} of {steps} steps. The loss may rise on the way; {back}"
         )
     end = approach.times.ramp_end(2)
+    last = approach.times.look_end(end)
     if steps < FEWEST_STEPS:
         return f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, and grows to it"
     return (
-        f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step "
-        f"{end}, and watches the losses until step {approach.times.look_end(end)} at most. The loss may rise on the way; {back}"
+        f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step {end}, "
+        f"and watches the losses until step {last} at most. The loss may rise on the way; {back}"
     )
 
 
