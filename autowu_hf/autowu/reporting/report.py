@@ -9,6 +9,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ...loss_curve import divergence
 from ..course.scale import Scale
 from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
 
@@ -143,7 +146,11 @@ def _ending(report: dict[str, Any]) -> str:
     if report["ended_by"] == NOTHING and (report["approach"] or {}).get("is_blind"):
         return str(report["approach"]["obstacle"])
     if report["ended_by"] == NOTHING:
-        return f"the losses told nothing up to LR {_lr(report['curve']['max_lr'])}"
+        highest = _lr(report["curve"]["max_lr"])
+        losses = np.array(report.get("losses", [])[report.get("losses_before", 0) :], dtype=np.float64)
+        if divergence.has_gained(losses):
+            return f"the losses fell, but told no LR up to {highest} (a higher max_lr may)"
+        return f"the losses told nothing up to LR {highest}"
     names = {"cliff": "cliff", "cap": "warm-up ended by its cap,", "divergence": "losses diverged"}
     return names[report["ended_by"]]
 

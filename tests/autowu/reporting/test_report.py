@@ -150,6 +150,20 @@ def test_the_title_says_where_the_cliff_was_as_the_picture_does():
     assert headline(two) == seen
 
 
+def test_losses_that_fell_all_the_way_have_told_something_but_no_lr():
+    curve = {"decay_type": "rex", "max_lr": 0.02, "num_training_steps": 800, "growth_steps": 200}
+    nothing = switched(ended_by="nothing", minimum_step=None, curve=curve, approach=None)
+    falling = [9.0] * 5 + [1.4 - 0.005 * i for i in range(146)]
+    assert describe({**nothing, "losses": [1.0, 1.1] * 73}).startswith(
+        "the losses told nothing up to LR 2.0e-2, at step"
+    )
+    for report in ({**nothing, "losses": falling[5:]}, {**nothing, "losses": falling, "losses_before": 5}):
+        assert describe(report).startswith(
+            "the losses fell, but told no LR up to 2.0e-2 (a higher max_lr may), at step "
+        )
+        assert headline(report).startswith("AutoWU: the losses fell, but told no LR up to 2.0e-2")
+
+
 def test_a_run_that_was_resumed_as_a_shorter_one_has_no_steps_left():
     assert describe(switched(num_training_steps=100)).endswith("REX decay over 0 steps")
 
