@@ -79,7 +79,9 @@ def test_a_result_without_a_column_is_refused(table):
         table.row(JOBS[0], {"accuracy": 1.0})
 
 
-@pytest.mark.parametrize("name", ["compare", "fine_tuning", "batch_sizes", "nothing_found", "suggestions"])
+@pytest.mark.parametrize(
+    "name", ["compare", "fine_tuning", "batch_sizes", "nothing_found", "suggestions", "optimizers"]
+)
 def test_the_committed_rows_are_as_the_table_would_write_them(load, name):
     table = load(name).RUNS
     rows = table.rows()

@@ -205,3 +205,12 @@ def test_the_report_ranks_the_cosine_at_one_lr_once_it_was_run(compare, load, tu
         assert (line is not None) == (rank is not None)
         if line is not None:
             assert line[0].startswith(f"| {name} | all cells together: 0.01 | {rank} | 0, 0, 1 | 1 (1) |")
+
+
+def test_the_readme_has_what_the_committed_runs_give(optimizers, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["optimizers.py", "--table"])
+    optimizers.main()
+    _, _, rest = (BENCHMARKS / "README.md").read_text(encoding="utf-8").partition("<!-- optimizers -->\n")
+    shown, _, _ = rest.partition("\n<!-- end optimizers -->")
+    assert capsys.readouterr().out.strip() == shown.strip()
+    assert all(name in shown for name in KINDS)
