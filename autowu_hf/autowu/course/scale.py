@@ -36,6 +36,10 @@ gradients, for example, whose advantages cancel. Of a language model with a bill
 ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
+FAR = 30.0
+"""How far below R's LR that of P lies where its gradients may be noise. It is 1000 for EfficientNet, whose gradients are,
+and 3 at most for a ViT from scratch, on its plateau."""
+
 
 class BlindLossesError(ValueError):
     """The losses are next to nothing beside what a step can change, so that they tell nothing, whatever the LR."""
@@ -126,10 +130,10 @@ class Scale:
 
     @property
     def may_be_noise(self) -> bool:
-        """Whether P may be far too low, because it comes from gradients that are nearly all noise: where it holds the
-        LR. On a plateau P is too high, and R holds it.
+        """Whether P may be far too low, because it comes from gradients that are nearly all noise: where R would allow
+        an LR that is ``FAR`` times as high. On a plateau P is too high, and R is near or holds the LR.
         """
-        return self.held_by == "polyak" and not self.is_aligned
+        return FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust and not self.is_aligned
 
     def report(self) -> dict[str, Any]:
         """All of it in numbers and names."""
