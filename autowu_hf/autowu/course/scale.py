@@ -37,8 +37,9 @@ ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
 FAR = 30.0
-"""How far below R's LR that of P lies where its gradients may be noise. It is 1000 for EfficientNet, whose gradients are,
-and 3 at most for a ViT from scratch, on its plateau."""
+"""How far below R's LR that of P lies where its gradients may be noise. It is 1000 times for EfficientNet, whose
+gradients are, and about twice for a ViT from scratch, which is on a plateau.
+"""
 
 
 class BlindLossesError(ValueError):
