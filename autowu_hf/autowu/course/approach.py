@@ -7,7 +7,7 @@ first ones led to expect, the LR is corrected. From there on the losses say what
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
-* they have not fallen where P holds the LR, which noise in the gradients makes too low: the same;
+* they have not fallen where P lies far below R, for noise in the gradients makes P too low: the same;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
 
