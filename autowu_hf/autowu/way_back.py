@@ -70,11 +70,10 @@ class WayBack:
             False where it could not go back.
         """
         if approach.wants_back:
-            approach.wants_back = False
             start = self._rewind.restore(lambda _: 0.0, 0.0)
+            approach.went_back(None if start is None else step // self._cadence.ticks_per_step)
             if start is None:
                 return False
-            approach.went_back(step // self._cadence.ticks_per_step)
             if approach.is_over:
                 self._rewind.drop()
             if collective.is_main_process():

@@ -156,8 +156,11 @@ def _ending(report: dict[str, Any]) -> str:
 
 
 def _minimum(report: dict[str, Any]) -> str:
-    if report["minimum_step"] is not None:
-        return f"minimum at step {report['minimum_step']}"
+    cliff, minimum = report.get("cliff_step"), report["minimum_step"]
+    if minimum is not None and cliff is not None and minimum > cliff and report["ended_by"] == "cliff":
+        return "no minimum that stands out of the noise"  # the last place as good as it may lie after the cliff
+    if minimum is not None:
+        return f"minimum at step {minimum}"
     is_nothing = report["ended_by"] == DIVERGENCE and _scale(report) is None  # around a scale, they fell before
     return "nothing gained before" if is_nothing else "no minimum seen"
 
@@ -208,7 +211,7 @@ def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{os.getpid()}.tmp"  # other processes may write here, too
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(_finite(report), file, allow_nan=False)
         file.write("\n")

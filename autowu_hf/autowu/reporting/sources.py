@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from typing import Any, Protocol
 
@@ -21,20 +22,21 @@ def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> 
     """The report that a source holds.
 
     Args:
-        source: a scheduler, bare or prepared; a report; or the path of an ``autowu.json``, or of the file in which
-            Trainer ("scheduler.pt") or accelerate ("scheduler.bin") has saved the scheduler's state.
+        source: a scheduler, bare or prepared; a report; or the path of an ``autowu.json``, of a folder with one, or of
+            the file in which Trainer ("scheduler.pt") or accelerate ("scheduler.bin") has saved the scheduler's state.
 
     Returns:
         As of ``AutoWUScheduler.report``.
 
     Raises:
         TypeError: it is none of these.
-        ValueError: the file holds something else.
+        ValueError: the file holds something else, or the folder another number of reports than one.
     """
     if isinstance(source, dict):
         return source
     if isinstance(source, (str, bytes, os.PathLike)):
-        return _read_state(source) if _is_archive(source) else read_report(source)
+        path = _only_report(os.fsdecode(source)) if os.path.isdir(source) else source
+        return _read_state(path) if _is_archive(path) else read_report(path)
     scheduler = getattr(source, "scheduler", source)  # accelerate wraps prepared schedulers
     if not hasattr(scheduler, "report"):
         raise TypeError(
@@ -44,6 +46,14 @@ def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> 
         )
     report: dict[str, Any] = scheduler.report()
     return report
+
+
+def _only_report(folder: str) -> str:
+    names = sorted(fnmatch.filter(os.listdir(folder), "autowu*.json"))
+    if len(names) != 1:
+        found = ": " + ", ".join(names) if names else ""
+        raise ValueError(f"{folder} holds {len(names)} reports of AutoWU{found}; pass the path of one autowu.json")
+    return os.path.join(folder, names[0])
 
 
 def _is_archive(path: str | os.PathLike[str]) -> bool:
