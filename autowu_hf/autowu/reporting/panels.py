@@ -18,6 +18,7 @@ from ...loss_curve.spikes import usable
 from ...shapes import LRCurve
 from ..course.legs import lr_of_legs
 from ..peak_rule import CLIFF_SHARE, MINIMUM_SHARE
+from ..verdict import DIVERGENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +114,10 @@ def draw_losses(row: Iterable[Axes], report: dict[str, Any]) -> None:
     if len(shown):
         low = min([float(shown.min()), *later[:, 1]])
         usual = [float(np.quantile(values, 0.98)) for values in (shown, later[:, 1]) if len(values)]
-        high = max(*usual, float(np.median(shown[:5])))
+        start = float(np.median(shown[:5]))
+        if report["ended_by"] == DIVERGENCE and start > low:  # else nothing could be seen of what came before
+            usual[0] = min(usual[0], low + 3.0 * (start - low))
+        high = max(*usual, start)
         margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
         high += margin
     for i, axes in enumerate(row):
