@@ -17,8 +17,8 @@ from autowu_hf.autowu.reporting.file_names import FileNames
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    """As without matplotlib: a picture takes a second."""
-    monkeypatch.setattr("autowu_hf.autowu.reporting.plotting.importlib.util.find_spec", lambda name: None)
+    """A picture takes a second."""
+    monkeypatch.setattr("autowu_hf.autowu.reporting.plotting.plot_autowu", lambda *args: None)
 
 
 @pytest.fixture
@@ -45,12 +45,15 @@ def written(folder) -> dict[str, tuple[float, int]]:
     return {name: (report["losses"][0], report["step"]) for name, report in reports.items()}
 
 
-def test_folds_that_are_gone_keep_their_reports(tmp_path, caplog):
+def test_folds_that_are_gone_keep_their_reports(tmp_path, caplog, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("autowu_hf.autowu.reporting.plotting.plot_autowu", lambda report, path: drawn.append(path))
     with caplog.at_level(logging.INFO, "autowu_hf"):
         for fold in (1.0, 2.0, 3.0):
             Run(tmp_path, fold).go_on(40)
             gc.collect()
     assert written(tmp_path) == {"autowu.json": (1.0, 40), "autowu-2.json": (2.0, 40), "autowu-3.json": (3.0, 40)}
+    assert {*drawn} == {str(tmp_path / name) for name in ("autowu.png", "autowu-2.png", "autowu-3.png")}
     said = [record.getMessage() for record in caplog.records if "leaves this report" in record.getMessage()]
     assert said == [
         f"AutoWU leaves this report as autowu-2.json in {tmp_path}: autowu.json is that of another schedule",
