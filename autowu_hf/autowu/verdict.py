@@ -91,8 +91,8 @@ class Ending:
             it is no later than the last losses that were not above their start.
         has_minimum: whether the losses have shown the minimum; at a divergence, whether they had gained anything.
         has_moved: whether the losses have gained anything, or the last one lies above the ``ceiling`` of all.
-        is_harmless: at the cap, whether the losses of the last third of the way are a tenth lower than those of the
-            first, or more, and no cliff is to be seen: the highest LR has harmed nothing.
+        is_harmless: at the cap, whether the losses have certainly fallen on the way, and no cliff is to be seen: the
+            highest LR has harmed nothing.
     """
 
     reason: str

@@ -14,16 +14,12 @@ from ..loss_curve.empty_start import without_empty_start
 from ..runtime import collective
 from ..runtime.loss_history import LossHistory
 from .cadence import Cadence
-from .course.signs import have_fallen
 from .minimum_test import MinimumTest
 from .peak_rule import PeakRule
 from .settings import AutoWUSettings
 from .verdict import DIVERGENCE, NOTHING, Ending, MinimumTestRecord, may_be_cliff
 
 logger = logging.getLogger(__name__)
-
-_FALLEN_ON = 0.9
-"""Of the losses in the first third of the way: what those in the last must be below to have fallen on."""
 
 
 class WarmUp:
@@ -132,9 +128,8 @@ class WarmUp:
                 minimum_step = divergence.num_lowest(losses[:num_sound]) * steps_per_loss
         minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
         has_moved = divergence.has_gained(losses) or bool(losses[-1] > divergence.ceiling(losses))
-        third = max(len(losses) // 3, 1)
-        fell_on = have_fallen(losses, third, third, _FALLEN_ON)
-        is_harmless = reason == "cap" and fell_on and cliff == record.step and not may_be_cliff(record)
+        is_low = cliff == record.step and divergence.has_fallen(losses)
+        is_harmless = reason == "cap" and is_low and not may_be_cliff(record)
         return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved, is_harmless)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
