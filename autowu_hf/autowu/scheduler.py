@@ -213,7 +213,7 @@ class AutoWUScheduler(Reported):
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
         peak_lr = min(self._rule.peak_lr(ending, self.curve, self.ticks_per_step), self.settings.highest_lr)
-        self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
+        self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending))
         self.minimum_step = self._since_start(ending.minimum_step) if ending.has_minimum else None
         if self._rule.is_cliff and ending.reason in ("cliff", DIVERGENCE):
             self.cliff_step = self._since_start(ending.cliff_step)

@@ -53,16 +53,26 @@ def test_a_loss_that_has_soon_fallen_to_half_is_followed_to_its_cliff():
     assert len(report["losses"]) == schedule.switch_step
 
 
-def test_a_sweep_that_meets_no_cliff_ends_between_the_scale_and_a_fifth_of_its_end():
+def at_once(n, seed=0):
+    """Falls to a third within two steps, and stays there."""
+    return np.where(np.arange(n) < 12, 1.2, 0.4) + 0.005 * np.random.default_rng(seed).standard_normal(n)
+
+
+@pytest.mark.parametrize("falls_on", [True, False])
+def test_a_sweep_that_meets_no_cliff_outgrows_the_scale_only_where_the_losses_fell_on(falls_on):
     model, optimizer, schedule = made(400)
-    run(model, optimizer, schedule, quickly(400))
-    scale = schedule.report()["approach"]["scale"]
+    run(model, optimizer, schedule, quickly(400) if falls_on else at_once(400))
+    approach = schedule.report()["approach"]
+    trust, base_lr = approach["scale"]["trust"], approach["sweep"]["min_lr"]
     assert schedule.ended_by == "cap"
-    assert f"no cliff up to {scale['trust']:.1e}".replace("e-0", "e-") in headline(schedule.report())
-    assert schedule.curve.max_lr == pytest.approx(scale["trust"])
-    lowest = schedule.report()["approach"]["sweep"]["min_lr"]
-    highest = np.sqrt(lowest * 0.2 * scale["trust"])
-    assert lowest <= schedule.peak_lr <= max(highest, lowest) * (1 + 1e-6)
+    assert f"no cliff up to {trust:.1e}".replace("e-0", "e-") in headline(schedule.report())
+    assert schedule.curve.max_lr == pytest.approx(trust)
+    if falls_on:  # a fifth of the sweep's end, and no weights are given up
+        assert schedule.peak_lr == pytest.approx(0.2 * schedule.curve.warmup(approach["sweep"]["num_steps"] - 1))
+        assert (schedule.rewound_to, schedule.num_steps_lost, len(schedule.rewind.snapshots)) == (None, 0, 0)
+    else:  # at most the mean of that and the scale's, in log
+        assert base_lr <= schedule.peak_lr <= max(np.sqrt(base_lr * 0.2 * trust), base_lr) * (1 + 1e-6)
+        assert schedule.rewound_to is not None
 
 
 def test_a_short_run_does_not_look_on():
