@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from .checks import check_state, check_steps, closed, opened, whole
+from .inherited_warmup import InheritsWarmup
 from .loss_history import LossHistory
 from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, set_lrs
 
 
-class AdaptiveScheduler(LRScheduler):
+class AdaptiveScheduler(InheritsWarmup):
     """A schedule that looks at the run; the base class of AutoWU's, AutoLRS's and SALSA's.
 
     A *scheduler step* is one call of ``step()``. That is one optimizer step, except under accelerate with N processes,
@@ -130,6 +130,7 @@ class AdaptiveScheduler(LRScheduler):
             if self._step_count > 1:
                 self._step_count, self.last_epoch = self._step_count + 1, step
                 return self._set_lrs()
+            self.say_inherited()
         match_ratios(self._ratios, self.optimizer, self._own_lr)
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
@@ -163,6 +164,7 @@ class AdaptiveScheduler(LRScheduler):
         for optimizer in optimizers:
             self._check_optimizer(optimizer)
         self.ticks_per_step = ticks_per_step
+        self._fit_warmup()
         self._plan()
 
     def _check_optimizer(self, optimizer: Any) -> None:
@@ -207,17 +209,14 @@ class AdaptiveScheduler(LRScheduler):
         """Starts anew with another length, before its first step: for a run resumed without this schedule's state.
 
         Args:
-            num_training_steps: the scheduler steps that are left, at least 2.
+            num_training_steps: the scheduler steps that are left, at least 2; fewer are a ValueError.
 
         Returns:
             What it does instead of going on, as the end of a sentence.
-
-        Raises:
-            ValueError: fewer than 2.
         """
-        num_training_steps = whole(num_training_steps)
-        check_steps(num_training_steps, 0, None)
-        self.num_training_steps = num_training_steps
+        self.num_training_steps = whole(num_training_steps)
+        check_steps(self.num_training_steps, 0, None)
+        self._fit_warmup()
         done = self._plan_rest()
         self._set_lrs()
         return done
