@@ -78,8 +78,8 @@ def say_what_a_warmup_means(args: TrainingArguments, num_training_steps: int, sc
         )
     elif fewest is not None:
         logger.info(
-            "%s=%g means that %s has to know the peak learning rate by step %d of %d at the latest. Remove %s, unless "
-            "that is what you want; the schedule finds the length of its warm-up by itself",
+            "%s=%g limits the search of %s for the peak learning rate to the first %d of %d steps. The schedule finds "
+            "the length of its warm-up by itself; remove %s, unless you want that limit",
             option,
             asked,
             scheduler.name,

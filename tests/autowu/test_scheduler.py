@@ -11,6 +11,7 @@ import torch
 from tiny import get_schedule
 
 from autowu_hf import AutoWUScheduler, MissingLossWarning, get_autowu_schedule
+from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.shapes import DECAY_TYPES, GROWTHS
 
@@ -130,8 +131,8 @@ def test_a_minimum_that_the_loss_comes_back_to_was_none():
 @pytest.mark.parametrize(
     ("losses", "told"),
     [
-        (np.linspace(2.0, 1.0, 50), "the losses fell, but told no LR up to 1.0e-1 (a higher max_lr may)"),
-        (np.ones(50), "the losses told nothing up to LR 1.0e-1"),
+        (np.linspace(2.0, 1.0, 50), "the losses fell, but told no LR up to 8.3e-2 (a higher max_lr may)"),
+        (np.ones(50), "the losses told nothing up to LR 8.3e-2"),
     ],
 )
 def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and_says_so(losses, told, rewind, caplog):
@@ -141,6 +142,7 @@ def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and
     assert scheduler.peak_lr == 0.007
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"{told}, at step 50; peak LR 7.0e-3, which the optimizer was given" in said
+    assert scheduler.lr_in_words() == "0.007, which the optimizer was given; AutoWU found none"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,10 @@ def test_a_run_that_breaks_before_it_has_gained_anything_says_so_and_takes_no_lr
     run(scheduler, [*2.0 + 0.02 * np.random.default_rng(0).standard_normal(30), *[1e3] * 20], 100)
     assert (scheduler.ended_by, scheduler.minimum_step, scheduler.peak_lr) == ("divergence", None, 3e-5)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"losses diverged at step {scheduler.switch_step}, nothing gained before; peak LR 3.0e-5, " in said
+    assert f"losses diverged at step {scheduler.switch_step}, nothing gained before; " in said
+    assert "peak LR 3.0e-5, which the optimizer was given" in said
+    assert scheduler.lr_in_words() == "3e-05, which the optimizer was given; AutoWU found none"
+    assert "peak LR 3.0e-5, which the optimizer was given" in headline(scheduler.report())
 
 
 @pytest.mark.parametrize("seed", range(8))

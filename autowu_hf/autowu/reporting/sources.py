@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from ...runtime.checks import opened
-from .report import read_report
+from .report_file import read_report
 
 
 class Reporting(Protocol):
@@ -22,19 +22,22 @@ def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> 
 
     Args:
         source: a scheduler, bare or prepared; a report; or the path of an ``autowu.json``, or of the file in which
-            Trainer ("scheduler.pt") or accelerate ("scheduler.bin") has saved the scheduler's state.
+            Trainer ("scheduler.pt") or accelerate ("scheduler.bin") has saved the scheduler's state, or of a folder
+            with one of these.
 
     Returns:
         As of ``AutoWUScheduler.report``.
 
     Raises:
         TypeError: it is none of these.
-        ValueError: the file holds something else.
+        ValueError: the file holds something else, or the folder none of these files.
     """
     if isinstance(source, dict):
         return source
     if isinstance(source, (str, bytes, os.PathLike)):
-        return _read_state(source) if _is_archive(source) else read_report(source)
+        path = os.fsdecode(source)
+        path = _file_in(path) if os.path.isdir(path) else path
+        return _read_state(path) if _is_archive(path) else read_report(path)
     scheduler = getattr(source, "scheduler", source)  # accelerate wraps prepared schedulers
     if not hasattr(scheduler, "report"):
         raise TypeError(
@@ -46,18 +49,32 @@ def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> 
     return report
 
 
-def _is_archive(path: str | os.PathLike[str]) -> bool:
+_FILES = ("autowu.json", "scheduler.pt", "scheduler.bin")
+"""What is looked for in a folder, in this order."""
+
+
+def _file_in(folder: str) -> str:
+    for name in _FILES:
+        if os.path.isfile(path := os.path.join(folder, name)):
+            return path
+    raise ValueError(
+        f"the folder {folder} has no {', '.join(_FILES[:-1])} or {_FILES[-1]}; pass the folder that a run wrote its "
+        "autowu.json into (the output_dir of Trainer, report_dir elsewhere), or that of a checkpoint"
+    )
+
+
+def _is_archive(path: str) -> bool:
     """Whether it is a file of ``torch.save``, which writes zip archives."""
     with open(path, "rb") as file:
         return file.read(2) == b"PK"
 
 
-def _read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _read_state(path: str) -> dict[str, Any]:
     # Mapped, not read: the snapshots in it may be as large as the model.
-    state = torch.load(os.fsdecode(path), map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict) or "outline" not in state or "minimum_test" not in state:
         raise ValueError(
-            f"{os.fsdecode(path)} holds no AutoWU schedule, or that of an earlier release, which wrote less of it; "
+            f"{path} holds no AutoWU schedule, or that of an earlier release, which wrote less of it; "
             "pass the scheduler.pt or scheduler.bin of a checkpoint, or the autowu.json of a run"
         )
     state = opened(state)

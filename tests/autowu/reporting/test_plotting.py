@@ -10,7 +10,8 @@ import torch
 from tiny import get_schedule
 
 from autowu_hf import plot_autowu
-from autowu_hf.autowu.reporting.report import headline, write_report
+from autowu_hf.autowu.reporting.report import headline
+from autowu_hf.autowu.reporting.report_file import write_report
 
 
 def run(losses, steps: int, total: int = 200, ticks: int = 1, **options):

@@ -27,8 +27,9 @@ def trained(steps: int, **options):
 @pytest.mark.parametrize("options", [{}, {"scale": True, "max_warmup_fraction": None, "growth": None}])
 def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
     scheduler = trained(steps, **options)
-    path = tmp_path / "scheduler.pt"
+    path = tmp_path / ("scheduler.pt" if steps else "scheduler.bin")
     torch.save(scheduler.state_dict(), path)
+    assert repr(report_from(path)) == repr(report_from(str(tmp_path)))
     assert repr(report_from(path)) == repr(report_from(scheduler))  # there may be NaN in it
     assert plot_autowu(str(path)).get_suptitle() == plot_autowu(scheduler).get_suptitle()
 
@@ -42,3 +43,14 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         torch.save(other, path)
         with pytest.raises(ValueError, match=r"scheduler.pt holds no AutoWU schedule, or that of an earlier release"):
             plot_autowu(path)
+
+
+def test_a_folder_stands_for_the_report_in_it(tmp_path):
+    with pytest.raises(ValueError, match=r"has no autowu.json, scheduler.pt or scheduler.bin; pass the folder that a"):
+        plot_autowu(tmp_path)
+    scheduler = trained(3)
+    torch.save(scheduler.state_dict(), tmp_path / "scheduler.pt")
+    scheduler.optimizer.step()
+    scheduler.step(1.0)
+    scheduler.write_report(str(tmp_path), picture=False)
+    assert report_from(tmp_path)["step"] == 4
