@@ -88,6 +88,17 @@ def test_rooms_and_files_stay_small():
         assert len([*folder.glob("*.py")]) <= 12, folder
 
 
+TESTED_ELSEWHERE = {"_version.py"}
+"""Modules without a file of tests that has their name, beside the packages' ``__init__``."""
+
+
+def test_every_module_has_its_tests_in_the_same_place():
+    modules = {path.relative_to(PACKAGE) for path in FILES if path.name != "__init__.py"}
+    tests = Path(__file__).parent
+    missing = {str(path) for path in modules if not (tests / path.parent / f"test_{path.name}").is_file()}
+    assert missing == TESTED_ELSEWHERE
+
+
 def test_what_meets_the_libraries_knows_no_method():
     names = re.compile(r"\b(AutoWU|AutoLRS|Salsa)(Scheduler|Trainer)\b")
     for path in [PACKAGE / "registration.py", *(PACKAGE / "integrations").glob("*.py")]:

@@ -122,8 +122,8 @@ def get_autowu_schedule(
             neither ``min_lr``, ``max_lr``, ``growth`` nor ``max_warmup_fraction`` is given.
         seed: of the random subsets, 0.
         report_dir: a folder into which the main process writes ``autowu.json``, and ``autowu.png`` where matplotlib is
-            installed, at the switch and after the last step; None writes nothing. Trainer's callback writes them into
-            ``output_dir`` anyway.
+            installed, at the switch and after the last step (``autowu-2.json`` and so on for further schedules of the
+            process); None writes nothing. Trainer's callback writes them into ``output_dir`` anyway.
         model: whose buffers (of batch norm) are rewound too, in a loop without accelerate.
 
     Returns:

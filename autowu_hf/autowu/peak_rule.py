@@ -53,6 +53,12 @@ class PeakRule:
         """
         return lr if self.base_lr is None else max(self.base_lr, math.sqrt(self.base_lr * lr))
 
+    def is_outgrown(self, ending: Ending) -> bool:
+        """Whether the scale was far too low: after its LR had brought the losses down to half, they fell on up to R and
+        gave way nowhere. The scale has no say then, and no weights have to be given up.
+        """
+        return self.base_lr is not None and not self.is_in_doubt and ending.is_harmless
+
     @property
     def name(self) -> str:
         """The rule in force; "minimum" in the place of "cliff" from where rewind was found not to work."""
@@ -97,7 +103,8 @@ class PeakRule:
         if ending.reason == DIVERGENCE and not ending.has_minimum:  # the losses only say which LR is too high
             return self.weigh(min(max(CLIFF_SHARE * cliff_lr, lowest_lr), self.own_lr))
         minimum_lr = curve.warmup(max(ending.minimum_step - lag, 0))
-        return self.weigh(peak_lr(self.name, minimum_lr, cliff_lr, lowest_lr))
+        found = peak_lr(self.name, minimum_lr, cliff_lr, lowest_lr)
+        return found if self.is_outgrown(ending) else self.weigh(found)
 
 
 def peak_lr(rule: str, minimum_lr: float, cliff_lr: float, lowest_lr: float) -> float:

@@ -16,8 +16,9 @@ from ..runtime.loss_history import LossHistory
 from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
 from .peak_rule import PeakRule
+from .reporting.file_names import FileNames
 from .reporting.report import describe, is_doubtful
-from .reporting.reported import DECISION, Reported
+from .reporting.reported import Reported
 from .settings import AutoWUSettings
 from .verdict import DIVERGENCE, NOTHING, Ending
 from .warm_up import WarmUp
@@ -77,6 +78,7 @@ class AutoWUScheduler(Reported):
         self.settings = s = AutoWUSettings() if settings is None else settings
         self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = self.peak_lr = self.ended_by = None
         self._check_at: int | None = None
+        self._file_names = FileNames()
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = history = LossHistory(optimizer, model=model)
         options = (s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on, s.rewind_in_checkpoint)
@@ -112,8 +114,7 @@ class AutoWUScheduler(Reported):
             if step == self.ticks_per_step:
                 self._cadence.require_interval(self._cap)
                 self.rewind.look()
-                if collective.is_main_process():
-                    logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
+                self._say_it_begins()
             if self._nearing:
                 self._warm_up.observe(loss)
                 self._come_closer(step)
@@ -212,7 +213,7 @@ class AutoWUScheduler(Reported):
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
         peak_lr = min(self._rule.peak_lr(ending, self.curve, self.ticks_per_step), self.settings.highest_lr)
-        self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending.minimum_step))
+        self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending))
         self.minimum_step = self._since_start(ending.minimum_step) if ending.has_minimum else None
         if self._rule.is_cliff and ending.reason in ("cliff", DIVERGENCE):
             self.cliff_step = self._since_start(ending.cliff_step)
@@ -236,7 +237,7 @@ class AutoWUScheduler(Reported):
         return {
             "growth_steps": self.curve.growth_steps,
             **self._warm_up.state_dict(),
-            **{name: getattr(self, name) for name in DECISION},
+            **self._decided(),
             "check_at": self._check_at,
             "course": self._course.state_dict(),
             "rewind": self.rewind.state_dict(),
@@ -247,8 +248,7 @@ class AutoWUScheduler(Reported):
         """A run resumed with another length keeps its switch and ends at the new total; before the switch, its growth
         goes on from where it is, at the pace of the new run.
         """
-        for name in DECISION:
-            setattr(self, name, state.get(name))
+        self._load_decided(state)
         self._check_at = state["check_at"]
         self._course.load_state_dict(state.get("course"), state["growth_steps"])
         since_start, is_over = self.last_epoch - self._course.sweep_start, self.switch_step is not None

@@ -91,6 +91,8 @@ class Ending:
             it is no later than the last losses that were not above their start.
         has_minimum: whether the losses have shown the minimum; at a divergence, whether they had gained anything.
         has_moved: whether the losses have gained anything, or the last one lies above the ``ceiling`` of all.
+        is_harmless: at the cap, whether the losses have certainly fallen on the way, and no cliff is to be seen: the
+            highest LR has harmed nothing.
     """
 
     reason: str
@@ -98,11 +100,17 @@ class Ending:
     cliff_step: int
     has_minimum: bool = True
     has_moved: bool = False
+    is_harmless: bool = False
 
 
 def is_positive(probabilities: Sequence[float], settings: AutoWUSettings) -> bool:
     """The vote: whether more than half of the subsets are confident (2.1.2)."""
     return sum(p > settings.confidence for p in probabilities) > settings.num_tests / 2
+
+
+def may_be_cliff(record: MinimumTestRecord) -> bool:
+    """Whether half of the subsets or more take it for at least as likely as not that the cliff has been passed."""
+    return 2 * sum(p >= 0.5 for p in record.p_cliff) >= len(record.p_cliff)
 
 
 def is_inconclusive(record: MinimumTestRecord) -> bool:

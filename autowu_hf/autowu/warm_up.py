@@ -17,7 +17,7 @@ from .cadence import Cadence
 from .minimum_test import MinimumTest
 from .peak_rule import PeakRule
 from .settings import AutoWUSettings
-from .verdict import DIVERGENCE, NOTHING, Ending, MinimumTestRecord
+from .verdict import DIVERGENCE, NOTHING, Ending, MinimumTestRecord, may_be_cliff
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,9 @@ class WarmUp:
                 minimum_step = divergence.num_lowest(losses[:num_sound]) * steps_per_loss
         minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
         has_moved = divergence.has_gained(losses) or bool(losses[-1] > divergence.ceiling(losses))
-        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved)
+        is_low = cliff == record.step and divergence.has_fallen(losses)
+        is_harmless = reason == "cap" and is_low and not may_be_cliff(record)
+        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved, is_harmless)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""

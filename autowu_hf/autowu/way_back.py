@@ -13,6 +13,7 @@ from ..runtime.finite import DivergedError, has_finite_parameters
 from ..shapes import LRCurve
 from .course.approach import Approach
 from .peak_rule import CLIFF_SHARE, CLIFF_SPAN, MINIMUM_SHARE, PeakRule
+from .verdict import Ending
 from .warm_up import WarmUp
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class WayBack:
         self._minimum_test = warm_up.minimum_test
         self._patience = warm_up.settings.patience
         self.due_at = 0
-        self._owed: tuple[float, int] | None = None
+        self._owed: tuple[float, Ending] | None = None
 
     def follow(self, curve: LRCurve, cap: int) -> None:
         """Sets the LRs of the warm-up and its longest length in scheduler steps, as they are from now on."""
@@ -70,11 +71,10 @@ class WayBack:
             False where it could not go back.
         """
         if approach.wants_back:
-            approach.wants_back = False
             start = self._rewind.restore(lambda _: 0.0, 0.0)
+            approach.went_back(None if start is None else step // self._cadence.ticks_per_step)
             if start is None:
                 return False
-            approach.went_back(step // self._cadence.ticks_per_step)
             if approach.is_over:
                 self._rewind.drop()
             if collective.is_main_process():
@@ -119,23 +119,27 @@ class WayBack:
         assert self._owed is not None
         return self.go_back(*self._owed)
 
-    def go_back(self, peak_lr: float, minimum_step: int) -> int | None:
+    def go_back(self, peak_lr: float, ending: Ending) -> int | None:
         """Restores the last weights that never saw an LR above the peak, and no later ones than those of the minimum.
+        Nothing, where the growth has harmed nothing and the scale is outgrown.
 
         While tests are held, because other processes train on, it only notes that this is owed.
 
         Args:
             peak_lr: the LR that the decay starts from.
-            minimum_step: t*, in scheduler steps.
+            ending: how the warm-up ended.
 
         Returns:
             Their scheduler step; None where nothing was restored.
         """
-        self._owed = (peak_lr, minimum_step) if self._cadence.held else None
+        self._owed = (peak_lr, ending) if self._cadence.held else None
         if self._owed is not None:
             return None
+        if self._rule.is_outgrown(ending):
+            self._rewind.drop()
+            return None
         lr_of = self._curve.warmup
-        highest = max(min(peak_lr, lr_of(minimum_step)), lr_of(0))
+        highest = max(min(peak_lr, lr_of(ending.minimum_step)), lr_of(0))
         has_any = bool(self._rewind.snapshots)  # not after a warm-up of one step
         step = self._rewind.restore(lr_of, highest)
         if has_any and collective.is_main_process():

@@ -27,10 +27,11 @@ class AutoWUCallback(TrainerCallback):
     no state of it; and it has the processes share their losses before a checkpoint. Beside a schedule of transformers
     it does nothing.
 
-    For "autowu" it also adds ``autowu/phase`` (0 in the warm-up, 1 in the decay), ``autowu/p_cliff`` or
+        For "autowu" it also adds ``autowu/phase`` (0 in the warm-up, 1 in the decay), ``autowu/p_cliff`` or
     ``autowu/p_min`` (what the last test goes by, the median over its subsets) and ``autowu/peak_lr`` (from the switch
-    on) to the training logs, and writes ``autowu.json`` and ``autowu.png`` into ``output_dir`` at the switch and at the
-    end of training. Pass one in ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
+    on) to the training logs, and writes ``autowu.json`` and ``autowu.png`` (``autowu-2.json`` and so on for further
+    trainings of the process) into ``output_dir`` at the switch and at the end of training. Pass one in
+    ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
 
     Args:
         plot: draw ``autowu.png``, where matplotlib is installed.
@@ -101,6 +102,8 @@ class AutoWUCallback(TrainerCallback):
         if scheduler is None:
             return
         self._forget_what_is_lost(args, state, scheduler)
+        if state.global_step == 1 and (self.plot or self.report):
+            scheduler.claim_report(args.output_dir or ".")
         switched = scheduler.phase != self._reported_phase
         if control.should_save or (switched and scheduler.has_report):
             scheduler.flush()  # on all ranks, before rank 0 alone saves the state or writes the report
@@ -164,7 +167,7 @@ class AutoWUCallback(TrainerCallback):
             self._write(args, state, scheduler)
 
     def _write(self, args: TrainingArguments, state: TrainerState, scheduler: AdaptiveScheduler) -> None:
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or not (self.plot or self.report):
             return
         logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.ndimage import median_filter
 
@@ -11,6 +13,9 @@ _FEWEST = 5
 _START_SHARE = 0.05
 _NOISES = 6.0
 _GAINED_NOISES = 3.0
+_FALLEN_ERRORS = 3.0
+_MEDIAN_ERROR = 1.2533
+"""The standard error of a median, as a share of that of a mean, in normal noise."""
 
 
 def ceiling(losses: Array) -> float:
@@ -86,6 +91,20 @@ def has_gained(losses: Array) -> bool:
     """
     y = losses[np.isfinite(losses)]
     return len(y) >= 2 * _FEWEST and _start(y) - float(_middle(y).min()) > _GAINED_NOISES * noise(y[: len(y) // 2])
+
+
+def has_fallen(losses: Array) -> bool:
+    """Whether the last third of the losses lies below the first by three standard errors: the medians of both.
+
+    Args:
+        losses: (n,), one per optimizer step; those that are not finite are left out.
+    """
+    y = losses[np.isfinite(losses)]
+    third = len(y) // 3
+    if third < _FEWEST:
+        return False
+    error = math.sqrt(2.0 / third) * _MEDIAN_ERROR * noise(y)
+    return float(np.median(y[:third]) - np.median(y[-third:])) > _FALLEN_ERRORS * error
 
 
 def _middle(losses: Array) -> Array:

@@ -240,9 +240,10 @@ class AdaptiveScheduler(LRScheduler):
     def write_report(
         self, folder: str, logged_losses: Sequence[Sequence[float]] = (), file: bool = True, picture: bool = True
     ) -> None:
-        """Writes the decision and its evidence into a folder, as a file for programs and as a picture, where the
-        schedule has such; ``logged_losses`` are pairs of a step and the loss that was logged there.
-        """
+        """Writes decision and evidence into a folder, as a file and a picture; logged are pairs of step and loss."""
+
+    def claim_report(self, folder: str) -> None:
+        """Settles the name under which ``write_report`` will write into a folder; other schedules take others."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""

@@ -12,7 +12,6 @@ from autowu_hf.autowu.settings import AutoWUSettings
 from autowu_hf.loss_curve.gp import GRID, FastGP, Posterior
 from autowu_hf.loss_curve.gpytorch_gp import GPyTorchGP
 from autowu_hf.loss_curve.minimum_and_cliff import minimum_probability
-from autowu_hf.loss_curve.spikes import usable
 
 PAPER = AutoWUSettings.from_options("paper", {})
 EPOCH = AutoWUSettings(test_every="epoch", peak_rule="minimum")
@@ -156,21 +155,6 @@ def test_a_cliff_must_last():
         passed.append(test.has_passed(200))
     first = next(r.step for r in test.records if r.positive)
     assert passed.index(True) + 1 == first + 16  # 8 % of the cap
-
-
-def test_spikes_and_non_finite_losses_are_left_out_and_keep_their_place():
-    losses = np.linspace(2.0, 1.0, 50)
-    losses[[7, 20, 33]] = [1e6, np.nan, np.inf]
-    expected = np.ones(50, dtype=bool)
-    expected[[7, 20, 33]] = False
-    assert (usable(losses, standardize=True) == expected).all()
-    expected[7] = True
-    assert (usable(losses, standardize=False) == expected).all()
-
-
-def test_sustained_rises_are_no_spikes():
-    losses = np.concatenate([np.linspace(2.0, 1.0, 50), np.exp(np.linspace(0.0, 6.0, 20))])
-    assert usable(losses, standardize=True)[:-2].all()
 
 
 def test_a_whole_interval_of_non_finite_losses_is_positive():

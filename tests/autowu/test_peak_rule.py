@@ -63,6 +63,19 @@ def test_a_growth_out_of_doubt_has_to_tell_something(ending, tells):
     assert rule.peak_lr(ending, curve, 1) == (weighed if tells else 1e-4)
 
 
+@pytest.mark.parametrize(("has_scale", "is_in_doubt"), [(True, False), (True, True), (False, False)])
+def test_a_growth_that_harmed_nothing_outgrows_a_scale_that_had_taught_something(has_scale, is_in_doubt):
+    curve = LRCurve(100, 50, 1e-4, 1.0, "exponential", "rex", 0.2)
+    rule = PeakRule("cliff")
+    rule.base_lr, rule.is_in_doubt = 1e-4 if has_scale else None, is_in_doubt
+    ending = Ending("cap", 50, 50, has_moved=True, is_harmless=True)
+    of_the_losses = 0.2 * curve.warmup(49)
+    assert rule.is_outgrown(ending) == (has_scale and not is_in_doubt)
+    assert rule.peak_lr(ending, curve, 1) == pytest.approx(
+        (1e-4 * of_the_losses) ** 0.5 if is_in_doubt else of_the_losses
+    )
+
+
 def a_run_without_memory(steps: int, state: dict | None = None) -> AutoWUScheduler:
     """A run whose snapshots do not fit into memory, from the start or from a state, over losses that are given."""
     s = np.arange(400) / 200

@@ -68,6 +68,22 @@ def test_the_cap_looks_once_more():
     assert first_answer(warm_up(test_every=1000), [3.0, 2.0, 1.0, 2.0, 3.0], 5)[1].minimum_step in (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("losses", "is_harmless"),
+    [
+        (np.linspace(1.0, 0.2, 60), True),
+        (np.r_[np.linspace(1.0, 0.2, 30), np.full(30, 0.2)], True),
+        (np.linspace(1.0, 1.05, 60), False),
+        (np.r_[np.linspace(1.0, 0.2, 40), np.linspace(0.2, 0.7, 20)], False),  # half of it was lost again
+    ],
+)
+def test_the_highest_lr_was_harmless_where_the_losses_fell_and_stayed_low(losses, is_harmless):
+    part = warm_up(test_every=1000, peak_rule="cliff")
+    part.minimum_test.rule.base_lr = 1e-4  # around a scale
+    ending = first_answer(part, losses + 0.01 * np.random.default_rng(0).standard_normal(60), 60)[1]
+    assert ending.is_harmless == is_harmless
+
+
 def test_a_run_that_diverges_ends_at_once():
     losses = [*valley(300)[:150], *[math.inf] * 10]
     part = warm_up(test_every=5)

@@ -64,36 +64,6 @@ def test_few_snapshots_exist_at_a_time():
     assert 6 <= most < scheduler.rewind.limit == 12
 
 
-@pytest.mark.parametrize("place", [0.02, 0.1, 0.3])
-def test_a_peak_below_all_that_was_thought_of_goes_back_to_the_start(place, caplog):
-    """The records say at the end that the minimum was long before the snapshots that are still there for it."""
-    model, optimizer = small()
-    scheduler = get_schedule(optimizer, 400, model=model)
-    states = {}
-    for step, loss in enumerate(valley(150, 160), 1):
-        train_step(model, optimizer, scheduler, float(loss))
-        states[step] = state_of(model, optimizer)
-    steps = [s.step for s in scheduler.rewind.snapshots]
-    assert steps[0] == 1
-    highest = scheduler.curve.warmup(place * steps[1])
-    assert scheduler.rewind.restore(scheduler.curve.warmup, highest) == 1
-    assert_same(state_of(model, optimizer), states[1])
-    # The one after it, where that saw little more.
-    assert scheduler.rewind.restore(scheduler.curve.warmup, scheduler.curve.warmup(steps[1]) / 1.4) == steps[1]
-
-
-@pytest.mark.parametrize("rule", ["minimum", "cliff"])
-@pytest.mark.parametrize("slope", [0.5, 4.0, 20.0])
-@pytest.mark.parametrize("every", ["auto", 20])
-def test_weights_that_saw_an_lr_above_the_peak_are_never_gone_back_to(every, slope, rule):
-    model, optimizer = small()
-    scheduler = get_schedule(optimizer, 800, model=model, test_every=every, peak_rule=rule)
-    run(scheduler, model, optimizer, valley(200, 400, slope))
-    assert scheduler.phase == "decay"
-    assert scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.peak_lr
-    assert scheduler.curve.warmup(scheduler.rewound_to) > scheduler.peak_lr / scheduler.rewind.lr_factor**2
-
-
 def test_where_it_cannot_work_it_is_refused_or_left_out(caplog):
     class DeepSpeedZeroOptimizer(torch.optim.SGD):
         pass

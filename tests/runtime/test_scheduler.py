@@ -112,6 +112,10 @@ def test_lightnings_calls_hand_the_loss_over():
         schedule.step(losses[-1].detach())
     assert schedule.losses == pytest.approx([loss.item() for loss in losses[: schedule.switch_step]])
     assert schedule.get_last_lr() == [0.0]
+    plain = made(40)
+    train(*plain, 40)
+    scales = [of.report()["approach"]["scale"]["lr"] for of in (schedule, plain[2])]
+    assert scales[0] == pytest.approx(scales[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("cut", [10, 40])

@@ -71,12 +71,10 @@ class Approach:
         self.factor = 1.0
         self.num_lost = 0
         self.breaks = Breaks()
-        self.is_late = False
         self.stalled: int | None = None
         self.unmoved: int | None = None
-        self.wants_back = False
         self.sweep: Sweep | None = None
-        self.is_over = False
+        self.is_late = self.wants_back = self.is_over = False
         self._began = 0
         self.times = Timetable.of(2, None)
         obstacle = weights_out_of_reach(optimizer)
@@ -181,11 +179,13 @@ class Approach:
         if self.is_over:
             self.search.stop()
 
-    def went_back(self, step: int) -> None:
-        """The run is where the first leg began again, after ``step`` steps."""
-        self.breaks.went_back(step)
-        self.num_lost += step - self._began
-        self._began = step
+    def went_back(self, step: int | None) -> None:
+        """The run is where the first leg began again, after ``step`` steps; None: it cannot go back."""
+        self.wants_back = False
+        if step is not None:
+            self.breaks.went_back(step)
+            self.num_lost += step - self._began
+            self._began = step
 
     def _set_out(self, step: int, peak_lr: float) -> None:
         """The LR grows from 0 to ``peak_lr``."""

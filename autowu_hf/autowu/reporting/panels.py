@@ -17,6 +17,8 @@ from ...loss_curve.gp import GRID, Array, FastGP, GPParameters
 from ...loss_curve.spikes import usable
 from ...shapes import LRCurve
 from ..course.legs import lr_of_legs
+from ..peak_rule import CLIFF_SHARE, MINIMUM_SHARE
+from ..verdict import DIVERGENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +114,10 @@ def draw_losses(row: Iterable[Axes], report: dict[str, Any]) -> None:
     if len(shown):
         low = min([float(shown.min()), *later[:, 1]])
         usual = [float(np.quantile(values, 0.98)) for values in (shown, later[:, 1]) if len(values)]
-        high = max(*usual, float(np.median(shown[:5])))
+        start = float(np.median(shown[:5]))
+        if report["ended_by"] == DIVERGENCE and start > low:  # else nothing could be seen of what came before
+            usual[0] = min(usual[0], low + 3.0 * (start - low))
+        high = max(*usual, start)
         margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
         high += margin
     for i, axes in enumerate(row):
@@ -174,11 +179,26 @@ def draw_marks(axes: Axes, report: dict[str, Any]) -> None:
         return
     if report.get("cliff_lr") is not None:
         axes.axvline(report["cliff_step"], color=_RED, linewidth=1.3, label="cliff")
-    if minimum is not None and minimum < switch:  # at the switch it is only what a test takes without a minimum
+    if minimum is not None and _minimum_decides(report):
         axes.axvline(minimum, color=_GREEN, linestyle="--", linewidth=1.3, label="minimum t*")
     axes.axvline(switch, color="black", linestyle=":", linewidth=1.4, label="switch")
     if report["rewound_to"] is not None:
         axes.axvline(report["rewound_to"], color=_BLUE, linestyle="-.", linewidth=1.2, label="weights restored")
+
+
+def _minimum_decides(report: dict[str, Any]) -> bool:
+    """Whether what the losses say of the LR comes from their minimum. Under the cliff rule it comes from the cliff, or
+    where none was found from the end of the growth, if that asks for the lower LR; so it does before a minimum that was
+    hidden by the noise and lies after the cliff.
+    """
+    minimum, last = report["minimum_step"], report["switch_step"]
+    if report.get("cliff_lr") is not None:
+        last = report["cliff_step"]
+    if minimum >= last or report["peak_rule"] != "cliff":
+        return bool(minimum < last)
+    curve, since = _curve(report), report.get("sweep_start", 0) + 1
+    minimum_lr, last_lr = (curve.warmup(max(step - since, 0)) for step in (minimum, last))
+    return MINIMUM_SHARE * minimum_lr <= CLIFF_SHARE * last_lr
 
 
 def _taken_back(report: dict[str, Any]) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def plot_autowu(
     shaded.
 
     Args:
-        scheduler_or_json: a scheduler, bare or prepared; the path of an ``autowu.json``, or of the file in which a
+        scheduler_or_json: a scheduler, bare or prepared; the path of an ``autowu.json``, of the file in which a
             checkpoint keeps the scheduler (Trainer's "scheduler.pt", accelerate's "scheduler.bin"), or of a folder with
             one of them; or what is in the first.
         path: where to save the picture, 800 x 720 pixels as PNG; None saves nothing.
@@ -50,7 +51,7 @@ def plot_autowu(
     Raises:
         ImportError: matplotlib is not installed.
         TypeError: it is none of these.
-        ValueError: the file holds no report, or no state of AutoWU.
+        ValueError: the file holds no report, or no state of AutoWU; or the folder holds not one report.
     """
     try:
         from matplotlib.figure import Figure
@@ -92,7 +93,7 @@ def plot_autowu(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     _add_legend(figure, [*grid.flat], grid[filled[-1], -1] if filled[-1] < rows else None)
-    figure.suptitle(textwrap.fill(headline(report), _TITLE_WIDTH), fontsize=10.5)
+    figure.suptitle(_wrapped(headline(report)), fontsize=10.5)
     if path is not None:
         figure.savefig(path)
     return figure
@@ -111,6 +112,12 @@ def _columns(report: dict[str, Any]) -> list[tuple[float, float, float, str]]:
     ]
 
 
+def _wrapped(title: str) -> str:
+    """The title in lines, of which none begins with a number that belongs to the words before it."""
+    glued = re.sub(r" (?=LR|\d)", "\0", title)
+    return textwrap.fill(glued, _TITLE_WIDTH).replace("\0", " ")
+
+
 def _add_legend(figure: Figure, all_axes: list[Axes], corner: Axes | None) -> None:
     """Where no line is: in the free corner, or below everything."""
     handles: dict[str, Any] = {}
@@ -124,17 +131,18 @@ def _add_legend(figure: Figure, all_axes: list[Axes], corner: Axes | None) -> No
         figure.legend(handles.values(), handles, loc="outside lower center", fontsize=8, ncols=4, frameon=False)
 
 
-def write_files(report: dict[str, Any], folder: str, file: bool, picture: bool) -> None:
-    """Writes ``autowu.json``, and ``autowu.png`` where matplotlib is installed.
+def write_files(report: dict[str, Any], folder: str, name: str, file: bool, picture: bool) -> None:
+    """Writes a JSON file, and a PNG where matplotlib is installed.
 
     Args:
         report: what ``AutoWUScheduler.report`` returned, perhaps with more.
         folder: where; it is made.
+        name: of the files, without an ending.
         file: whether to write the former.
         picture: whether to draw the latter.
     """
     os.makedirs(folder, exist_ok=True)
     if file:
-        write_report(report, os.path.join(folder, "autowu.json"))
+        write_report(report, os.path.join(folder, f"{name}.json"))
     if picture and importlib.util.find_spec("matplotlib") is not None:
-        plot_autowu(report, os.path.join(folder, "autowu.png"))
+        plot_autowu(report, os.path.join(folder, f"{name}.png"))

@@ -174,8 +174,11 @@ def _highest(report: dict[str, Any]) -> str:
 
 
 def _minimum(report: dict[str, Any]) -> str:
-    if report["minimum_step"] is not None:
-        return f"minimum at step {report['minimum_step']}"
+    cliff, minimum = report.get("cliff_step"), report["minimum_step"]
+    if minimum is not None and cliff is not None and minimum > cliff and report["ended_by"] == "cliff":
+        return "no minimum that stands out of the noise"  # the last place as good as it may lie after the cliff
+    if minimum is not None:
+        return f"minimum at step {minimum}"
     is_nothing = report["ended_by"] == DIVERGENCE and _scale(report) is None  # around a scale, they fell before
     return "nothing gained before" if is_nothing else "no minimum seen"
 

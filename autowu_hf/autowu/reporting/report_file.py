@@ -17,7 +17,7 @@ def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{os.getpid()}.tmp"  # other processes may write here, too
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(_finite(report), file, allow_nan=False)
         file.write("\n")

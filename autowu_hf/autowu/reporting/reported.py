@@ -18,6 +18,7 @@ from ..settings import AutoWUSettings
 from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
 from ..warm_up import WarmUp
 from ..way_back import require_finite_parameters
+from .file_names import FileNames
 from .plotting import write_files
 from .report import SCHEDULER_STEPS, log_values, lr_in_words
 
@@ -39,6 +40,7 @@ class Reported(AdaptiveScheduler):
     rewound_to: int | None
     rewind: Rewind
     _report_is_owed = False
+    _file_names: FileNames
     _course: Course
     _cadence: Cadence
     _rule: PeakRule
@@ -164,8 +166,31 @@ class Reported(AdaptiveScheduler):
     def write_report(
         self, folder: str, logged_losses: Sequence[Sequence[float]] = (), file: bool = True, picture: bool = True
     ) -> None:
-        """Writes ``autowu.json`` and ``autowu.png``; see ``AdaptiveScheduler.write_report``."""
-        write_files({**self.report(), "logged_losses": [[*pair] for pair in logged_losses]}, folder, file, picture)
+        """Writes ``autowu.json`` and ``autowu.png``; see ``AdaptiveScheduler.write_report``. Where another schedule of
+        this process has written there, the files are called autowu-2, autowu-3 and so on.
+        """
+        report = {**self.report(), "logged_losses": [[*pair] for pair in logged_losses]}
+        write_files(report, folder, self._file_names.claim(folder, writes=True), file, picture)
+
+    def claim_report(self, folder: str) -> None:
+        """See ``AdaptiveScheduler.claim_report``."""
+        self._file_names.claim(folder)
+
+    def _say_it_begins(self) -> None:
+        """At the first optimizer step."""
+        if self.settings.report_dir is not None:
+            self._file_names.claim(self.settings.report_dir)
+        if collective.is_main_process():
+            logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
+
+    def _decided(self) -> dict[str, Any]:
+        """The part of a state that says what was decided, and where that is written."""
+        return {**{name: getattr(self, name) for name in DECISION}, "file_names": self._file_names.state_dict()}
+
+    def _load_decided(self, state: dict[str, Any]) -> None:
+        for name in DECISION:
+            setattr(self, name, state.get(name))
+        self._file_names.load_state_dict(state.get("file_names"))
 
     def _leave_report(self, step: int) -> None:
         """Writes the files into ``report_dir``, where one was given, on the main process; a failure is a warning.
@@ -185,6 +210,7 @@ class Reported(AdaptiveScheduler):
         if folder is None or not collective.is_main_process():
             return
         try:
-            write_files({**self.report(), "step": step}, folder, file=True, picture=True)
+            name = self._file_names.claim(folder, writes=True)
+            write_files({**self.report(), "step": step}, folder, name, file=True, picture=True)
         except Exception:  # a full disk or a broken font must not end a training run
             logger.warning("the report of AutoWU could not be written to %s", folder, exc_info=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> 
 
     Raises:
         TypeError: it is none of these.
-        ValueError: the file holds something else, or the folder none of these files.
+        ValueError: the file holds something else, or the folder several reports, or none of these files.
     """
     if isinstance(source, dict):
         return source
@@ -49,17 +50,22 @@ def report_from(source: Reporting | dict[str, Any] | str | os.PathLike[str]) -> 
     return report
 
 
-_FILES = ("autowu.json", "scheduler.pt", "scheduler.bin")
-"""What is looked for in a folder, in this order."""
+_STATES = ("scheduler.pt", "scheduler.bin")
 
 
 def _file_in(folder: str) -> str:
-    for name in _FILES:
+    """The report in a folder, or else the state of a scheduler."""
+    names = sorted(fnmatch.filter(os.listdir(folder), "autowu*.json"))
+    if len(names) > 1:
+        raise ValueError(
+            f"{folder} holds {len(names)} reports of AutoWU: {', '.join(names)}; pass the path of one autowu.json"
+        )
+    for name in (*names, *_STATES):
         if os.path.isfile(path := os.path.join(folder, name)):
             return path
     raise ValueError(
-        f"the folder {folder} has no {', '.join(_FILES[:-1])} or {_FILES[-1]}; pass the folder that a run wrote its "
-        "autowu.json into (the output_dir of Trainer, report_dir elsewhere), or that of a checkpoint"
+        f"{folder} holds no autowu.json, {' or '.join(_STATES)}; pass the folder that a run wrote its autowu.json into "
+        "(the output_dir of Trainer, report_dir elsewhere), or that of a checkpoint"
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scale_runs import flat, made, quickly, run, slowly
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, plot_autowu
@@ -19,41 +20,6 @@ from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.runtime.loss_history import AccumulatedLossWarning
-
-
-def made(steps, seed=0, make=torch.optim.AdamW, **options):
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
-    optimizer = make(model.parameters(), lr=1e-3)
-    return model, optimizer, get_autowu_schedule(optimizer, steps, **options)
-
-
-def run(model, optimizer, schedule, losses, since=0):
-    """Real gradients, of noise, and given losses; the LR of every step."""
-    lrs = []
-    for step in range(since, len(losses)):
-        generator = torch.Generator().manual_seed(step)
-        x, y = torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        lrs.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step(float(losses[step]))
-    return lrs
-
-
-def slowly(n, seed=0):
-    """Falls by a third."""
-    return np.linspace(1.2, 0.8, n) + 0.01 * np.random.default_rng(seed).standard_normal(n)
-
-
-def quickly(n, rise=None, seed=0):
-    """Falls to a tenth within 15 % of the run, and rises again after ``rise``."""
-    t = np.arange(n)
-    losses = 0.1 + 1.1 * np.exp(-t / (0.05 * n))
-    if rise is not None:
-        losses = losses + np.where(t > rise, 0.3 * (t - rise), 0.0)
-    return losses + 0.005 * np.random.default_rng(seed).standard_normal(n)
 
 
 def test_a_loss_that_falls_slowly_keeps_to_the_scale():
@@ -87,37 +53,27 @@ def test_a_loss_that_has_soon_fallen_to_half_is_followed_to_its_cliff():
     assert len(report["losses"]) == schedule.switch_step
 
 
-def test_a_sweep_that_meets_no_cliff_ends_between_the_scale_and_a_fifth_of_its_end():
+def at_once(n, seed=0):
+    """Falls to a third within two steps, and stays there."""
+    return np.where(np.arange(n) < 12, 1.2, 0.4) + 0.005 * np.random.default_rng(seed).standard_normal(n)
+
+
+@pytest.mark.parametrize("falls_on", [True, False])
+def test_a_sweep_that_meets_no_cliff_outgrows_the_scale_only_where_the_losses_fell_on(falls_on):
     model, optimizer, schedule = made(400)
-    run(model, optimizer, schedule, quickly(400))
-    scale = schedule.report()["approach"]["scale"]
+    run(model, optimizer, schedule, quickly(400) if falls_on else at_once(400))
+    approach = schedule.report()["approach"]
+    trust, base_lr = approach["scale"]["trust"], approach["sweep"]["min_lr"]
     assert schedule.ended_by == "cap"
-    highest = schedule.curve.warmup(schedule.switch_step - schedule.report()["sweep_start"] - 1)  # of the last step
+    highest = schedule.curve.warmup(approach["sweep"]["num_steps"] - 1)  # of the last step
     assert f"no cliff up to {highest:.1e}".replace("e-0", "e-") in headline(schedule.report())
-    assert schedule.curve.max_lr == pytest.approx(scale["trust"])
-    lowest = schedule.report()["approach"]["sweep"]["min_lr"]
-    highest = np.sqrt(lowest * 0.2 * scale["trust"])
-    assert lowest <= schedule.peak_lr <= max(highest, lowest) * (1 + 1e-6)
-
-
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [
-        (400, "grows to it by step 20, and watches the losses until step 120 at most."),
-        (20, "first 2 of 20 steps, and grows to it"),
-    ],
-)
-def test_the_first_step_says_what_will_be_done(steps, expected, caplog):
-    model, optimizer, schedule = made(steps)
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        run(model, optimizer, schedule, slowly(steps)[:1])
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith(f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps")
-    assert expected in said
-    lrs = run(model, optimizer, schedule, slowly(steps), since=1)
-    if steps == 400:
-        assert lrs[20] == max(lrs)
-        assert lrs[18] < max(lrs)
+    assert schedule.curve.max_lr == pytest.approx(trust)
+    if falls_on:  # a fifth of the sweep's end, and no weights are given up
+        assert schedule.peak_lr == pytest.approx(0.2 * highest)
+        assert (schedule.rewound_to, schedule.num_steps_lost, len(schedule.rewind.snapshots)) == (None, 0, 0)
+    else:  # at most the mean of that and the scale's, in log
+        assert base_lr <= schedule.peak_lr <= max(np.sqrt(base_lr * 0.2 * trust), base_lr) * (1 + 1e-6)
+        assert schedule.rewound_to is not None
 
 
 def test_a_short_run_does_not_look_on():
@@ -125,54 +81,6 @@ def test_a_short_run_does_not_look_on():
     run(model, optimizer, schedule, quickly(20))
     assert schedule.ended_by == "scale"
     assert schedule.switch_step == 4  # the measured ones, the growth, and one more that is measured
-
-
-def test_num_warmup_steps_is_the_longest_warm_up():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
-    optimizer = torch.optim.AdamW(model.parameters())
-    schedule = get_autowu_schedule(optimizer, 400, 40)
-    run(model, optimizer, schedule, quickly(400))
-    assert schedule.switch_step <= 40
-
-
-def test_where_there_is_no_scale_the_range_is_looked_over_and_it_is_said(caplog):
-    for negative in (True, False):
-        model, optimizer, schedule = made(400)
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "autowu_hf"):
-            lrs = run(model, optimizer, schedule, slowly(400) - (2.0 if negative else 0.0))
-        said = [r.getMessage() for r in caplog.records if "cannot tell the scale" in r.getMessage()]
-        assert len(said) == negative
-        if negative:
-            assert "not positive" in said[0]
-            assert "from 1e-05 to 1 instead" in said[0]
-            assert schedule.report()["approach"]["scale"] is None
-            assert max(lrs) > 0.5
-
-
-def test_losses_that_fall_below_zero_later_take_the_scale_back(caplog):
-    """0 is no bound of theirs: the run goes back to before the growth, and looks over the range from there."""
-    model, optimizer, schedule = made(400)
-    start = None
-    losses = slowly(400) - np.where(np.arange(400) < 12, 0.0, 2.0)
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        for step in range(60):
-            run(model, optimizer, schedule, losses[: step + 1], since=step)
-            if step == 1:
-                start = copy.deepcopy(model.state_dict())
-            if schedule.report()["sweep_start"]:
-                break
-    assert "not positive throughout; it looks from 1e-05 to 1 instead" in caplog.text
-    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
-    began = schedule.report()["sweep_start"]
-    assert began == step + 1 == schedule.num_steps_lost + 2
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
-    lrs = run(model, optimizer, schedule, losses, since=began)
-    assert max(lrs) > 0.5
-    assert schedule.report()["approach"]["scale"] is None
-    assert schedule.switch_step is not None
-    assert lrs[-1] < 0.1 * max(lrs)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-9, -1e-9])
@@ -185,10 +93,6 @@ def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, caplog
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "the first losses are next to nothing" in said
     assert "peak LR 1.0e-3, which the optimizer was given" in said
-
-
-def flat(steps: int) -> np.ndarray:
-    return 2.3 + 0.01 * np.random.default_rng(0).standard_normal(steps)
 
 
 def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_tenth(caplog):
@@ -244,19 +148,6 @@ def test_a_loss_of_0_is_no_loss_below_it():
     losses[30] = 0.0
     run(model, optimizer, schedule, losses)
     assert schedule.ended_by == "scale"
-
-
-@pytest.mark.parametrize("rewind", [True, False])
-@pytest.mark.parametrize(("steps", "warm_up"), [(4, 3), (5, 3), (5, 4), (40, 12)])
-def test_a_scale_that_is_taken_back_with_no_room_to_look_leaves_the_given_lr(steps, warm_up, rewind):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    schedule = get_autowu_schedule(optimizer, steps, warm_up, rewind=rewind)
-    run(model, optimizer, schedule, np.where(np.arange(steps) < 2, 1.0, -1.0))
-    assert (schedule.ended_by, schedule.peak_lr) == ("nothing", 1e-3)
-    assert schedule.switch_step <= warm_up
-    assert optimizer.param_groups[0]["lr"] == 0.0
 
 
 def test_an_optimizer_whose_weights_are_out_of_reach_is_said_at_once(caplog):
@@ -467,40 +358,6 @@ def test_a_run_resumed_with_fewer_steps_still_reaches_its_peak_and_its_end():
     assert other.param_groups[0]["lr"] == 0.0
 
 
-@pytest.mark.parametrize(("steps", "warm_up"), [(150, 0), (1600, 0), (400, 35)])
-def test_a_growth_from_the_scale_that_is_resumed_in_another_run_reaches_its_end(steps, warm_up, caplog):
-    model, optimizer, schedule = made(400)
-    run(model, optimizer, schedule, quickly(400)[:30])
-    before = schedule.report()["approach"]["sweep"]
-    model, other, again = made(steps, num_warmup_steps=warm_up)
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        again.load_state_dict(schedule.state_dict())
-    assert "planned for another run than this one" in caplog.text
-    start, end = again.report()["sweep_start"], again.warmup_cap
-    assert again.get_last_lr() == schedule.get_last_lr()
-    assert again.curve.warmup(end - start) == pytest.approx(before["max_lr"])
-    assert (30 < end < schedule.warmup_cap) if steps < 1000 else (end > 60)
-    lrs = run(model, other, again, np.resize(quickly(400), steps), since=30)
-    assert (again.ended_by, again.switch_step) == ("cap", end)
-    assert max(lrs) > 0.6 * before["max_lr"]
-    assert other.param_groups[0]["lr"] == 0.0
-
-
-@pytest.mark.parametrize(("steps", "warm_up"), [(2, 0), (3, 0), (5, 0), (6, 0), (7, 0), (100, 1), (100, 2), (100, 3)])
-def test_the_shortest_runs_end_at_zero(steps, warm_up, caplog):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
-    optimizer = torch.optim.AdamW(model.parameters())
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        schedule = get_autowu_schedule(optimizer, steps, warm_up)
-        run(model, optimizer, schedule, slowly(steps))
-    assert optimizer.param_groups[0]["lr"] == 0.0
-    is_too_short = steps < 6 or 0 < warm_up < 3
-    assert (schedule.report()["approach"]["scale"] is None) is is_too_short
-    assert ("too short to measure it" in caplog.text) is is_too_short
-    plot_autowu(schedule)
-
-
 @pytest.mark.parametrize("copies", [copy.deepcopy, lambda things: pickle.loads(pickle.dumps(things))])
 @pytest.mark.parametrize("cut", [1, 4, 21])
 def test_a_copy_measures_what_the_original_does(copies, cut):
@@ -551,28 +408,6 @@ def test_a_run_that_was_resumed_goes_on_bit_for_bit(cut, losses):
     for part, state in zip((model, optimizer, again), saved, strict=True):
         part.load_state_dict(state)
     assert first + run(model, optimizer, again, losses, since=cut) == whole
-
-
-def test_a_state_over_a_range_goes_on_over_its_range():
-    model, optimizer, schedule = made(200, scale=False)
-    run(model, optimizer, schedule, slowly(200)[:20])
-    state = schedule.state_dict()
-    del state["course"]  # as releases without a scale wrote it
-    _, other, again = made(200)
-    again.load_state_dict(state)
-    assert again.get_last_lr() == schedule.get_last_lr()
-    assert not other._optimizer_step_pre_hooks
-
-
-def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
-    model, optimizer, schedule = made(200)
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        run(model, optimizer, schedule, slowly(200))
-    (line,) = [r.getMessage() for r in caplog.records if "peak LR" in r.getMessage()]
-    scale = schedule.report()["approach"]["scale"]["lr"]
-    assert f"scale {scale:.1e}".replace("e-0", "e-") in line
-    assert "from the first gradients; the losses ask for no more at step 60" in line
-    assert schedule.log_values()["autowu/scale"] == scale
 
 
 def test_a_range_beside_the_scale_is_refused():

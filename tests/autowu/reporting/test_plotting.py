@@ -6,51 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from tiny import get_schedule
+from pictures import dip, marks, rows_of, run, shaded
 
 from autowu_hf import plot_autowu
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.autowu.reporting.report_file import write_report
 
 
-def run(losses, steps: int, total: int = 200, ticks: int = 1, **options):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = get_schedule(optimizer, total * ticks, **options)
-    if ticks > 1:
-        scheduler.prepared(ticks, [optimizer])
-    for i in range(steps):
-        optimizer.step()
-        for _ in range(ticks):
-            scheduler.step(float(losses[min(i, len(losses) - 1)]))
-    return scheduler
-
-
-def dip(count: int = 100) -> np.ndarray:
-    s = np.arange(count) / count
-    noise = 0.02 * np.random.default_rng(0).standard_normal(count)
-    return 2.0 - 1.5 * np.exp(-(((s - 0.6) / 0.3) ** 2)) + noise
-
-
 @pytest.fixture(scope="module", params=["minimum", "cliff"])
 def finished(request):
     return run(dip(), 200, peak_rule=request.param)
-
-
-def marks(axes) -> dict[str, float]:
-    """The vertical lines of a panel."""
-    lines = [line for line in axes.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
-    return {line.get_label(): line.get_xdata()[0] for line in lines if not line.get_label().startswith("_")}
-
-
-def shaded(axes) -> list[tuple[float, float]]:
-    return [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
-
-
-def rows_of(figure):
-    """The panels of the warm-up and of what follows, as they stand."""
-    columns = sorted({round(axes.get_subplotspec().colspan.start) for axes in figure.axes})
-    return [[axes for axes in figure.axes if axes.get_subplotspec().colspan.start == column] for column in columns]
 
 
 def test_shows_the_lr_the_losses_the_gp_and_the_tests(finished, tmp_path):
@@ -83,18 +48,6 @@ def test_shows_the_lr_the_losses_the_gp_and_the_tests(finished, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
-def test_the_peak_comes_from_the_lr_at_the_cliff_that_is_drawn():
-    scheduler = run(dip(), 200)
-    cliff_lr = scheduler.report()["cliff_lr"]
-    assert scheduler.minimum_step < scheduler.cliff_step < scheduler.switch_step
-    minimum_lr = 1e-5 * 1e5 ** ((scheduler.minimum_step - 1) / 100)
-    assert scheduler.peak_lr == pytest.approx(min(0.2 * cliff_lr, 0.5 * minimum_lr))
-    lr_axes = plot_autowu(scheduler).axes[0]
-    assert f"{cliff_lr:.2g} at the cliff" in [text.get_text() for text in lr_axes.texts]
-    diamond = next(line for line in lr_axes.lines if line.get_marker() == "D")
-    assert diamond.get_ydata()[0] == cliff_lr
-
-
 def test_the_warm_up_and_the_legend_have_room_of_their_own():
     """A warm-up of 100 of 2000 steps takes half of the width, and the legend covers no panel."""
     scheduler = run(dip(), 100, 2000, max_warmup_fraction=0.05)
@@ -121,26 +74,6 @@ def test_where_nothing_was_found_the_picture_says_so_and_marks_no_minimum():
     assert figure.get_suptitle().replace("\n", " ") == headline(scheduler.report())
     assert "the losses told nothing" in figure.get_suptitle()
     assert marks(figure.axes[0]) == {"switch": scheduler.switch_step, "weights restored": scheduler.rewound_to}
-
-
-def test_a_minimum_that_no_test_was_sure_of_is_not_drawn(finished):
-    report = {**finished.report(), "ended_by": "cap", "minimum_step": finished.switch_step, "cliff_lr": None}
-    assert "minimum t*" not in marks(plot_autowu(report).axes[0])
-
-
-def test_all_steps_that_were_taken_back_are_shaded():
-    """Those of an approach whose LR broke the run twice."""
-    legs = [{"since": s, "end": s + 10, "from_lr": 0.0, "to_lr": lr} for s, lr in ((2, 1e-1), (20, 1e-2), (42, 1e-3))]
-    approach = {"scale": {"lr": 0.1}, "sweep": None, "legs": legs, "first_lr": 1e-5, "num_lost": 40, "looks": True}
-    approach |= {"factor": 1.0, "breaks": [20, 42], "stalled": None, "obstacle": None}
-    report = {**run(dip(), 200).report(), "tests": [], "approach": approach, "ended_by": "scale"}
-    report |= {"minimum_step": None, "cliff_lr": None, "rewound_to": None, "switch_step": 60, "peak_lr": 1e-3}
-    figure = plot_autowu(report)
-    assert shaded(figure.axes[0]) == [(2, 20), (20, 42)]
-    assert "a tenth of it since the losses rose too far by step 20 and again by step 42" in headline(report)
-    assert any(text.get_text() == "scale 0.1" for axes in figure.axes for text in axes.texts)
-    lost = {**report, "approach": {**approach, "num_lost": 0}}  # rewind was off
-    assert shaded(plot_autowu(lost).axes[0]) == []
 
 
 def test_two_scheduler_steps_per_optimizer_step_draw_the_same_picture():

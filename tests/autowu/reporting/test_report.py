@@ -127,6 +127,12 @@ def test_a_model_card_does_not_call_a_peak_found_that_was_given(changes, words):
     assert lr_in_words({"approach": None, **switched(**changes)}) == words
 
 
+def test_a_minimum_that_the_noise_hides_until_after_the_cliff_is_none():
+    assert describe(switched(minimum_step=125)).startswith(
+        "cliff at step 121, seen at step 146, no minimum that stands out of the noise; peak LR 9.5e-3"
+    )
+
+
 def test_around_the_scale_the_losses_have_fallen_before_they_diverge():
     approach = {"scale": {"lr": 0.1}, "factor": 1.0, "breaks": []}
     said = describe(switched(ended_by="divergence", minimum_step=None, approach=approach))

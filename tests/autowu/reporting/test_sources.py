@@ -34,6 +34,20 @@ def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
     assert plot_autowu(str(path)).get_suptitle() == plot_autowu(scheduler).get_suptitle()
 
 
+def test_a_folder_is_drawn_where_there_is_one_report_in_it(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no autowu.json, scheduler.pt or scheduler.bin; pass the folder that a"):
+        report_from(tmp_path)
+    first, second = trained(60), trained(30)
+    torch.save(second.state_dict(), tmp_path / "scheduler.pt")
+    assert report_from(tmp_path)["step"] == 30
+    first.write_report(str(tmp_path), picture=False)
+    assert report_from(tmp_path)["step"] == 60
+    second.write_report(str(tmp_path), picture=False)
+    with pytest.raises(ValueError, match=r"holds 2 reports of AutoWU: autowu-2.json, autowu.json; pass the path"):
+        report_from(tmp_path)
+    assert report_from(tmp_path / "autowu-2.json")["step"] == 30
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "scheduler.pt"
     state = trained(3).state_dict()
@@ -43,14 +57,3 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         torch.save(other, path)
         with pytest.raises(ValueError, match=r"scheduler.pt holds no AutoWU schedule, or that of an earlier release"):
             plot_autowu(path)
-
-
-def test_a_folder_stands_for_the_report_in_it(tmp_path):
-    with pytest.raises(ValueError, match=r"has no autowu.json, scheduler.pt or scheduler.bin; pass the folder that a"):
-        plot_autowu(tmp_path)
-    scheduler = trained(3)
-    torch.save(scheduler.state_dict(), tmp_path / "scheduler.pt")
-    scheduler.optimizer.step()
-    scheduler.step(1.0)
-    scheduler.write_report(str(tmp_path), picture=False)
-    assert report_from(tmp_path)["step"] == 4

@@ -1,0 +1,65 @@
+"""The names of the files that a schedule leaves in a folder: no schedule of a process takes those of another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from typing import Any
+
+from ...runtime import collective
+
+logger = logging.getLogger(__name__)
+
+_taken: dict[str, dict[int, weakref.ref[FileNames] | None]] = {}
+"""Folder -> number -> whose it is, until that one has written; then it is taken for as long as the process runs."""
+
+
+class FileNames:
+    """One schedule's: "autowu", or "autowu-2", "autowu-3" and so on where earlier schedules of the process are.
+
+    A state has them, so that a resumed run writes where it wrote before. A later run of the script begins with "autowu"
+    again. Nothing is known of what other processes write into the same folder.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def claim(self, folder: str, writes: bool = False) -> str:
+        """The name in a folder, without an ending; from now on it is this schedule's.
+
+        Args:
+            folder: where.
+            writes: whether the files are about to be written. Until then the name is given up with the schedule.
+        """
+        place = os.path.realpath(folder)
+        taken = _taken.setdefault(place, {})
+        number = next((n for name, n in self._numbers.items() if os.path.realpath(name) == place), None)
+        if number is None:
+            for other in [n for n, owner in taken.items() if owner is not None and owner() is None]:
+                del taken[other]
+            number = self._numbers[folder] = max(taken, default=0) + 1
+            if number > 1 and collective.is_main_process():
+                logger.info(
+                    "AutoWU leaves this report as %s.json in %s: %s.json is that of another schedule",
+                    _name(number),
+                    folder,
+                    _name(number - 1),
+                )
+        if writes or taken.get(number, self) is not None:
+            taken[number] = None if writes else weakref.ref(self)
+        return _name(number)
+
+    def state_dict(self) -> dict[str, int]:
+        """Folder, as it was given -> number."""
+        return dict(self._numbers)
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Restores what ``state_dict`` returned; None: that of a release which knew no numbers."""
+        self._numbers = dict(state or {})
+        for folder in self._numbers:
+            self.claim(folder)
+
+
+def _name(number: int) -> str:
+    return "autowu" if number == 1 else f"autowu-{number}"

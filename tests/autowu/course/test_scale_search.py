@@ -1,0 +1,127 @@
+"""The search for the scale, on real optimizer steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf.autowu.course.scale_search import ScaleSearch
+from autowu_hf.runtime import collective
+
+
+def problem(make, seed=0, size=1.0, dtype=torch.float32, **options):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(size)
+    return model, make(model.parameters(), **{"lr": 1e-3, **options})
+
+
+def search_on(model, optimizer, steps=8, factor=1.0, clip=None):
+    """Runs a search; it and the LRs of its steps."""
+    search = ScaleSearch(optimizer, [1.0])
+    search.start()
+    lrs = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        x = torch.randn(32, 6, generator=generator).to(next(model.parameters()).dtype)
+        loss = factor * nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.param_groups[0]["lr"] = search.lr
+        lrs.append(search.lr)
+        optimizer.step()
+        search.take(float(loss.detach()))
+        if search.is_over:
+            break
+    return search, lrs
+
+
+def test_two_steps_of_adam_suffice_and_the_hooks_are_gone():
+    model, optimizer = problem(torch.optim.AdamW)
+    search, lrs = search_on(model, optimizer)
+    assert search.is_over
+    assert search.obstacle is None
+    assert len(lrs) == search.scale.num_steps == 2
+    assert not optimizer._optimizer_step_pre_hooks
+    assert max(lrs) < 1e-3 * search.scale.peak_lr
+
+
+def test_a_step_that_rounding_hides_is_measured_again_at_a_larger_lr():
+    model, optimizer = problem(torch.optim.SGD)
+    search, lrs = search_on(model, optimizer, factor=1e-4)
+    assert len(lrs) > 2
+    assert lrs[-1] > 10 * lrs[0]
+    assert search.scale is not None
+    plain, _ = search_on(*problem(torch.optim.SGD))
+    # SGD's update is the gradient: with a loss of a ten-thousandth, the LR is as many times larger.
+    assert search.scale.polyak == pytest.approx(1e4 * plain.scale.polyak, rel=0.3)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_a_loss_in_another_unit_changes_nothing_under_adam(factor):
+    plain, _ = search_on(*problem(torch.optim.AdamW, eps=1e-15))
+    other, _ = search_on(*problem(torch.optim.AdamW, eps=1e-15), factor=factor)
+    assert other.scale.peak_lr == pytest.approx(plain.scale.peak_lr, rel=1e-3)
+
+
+def test_half_precision_finds_the_same_and_takes_no_step():
+    plain, _ = search_on(*problem(torch.optim.AdamW))
+    model, optimizer = problem(torch.optim.AdamW, dtype=torch.bfloat16)
+    before = [p.detach().clone() for p in model.parameters()]
+    half, _ = search_on(model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert half.scale.peak_lr == pytest.approx(plain.scale.peak_lr, rel=0.2)
+
+
+def test_losses_or_gradients_that_say_nothing_are_an_obstacle():
+    negative, lrs = search_on(*problem(torch.optim.AdamW), factor=-1.0)
+    assert "not positive" in negative.obstacle
+    assert len(lrs) == 2
+    _, optimizer = problem(torch.optim.AdamW)
+    search = ScaleSearch(optimizer, [1.0])
+    search.start()
+    optimizer.param_groups[0]["lr"] = search.lr
+    optimizer.step()
+    search.take(1.0)
+    assert "gradients" in search.obstacle
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_search_goes_on_from_its_state():
+    model, optimizer = problem(torch.optim.AdamW)
+    whole, _ = search_on(*problem(torch.optim.AdamW))
+    first, _ = search_on(model, optimizer, steps=1)
+    assert not first.is_over
+    state = first.state_dict()
+    first.give_up("handed over")
+    second = ScaleSearch(optimizer, [1.0])
+    second.start()
+    second.load_state_dict(state)
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(32, 6, generator=generator)
+    x = torch.randn(32, 6, generator=generator)
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+    loss.backward()
+    optimizer.step()
+    second.take(float(loss.detach()))
+    assert second.scale == whole.scale
+    finished = ScaleSearch(optimizer, [1.0])
+    finished.start()
+    finished.load_state_dict(second.state_dict())
+    assert finished.scale == whole.scale
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize(("clip", "is_seen"), [(None, False), (100.0, False), (1e-3, True)])
+def test_a_clipping_that_cannot_be_seen_shows_in_equal_norms(monkeypatch, clip, is_seen):
+    """With several processes, a gradient that a backward leaves is not yet the mean, so that there is no before."""
+    monkeypatch.setattr(collective, "num_processes", lambda: 2)
+    search, _ = search_on(*problem(torch.optim.AdamW), clip=clip)
+    assert (search.scale is None) is is_seen
+    assert ("as if they were clipped" in str(search.obstacle)) is is_seen

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from autowu_hf.autowu.course.timetable import Timetable
+
+
+def test_a_growth_takes_a_twentieth_of_the_run_and_the_looking_three_tenths():
+    times = Timetable.of(400, None)
+    assert times.longest == 399
+    assert times.ramp_end(2) == 20
+    assert times.ramp_end(40) == 58
+    assert times.look_end(20) == times.end(20, is_corrected=False) == 120
+    assert times.look_end(150) == 153  # a growth that ends later is looked at for three steps
+    assert times.look_interval == 6
+
+
+@pytest.mark.parametrize("longest", [0, 3, 12, 39])
+def test_nothing_ends_after_the_longest_warm_up_that_was_asked_for(longest):
+    times = Timetable.of(40, longest)
+    assert times.ramp_end(2) <= max(longest, 3)  # one step at least
+    assert times.look_end(2) <= max(longest, 2)
+    assert Timetable.of(40, 100) == Timetable.of(40, None)  # nor after the run
+
+
+def test_too_short_a_run_is_not_looked_at_but_for_one_step_that_is_measured():
+    times = Timetable.of(20, None)
+    assert times.end(4, is_corrected=False) == 5
+    assert times.end(4, is_corrected=True) == 4
+    assert Timetable.of(20, 4).end(4, is_corrected=False) == 4

@@ -1,0 +1,39 @@
+"""What a person is told of the course."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from scale_runs import made, run, slowly
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (400, "grows to it by step 20, and watches the losses until step 120 at most."),
+        (20, "first 2 of 20 steps, and grows to it"),
+    ],
+)
+def test_the_first_step_says_what_will_be_done(steps, expected, caplog):
+    model, optimizer, schedule = made(steps)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, slowly(steps)[:1])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps")
+    assert expected in said
+    lrs = run(model, optimizer, schedule, slowly(steps), since=1)
+    if steps == 400:
+        assert lrs[20] == max(lrs)
+        assert lrs[18] < max(lrs)
+
+
+def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
+    model, optimizer, schedule = made(200)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, slowly(200))
+    (line,) = [r.getMessage() for r in caplog.records if "peak LR" in r.getMessage()]
+    scale = schedule.report()["approach"]["scale"]["lr"]
+    assert f"scale {scale:.1e}".replace("e-0", "e-") in line
+    assert "from the first gradients; the losses ask for no more at step 60" in line
+    assert schedule.log_values()["autowu/scale"] == scale

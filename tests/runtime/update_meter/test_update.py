@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from autowu_hf.runtime.update_meter.update import Update, seen_share, sums_of
+
+
+def moved(weights, gradient, change, own_lr=0.1):
+    w = torch.tensor(weights)
+    return sums_of(w, w + torch.tensor(change), torch.tensor(gradient), own_lr)
+
+
+def test_an_update_is_made_of_the_sums_over_its_tensors_per_unit_of_the_lr():
+    sums = moved([3.0, 4.0], [1.0, 2.0], [-0.1, -0.2]) + moved([0.0], [2.0], [-0.2])
+    update = Update.from_sums(sums, lr=0.1, clipping=2.0)
+    assert update.slope == pytest.approx(2.0 * 9.0)  # of the gradient before clipping
+    assert update.gradient_norm == pytest.approx(3.0)
+    assert update.weight_norm == pytest.approx(5.0)
+    assert update.update_norm == pytest.approx(math.sqrt(5.0), rel=1e-5)  # without the tensor of zeros
+    assert update.resolution == pytest.approx(0.3 / 5.0, rel=1e-5)  # with it
+    assert update.alignment == pytest.approx(1.0)
+    assert seen_share(sums) == pytest.approx(math.sqrt(0.05) / 5.0, rel=1e-5)
+    assert (update.lr, update.clipping) == (0.1, 2.0)
+
+
+def test_groups_of_other_lrs_do_not_turn_gradient_descent():
+    sums = moved([1.0], [1.0], [-0.1], own_lr=0.1) + moved([1.0], [1.0], [-1e-3], own_lr=1e-3)
+    assert Update.from_sums(sums, 0.1, 1.0).alignment == pytest.approx(1.0, rel=1e-4)
+    frozen = moved([1.0], [1.0], [0.0], own_lr=0.0)
+    assert Update.from_sums(sums + frozen, 0.1, 1.0).alignment == pytest.approx(1.0, rel=1e-4)
+
+
+def test_weights_that_are_zero_have_no_size():
+    sums = moved([0.0, 0.0], [1.0, 0.0], [-0.1, 0.0])
+    assert math.isnan(seen_share(sums))
+    assert Update.from_sums(sums, 0.1, 1.0).resolution == math.inf

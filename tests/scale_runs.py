@@ -1,0 +1,48 @@
+"""Runs around the scale, of a small model with real gradients and given losses, for the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from autowu_hf import get_autowu_schedule
+
+
+def made(steps, seed=0, make=torch.optim.AdamW, **options):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = make(model.parameters(), lr=1e-3)
+    return model, optimizer, get_autowu_schedule(optimizer, steps, **options)
+
+
+def run(model, optimizer, schedule, losses, since=0):
+    """Real gradients, of noise, and given losses; the LR of every step."""
+    lrs = []
+    for step in range(since, len(losses)):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step(float(losses[step]))
+    return lrs
+
+
+def slowly(n, seed=0):
+    """Falls by a third."""
+    return np.linspace(1.2, 0.8, n) + 0.01 * np.random.default_rng(seed).standard_normal(n)
+
+
+def quickly(n, rise=None, seed=0):
+    """Falls to a tenth within 15 % of the run, and rises again after ``rise``."""
+    t = np.arange(n)
+    losses = 0.1 + 1.1 * np.exp(-t / (0.05 * n))
+    if rise is not None:
+        losses = losses + np.where(t > rise, 0.3 * (t - rise), 0.0)
+    return losses + 0.005 * np.random.default_rng(seed).standard_normal(n)
+
+
+def flat(steps: int) -> np.ndarray:
+    return 2.3 + 0.01 * np.random.default_rng(0).standard_normal(steps)
