@@ -8,10 +8,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .runtime.checks import check_number, plain, whole
 from .runtime.methods import register_method
+from .runtime.param_groups import common_lr, match_ratios
 from .shapes import rex_decay
 
 SAMPLINGS = ("step", "epoch")
@@ -47,6 +50,10 @@ def get_rex_schedule_with_warmup(
     Raises:
         ValueError: an argument is outside its limits.
     """
+    num_training_steps = _number("num_training_steps", num_training_steps)
+    num_warmup_steps = _number("num_warmup_steps", num_warmup_steps)
+    steps_per_epoch = None if steps_per_epoch is None else _number("steps_per_epoch", steps_per_epoch)
+    sampling = _plain_shares(sampling)
     if num_training_steps < 1:
         raise ValueError(f"num_training_steps is {num_training_steps}, but REX needs 1 at least; pass the run's steps")
     if not 0 <= num_warmup_steps < num_training_steps:
@@ -68,7 +75,47 @@ def get_rex_schedule_with_warmup(
         sampling=sampling,
         steps_per_epoch=steps_per_epoch,
     )
-    return LambdaLR(optimizer, factor, last_epoch)
+    return RexLR(optimizer, factor, whole(last_epoch))
+
+
+class RexLR(LambdaLR):
+    """torch's ``LambdaLR``, which takes in parameter groups that are added in mid-run."""
+
+    def get_lr(self) -> list[float | Tensor]:  # type: ignore[override, unused-ignore]
+        """The LR of every parameter group for the next step."""
+        self._match_groups()
+        return super().get_lr()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's."""
+        self._match_groups()
+        super().load_state_dict(state_dict)
+
+    def _match_groups(self) -> None:
+        if len(self.optimizer.param_groups) == len(self.base_lrs):
+            return
+        lrs = [float(lr) for lr in self.base_lrs]
+        own = common_lr(self.optimizer, lrs) or 1.0  # of zeros
+        ratios = [lr / own for lr in lrs]
+        match_ratios(ratios, self.optimizer, own)
+        added = ratios[len(lrs) :]
+        self.base_lrs += [ratio * own for ratio in added]
+        self.lr_lambdas += [self.lr_lambdas[0]] * len(added)
+
+
+def _number(name: str, value: Any) -> Any:
+    """A number of steps as Python's number; a fraction of one is left to the caller, as by transformers' schedules."""
+    number = whole(plain(value))
+    check_number(name, number)
+    return number
+
+
+def _plain_shares(sampling: Any) -> Any:
+    """Milestones as a list of floats; what is none as it is."""
+    try:
+        return sampling if isinstance(sampling, str) else [float(share) for share in sampling]
+    except (TypeError, ValueError):
+        return sampling
 
 
 def _is_milestones(sampling: Any) -> bool:

@@ -89,8 +89,7 @@ assert state() == before
 import transformers
 from transformers import modelcard
 def trainers():
-    owners = transformers.Trainer, transformers.TrainingArguments
-    return [*(dict(vars(owner)) for owner in owners), modelcard.extract_hyperparameters_from_trainer]
+    return dict(vars(transformers.Trainer)), modelcard.extract_hyperparameters_from_trainer
 
 before = trainers()
 autowu_hf.register()
@@ -128,8 +127,7 @@ def test_diffusers_knows_the_names_before_and_after_it_is_imported(comes):
             assert (schedule.num_training_steps, schedule.num_warmup_steps) == (100, 20)
         with pytest.raises(ValueError, match="last_epoch must be -1 for the schedule 'autowu', got 7; it goes on from"):
             diffusers.get_scheduler(name, optimizer(), None, 0, 100, last_epoch=7)
-        with pytest.raises(ValueError, match="from 0 to num_training_steps - 1 = 99, got 500; 0 leaves its length"):
-            diffusers.get_scheduler(name, optimizer(), None, 500, 100)
+        assert diffusers.get_scheduler(name, optimizer(), None, 500, 100).num_warmup_steps == 0  # as its scripts ask
         autowu_hf.unregister()
         assert [m.value for m in diffusers.SchedulerType] == ["linear", "constant"]
         assert len(diffusers.TYPE_TO_SCHEDULER_FUNCTION) == 2

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.loss_history import LossHistory
-from ..runtime.param_groups import own_lr, weights_out_of_reach
+from ..runtime.param_groups import weights_out_of_reach
 from ..runtime.scheduler import AdaptiveScheduler
 from .search import Search
 from .stages import AutoLRSSettings, Stage, follow_up, plan_stages, shortest_stage
@@ -72,7 +72,6 @@ class AutoLRSScheduler(AdaptiveScheduler):
         self.settings = AutoLRSSettings() if settings is None else settings
         self.validation_loss = validation_loss
         self.results: list[dict[str, Any]] = []
-        self._own_lr = own_lr(optimizer)
         self._lr = self.settings.min_lr
         self._history: LossHistory = LossHistory(optimizer, missing=_MISSING, model=model)
         self._search = Search(optimizer, self.settings, self._history)
@@ -91,6 +90,11 @@ class AutoLRSScheduler(AdaptiveScheduler):
     def _steps(self) -> int:
         """Optimizer steps of the run."""
         return self.num_training_steps // self.ticks_per_step
+
+    @property
+    def warmup_limits(self) -> tuple[int, int]:
+        """As in the base class: a stage has to fit in after the ramp."""
+        return 1, self._steps - shortest_stage(self.settings)
 
     @property
     def _ramp(self) -> int:

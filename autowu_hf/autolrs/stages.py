@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..runtime.checks import check_count, check_number
+from ..runtime.checks import check_count, check_number, make_plain
 
 _FEWEST_LOSSES = 5
 _NUM_VALIDATIONS = 16
@@ -29,6 +29,7 @@ class AutoLRSSettings:
     kappa: float = 1e6
 
     def __post_init__(self) -> None:
+        make_plain(self, counts=("first_stage", "longest_stage", "num_candidates"))
         for name in ("min_lr", "max_lr", "kappa"):
             check_number(name, getattr(self, name))
         if not 0.0 < self.min_lr < self.max_lr < math.inf:

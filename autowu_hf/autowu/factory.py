@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.param_groups import innermost
-from .course.legs import FEWEST_LOSSES
-from .course.timetable import RAMP
 from .own_lr_optimizers import finds_own_lr, is_schedule_free
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
 
 logger = logging.getLogger(__name__)
-
-
-def fewest_warmup_steps(num_training_steps: int, options: Mapping[str, Any]) -> int:
-    """The optimizer steps that the warm-up of such a run has to be given, so that it finds an LR: two that measure, the
-    growth to the scale, and ten losses there; or as many as a short run takes by itself. Where a range is given, those
-    of a minimum test.
-    """
-    preset = options.get("preset")
-    given = {name: value for name, value in options.items() if name not in ("preset", "steps_per_epoch", "model")}
-    settings = AutoWUSettings.from_options(preset, given)
-    needed = FEWEST_LOSSES
-    if settings.uses_scale:
-        needed += 2 + round(RAMP * num_training_steps)
-    return min(needed, settings.longest_warmup(num_training_steps))
 
 
 def get_autowu_schedule(
@@ -114,9 +96,9 @@ def get_autowu_schedule(
         rewind_in_checkpoint: True: ``state_dict`` has the snapshots during the warm-up, so that a resumed run goes back
             to the same weights. False: it has not, and is small; a resumed run then goes back at most to where it was
             resumed.
-        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap; where they tell
-            nothing there either, the peak is the LR that the optimizer was given, or ``max_lr`` if that is lower, and a
-            logged warning says so.
+        guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap. Where they tell
+            nothing there either, the peak is a given ``max_lr``, if the losses have certainly fallen all the way up to
+            it; else the LR that the optimizer was given, or ``max_lr`` if that is lower, and a logged warning says so.
         scale: True lays the LRs around the scale that losses, gradients and weights of the first optimizer steps give
             (``autowu.course``), instead of growing from ``min_lr`` to ``max_lr``; False does not. None: True where
             neither ``min_lr``, ``max_lr``, ``growth`` nor ``max_warmup_fraction`` is given.

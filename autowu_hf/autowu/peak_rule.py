@@ -6,7 +6,7 @@ import math
 
 from ..rewind import Rewind
 from ..shapes import LRCurve
-from .verdict import DIVERGENCE, NOTHING, Ending
+from .verdict import DIVERGENCE, MAX_LR, NOTHING, Ending
 
 CLIFF_SHARE = 0.2
 """The highest peak LR under ``peak_rule="cliff"``, as a share of the LR at the cliff."""
@@ -95,6 +95,8 @@ class PeakRule:
         """
         if ending.reason == NOTHING:
             return self.own_lr
+        if ending.reason == MAX_LR:
+            return curve.max_lr
         tells = ending.has_minimum or ending.has_moved or ending.reason != "cap"
         if self.is_in_doubt and self.base_lr is not None and not tells:
             return self.base_lr

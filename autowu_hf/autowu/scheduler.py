@@ -47,8 +47,8 @@ class AutoWUScheduler(Reported):
         peak_lr: the LR that the decay starts from, eta_{t*} or what the peak rule makes of the cliff; None before the
             switch.
         ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff" or
-            "divergence"; "cap" at the longest warm-up; "nothing" there, where neither cliff nor minimum was seen and
-            the peak is the LR that the optimizer was given; None before the switch.
+            "divergence"; "cap" at the longest warm-up; where neither cliff nor minimum was seen there, "max_lr" if
+            the losses fell all the way up to one that was given, else "nothing", and the optimizer's LR is the peak.
         rewound_to: the step whose weights the switch went back to; None before it, and where none were.
         tests: the ``MinimumTestRecord`` of every test so far.
 
@@ -96,8 +96,8 @@ class AutoWUScheduler(Reported):
         done = self.last_epoch if done is None else done
         course, ticks = self._course, self.ticks_per_step
         self._cadence.ticks_per_step = ticks
-        if self.num_warmup_steps:
-            self._cadence.cap_option = "num_warmup_steps (Trainer's warmup_steps)"
+        given = "num_warmup_steps (Trainer's warmup_steps)"
+        self._cadence.cap_option = given if self.num_warmup_steps else "max_warmup_fraction"
         course.plan(self.num_training_steps, self.num_warmup_steps, ticks, done, self.switch_step is not None)
         self._nearing, self._since = course.is_approach, course.sweep_start  # these are looked up at every step
         self._cap, self._curve = course.cap, course.curve

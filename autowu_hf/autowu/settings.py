@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.checks import check_count, check_name, check_number, plain, whole
+from ..runtime.checks import check_count, check_name, check_number, make_plain, plain
 from ..shapes import DECAY_TYPES, GROWTHS, LRCurve
 
 GP_ENGINES = ("fast", "gpytorch")
@@ -67,6 +67,7 @@ class AutoWUSettings:
     report_dir: str | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self, counts=("patience", "num_tests", "seed", "test_every"))
         for name in ("min_lr", "max_lr"):
             check_number(name, getattr(self, name))
         if not 0.0 < self.min_lr < self.max_lr or not math.isfinite(self.max_lr):
@@ -78,8 +79,6 @@ class AutoWUSettings:
             check_number(name, getattr(self, name))
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
-        for name in ("patience", "num_tests", "seed", "test_every"):
-            object.__setattr__(self, name, whole(getattr(self, name)))  # a frozen class has no other way
         for name in ("patience", "num_tests"):
             check_count(name, getattr(self, name), minimum=1)
         check_count("seed", self.seed, minimum=0)

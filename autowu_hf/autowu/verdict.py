@@ -78,13 +78,17 @@ NOTHING = "nothing"
 """The reason of an ending at the cap where the losses have told nothing on the way."""
 
 
+MAX_LR = "max_lr"
+"""The reason of an ending at the cap where the losses have fallen all the way up to a ``max_lr`` that was given."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a warm-up ended.
 
     Args:
-        reason: "minimum", "cliff", ``DIVERGENCE``; or, at the longest warm-up, "cap", or ``NOTHING`` where neither
-            cliff nor minimum had been seen.
+        reason: "minimum", "cliff", ``DIVERGENCE``; or, at the longest warm-up, "cap", or ``MAX_LR`` or ``NOTHING``
+            where neither cliff nor minimum had been seen.
         minimum_step: of the minimum, as in ``MinimumTestRecord``, in scheduler steps; where none was seen, the step
             that stands in for it.
         cliff_step: the step at which the cliff was passed, or that of the end, where no cliff was seen. At a divergence

@@ -17,7 +17,7 @@ from .cadence import Cadence
 from .minimum_test import MinimumTest
 from .peak_rule import PeakRule
 from .settings import AutoWUSettings
-from .verdict import DIVERGENCE, NOTHING, Ending, MinimumTestRecord, may_be_cliff
+from .verdict import DIVERGENCE, MAX_LR, NOTHING, Ending, MinimumTestRecord, may_be_cliff
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,9 @@ class WarmUp:
         minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
         has_moved = divergence.has_gained(losses) or bool(losses[-1] > divergence.ceiling(losses))
         is_low = cliff == record.step and divergence.has_fallen(losses)
-        is_harmless = reason == "cap" and is_low and not may_be_cliff(record)
+        is_harmless = reason in ("cap", NOTHING) and is_low and not may_be_cliff(record)
+        if reason == NOTHING and is_harmless and math.isfinite(self.settings.highest_lr):
+            reason = MAX_LR  # who gives one has chosen the LR where nothing speaks against it; the default is no choice
         return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved, is_harmless)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:

@@ -13,7 +13,7 @@ from ..runtime.finite import DivergedError, has_finite_parameters
 from ..shapes import LRCurve
 from .course.approach import Approach
 from .peak_rule import CLIFF_SHARE, CLIFF_SPAN, MINIMUM_SHARE, PeakRule
-from .verdict import Ending
+from .verdict import MAX_LR, Ending
 from .warm_up import WarmUp
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class WayBack:
 
     def go_back(self, peak_lr: float, ending: Ending) -> int | None:
         """Restores the last weights that never saw an LR above the peak, and no later ones than those of the minimum.
-        Nothing, where the growth has harmed nothing and the scale is outgrown.
+        Nothing, where the growth has harmed nothing, and the scale is outgrown or the peak is ``max_lr``.
 
         While tests are held, because other processes train on, it only notes that this is owed.
 
@@ -135,7 +135,7 @@ class WayBack:
         self._owed = (peak_lr, ending) if self._cadence.held else None
         if self._owed is not None:
             return None
-        if self._rule.is_outgrown(ending):
+        if self._rule.is_outgrown(ending) or ending.reason == MAX_LR:
             self._rewind.drop()
             return None
         lr_of = self._curve.warmup

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from ..runtime.checks import check_number, plain
 from . import per_sample
 from .hooks import Hook
 from .rates import is_distributed, layer_rates
@@ -81,7 +82,7 @@ class CLARS(Optimizer):
             raise ValueError("params is a model; pass its parameters, and the model as per_sample_model, not as model")
         if per_sample_model is None and (compute_loss is not None or chunk_size is not None):
             raise ValueError("compute_loss and chunk_size are for exact norms alone; pass per_sample_model with them")
-        per_sample.check_chunk_size(chunk_size)
+        chunk_size = per_sample.checked_chunk_size(chunk_size)
         if isinstance(per_sample_model, DistributedDataParallel):
             per_sample_model = per_sample_model.module
         self._model, self._compute_loss, self._chunk_size = per_sample_model, compute_loss, chunk_size
@@ -99,9 +100,13 @@ class CLARS(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the group's backwards are heard from now on."""
-        group = {**self.defaults, **param_group}
+        param_group = {**self.defaults, **param_group}
         for name in ("lr", "momentum", "weight_decay", "eta", "eps"):
-            value = group[name]
+            value = plain(param_group[name])
+            if not isinstance(value, float):
+                check_number(name, value)
+            if name != "lr" or not isinstance(param_group[name], Tensor):  # a schedule fills an LR that is a tensor
+                param_group[name] = value
             if not value >= 0 or (name == "momentum" and value >= 1) or (name == "eta" and value == 0):
                 limits = {"momentum": "from 0 to less than 1", "eta": "above 0"}.get(name, "0 at least")
                 raise ValueError(f"{name} is {value}, but must be {limits}; pass such a number")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..runtime.checks import whole
+
 PROBES = 64
 """The entries of a layer's gradient that are kept beside its norm, to see by what the gradients are scaled later."""
 
@@ -37,7 +39,7 @@ def per_sample_gradient_norms(
             gradients of their own, for batch norm mixes them.
         RuntimeError: vmap cannot run the model.
     """
-    check_chunk_size(chunk_size)
+    chunk_size = checked_chunk_size(chunk_size)
     args, kwargs = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), {})
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     records = per_sample_records(model, compute_loss, args, kwargs, chunk_size, names)
@@ -120,6 +122,8 @@ def probes(gradient: Tensor) -> Tensor:
     return gradient.reshape(-1)[:: max(gradient.numel() // PROBES, 1)][:PROBES]
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is not None and chunk_size < 1:
+def checked_chunk_size(chunk_size: Any) -> int | None:
+    size = whole(chunk_size)
+    if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"chunk_size is {chunk_size}, but must be 1 at least; pass None for all samples at once")
+    return size

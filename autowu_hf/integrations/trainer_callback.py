@@ -73,7 +73,7 @@ class AutoWUCallback(TrainerCallback):
         if state.global_step and not scheduler.last_epoch:
             self._restart(state, scheduler)
         elif not scheduler.last_epoch:
-            leftovers.say_what_a_warmup_means(args, state.max_steps, scheduler)
+            leftovers.say_what_a_warmup_means(args, scheduler)
         self._reported_phase = scheduler.phase
         self._said_it_looks = False
         self._lost, self._best, self.loss_sum = LostSteps(scheduler), BestEvaluation(state), LossSum(scheduler, state)

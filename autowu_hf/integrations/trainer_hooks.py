@@ -10,11 +10,9 @@ import sys
 from typing import Any
 
 from torch import Tensor
-from transformers import TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, EarlyStoppingCallback
 
 from ..runtime.wrapping import Function, Wrap, unwrap, wrap
-from . import leftovers
 from .trainer_callback import AutoWUCallback, adaptive
 
 
@@ -62,16 +60,6 @@ def _on_evaluate(this: Wrap) -> Function:
             self.callbacks = present
 
     return on_evaluate
-
-
-def _get_warmup_steps(this: Wrap) -> Function:
-    """A warm-up that was meant for another schedule is left out where it cannot be the limit of this one's."""
-
-    def get_warmup_steps(self: Any, num_training_steps: int) -> Any:
-        steps = this.original(self, num_training_steps)
-        return leftovers.usable(self, steps, num_training_steps) if this.is_active else steps
-
-    return get_warmup_steps
 
 
 def _report_to_hp_search(this: Wrap) -> Function:
@@ -123,7 +111,6 @@ def _own(handler: Any) -> AutoWUCallback:
 _HOOKS = (
     (CallbackHandler, "add_callback", _add_callback),
     (CallbackHandler, "on_evaluate", _on_evaluate),
-    (TrainingArguments, "get_warmup_steps", _get_warmup_steps),
 )
 _TRAINER_HOOKS = {
     "_report_to_hp_search": _report_to_hp_search,

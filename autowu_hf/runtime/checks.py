@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,12 +52,28 @@ def whole(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The Python number in one of NumPy's, or in a tensor of one; another value as it is.
+    """The Python number in one of NumPy's, in a tensor of one, or in what else is one (a ``SuggestedLR``, a fraction);
+    another value as it is.
 
     Args:
         value: of an option.
     """
-    return value.item() if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1 else value
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", (0,))) == 1:
+        return value.item()
+    is_other_number = hasattr(type(value), "__float__") and not hasattr(value, "shape")
+    return float(value) if is_other_number and not isinstance(value, (bool, int, float)) else value
+
+
+def make_plain(options: Any, counts: Sequence[str]) -> None:
+    """Puts Python's numbers in the place of others, before they are checked.
+
+    Args:
+        options: a frozen dataclass.
+        counts: its fields that are whole numbers.
+    """
+    for field in dataclasses.fields(options):
+        value = plain(getattr(options, field.name))
+        object.__setattr__(options, field.name, whole(value) if field.name in counts else value)
 
 
 def check_state(state: Mapping[str, Any], scheduler: str, version: int, own_key: str) -> None:

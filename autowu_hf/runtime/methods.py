@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,44 +21,36 @@ class Method:
         name: of ``lr_scheduler_type``.
         schedule: f(optimizer, num_warmup_steps=, num_training_steps=, **options), which returns the scheduler.
         is_adaptive: whether that is an ``AdaptiveScheduler``, and not a closed form.
-        fewest_warmup_steps: of a schedule that finds the length of its warm-up by itself: f(num_training_steps,
-            options), the lowest limit that ``num_warmup_steps`` may set to it; else None.
     """
 
     name: str
     schedule: Callable[..., Any]
     is_adaptive: bool
-    fewest_warmup_steps: Callable[[int, Mapping[str, Any]], int] | None = None
 
 
 METHODS: dict[str, Method] = {}
 """``lr_scheduler_type`` -> its method; in the order of registration."""
 
 
-def register_method(
-    name: str,
-    schedule: Callable[..., Any],
-    *,
-    is_adaptive: bool,
-    fewest_warmup_steps: Callable[[int, Mapping[str, Any]], int] | None = None,
-) -> None:
+def register_method(name: str, schedule: Callable[..., Any], *, is_adaptive: bool) -> None:
     """Makes a schedule known, so that registration teaches transformers its name.
 
     Args:
         name: of ``lr_scheduler_type``.
         schedule: its factory; ``lr_scheduler_kwargs`` are checked against its arguments.
         is_adaptive: whether it returns an ``AdaptiveScheduler``.
-        fewest_warmup_steps: see ``Method``.
     """
-    METHODS[name] = Method(name, _with_known_options(name, schedule), is_adaptive, fewest_warmup_steps)
+    METHODS[name] = Method(name, _by_name(name, schedule, is_adaptive), is_adaptive)
 
 
-def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[..., Any]:
-    """A schedule that lists its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may.
+def _by_name(name: str, schedule: Callable[..., Any], is_adaptive: bool) -> Callable[..., Any]:
+    """A schedule as the libraries call it, which know no more than its name.
 
-    It takes the ``last_epoch`` of a new run, too.
+    It lists its options where it is given an unknown one, as ``lr_scheduler_kwargs`` may. It takes the ``last_epoch``
+    of a new run, too. The ``num_warmup_steps`` were meant for any schedule, so an adaptive one inherits them.
     """
-    parameters = inspect.signature(schedule).parameters
+    signature = inspect.signature(schedule)
+    parameters = signature.parameters
     known = tuple(option for option in parameters if option not in _FILLED_IN)
 
     @functools.wraps(schedule)
@@ -73,6 +65,13 @@ def _with_known_options(name: str, schedule: Callable[..., Any]) -> Callable[...
         for option in options:
             if option not in parameters:
                 check_name(f"option of lr_scheduler_type={name!r}", option, known)
-        return schedule(*args, **options)
+        if not is_adaptive:
+            return schedule(*args, **options)
+        given = signature.bind(*args, **options)
+        warmup = given.arguments.pop("num_warmup_steps", None)
+        adaptive = schedule(*given.args, **given.kwargs)
+        if warmup is not None:
+            adaptive.inherit_warmup(warmup)
+        return adaptive
 
     return checked

@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ..console import enable
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
+from .inherited_warmup import InheritsWarmup
 from .loss_history import LossHistory
 from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, set_lrs
 
 
-class AdaptiveScheduler(LRScheduler):
+class AdaptiveScheduler(InheritsWarmup):
     """A schedule that looks at the run; the base class of AutoWU's, AutoLRS's and SALSA's.
 
     A *scheduler step* is one call of ``step()``. That is one optimizer step, except under accelerate with N processes,
@@ -118,11 +118,10 @@ class AdaptiveScheduler(LRScheduler):
         Args:
             loss: the scalar loss of the optimizer step (a tensor or a number), for loops that call ``loss.backward()``
                 themselves. None takes the one that ``accelerator.backward`` saw.
-            others: none; what other schedules take by name, an epoch or metrics, is refused.
 
         Raises:
-            ValueError: the loss is not a scalar, or has another name; or there is none, and another schedule hears the
-                same accelerator; or the schedule lacks the length of an epoch; or a parameter group is gone.
+            ValueError: the loss is not a scalar, or has another name (others); there is none, and another schedule
+                hears the same accelerator; the schedule lacks the length of an epoch; or a parameter group is gone.
             DivergedError: the parameters are infinite or NaN, and there is nothing to go back to.
         """
         if others:
@@ -137,6 +136,7 @@ class AdaptiveScheduler(LRScheduler):
                 self._step_count, self.last_epoch = self._step_count + 1, step
                 self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
                 return set_lrs(self.optimizer, lrs)
+            self.say_inherited()
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
@@ -169,6 +169,7 @@ class AdaptiveScheduler(LRScheduler):
         for optimizer in optimizers:
             self._check_optimizer(optimizer)
         self.ticks_per_step = ticks_per_step
+        self._fit_warmup()
         self._plan()
 
     def _check_optimizer(self, optimizer: Any) -> None:
@@ -200,27 +201,24 @@ class AdaptiveScheduler(LRScheduler):
         """Takes this process to the step of the one that is furthest; all processes must join."""
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
-        """Tells the length of an epoch, where the schedule was made without it.
+        """Tells the length of an epoch, where the schedule was made without it; a ValueError where it needs another.
 
         Args:
             steps: in scheduler steps; None when there is no such length.
-
-        Raises:
-            ValueError: the schedule needs another length.
         """
 
     def restart(self, num_training_steps: int) -> str:
         """Starts anew, before its first step: for a run resumed without this schedule's state.
 
         Args:
-            num_training_steps: the scheduler steps that are left; a ValueError where they are fewer than 2.
+            num_training_steps: the scheduler steps that are left, at least 2; fewer are a ValueError.
 
         Returns:
             What it does instead of going on, as the end of a sentence.
         """
-        num_training_steps = whole(num_training_steps)
-        check_steps(num_training_steps, 0, None)
-        self.num_training_steps = num_training_steps
+        self.num_training_steps = whole(num_training_steps)
+        check_steps(self.num_training_steps, 0, None)
+        self._fit_warmup()
         done = self._plan_rest()
         self._set_lrs()
         return done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..runtime.checks import check_count, check_number
+from ..runtime.checks import check_count, check_number, make_plain
 
 _FEWEST_SAMPLES = 16
 _MOST_SAMPLES, _LONGEST_INTERVAL = 1000, 100
@@ -30,6 +30,7 @@ class SalsaSettings:
     test_every: int | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self, counts=("min_samples", "test_every"))
         for name in ("initial_lr", "smoothing", "drop_factor", "significance", "keep"):
             if getattr(self, name) is not None or name != "initial_lr":
                 check_number(name, getattr(self, name))

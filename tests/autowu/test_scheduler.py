@@ -129,20 +129,46 @@ def test_a_minimum_that_the_loss_comes_back_to_was_none():
 
 @pytest.mark.parametrize("rewind", [True, False])
 @pytest.mark.parametrize(
-    ("losses", "told"),
+    ("losses", "options", "told"),
     [
-        (np.linspace(2.0, 1.0, 50), "the losses fell, but told no LR up to 8.3e-2 (a higher max_lr may)"),
-        (np.ones(50), "the losses told nothing up to LR 8.3e-2"),
+        (
+            np.linspace(2.0, 1.0, 50),
+            {"scale": False},
+            "the losses fell, but told no LR up to 7.9e-1 (a higher max_lr may)",
+        ),
+        (np.ones(50), {"max_lr": 0.1}, "the losses told nothing up to LR 8.3e-2"),
     ],
 )
-def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and_says_so(losses, told, rewind, caplog):
-    scheduler = get_schedule(optimizer_of(default=0.007), 100, max_lr=0.1, rewind=rewind)
+def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and_says_so(
+    losses, options, told, rewind, caplog
+):
+    scheduler = get_schedule(optimizer_of(default=0.007), 100, rewind=rewind, **options)
     run(scheduler, losses, 100)
     assert (scheduler.switch_step, scheduler.ended_by, scheduler.minimum_step) == (50, "nothing", None)
     assert scheduler.peak_lr == 0.007
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"{told}, at step 50; peak LR 7.0e-3, which the optimizer was given" in said
     assert scheduler.lr_in_words() == "0.007, which the optimizer was given; AutoWU found none"
+
+
+@pytest.mark.parametrize("rewind", [True, False])
+@pytest.mark.parametrize("own", [1e-5, 0.007, 5.0])
+def test_losses_that_fall_all_the_way_up_to_a_given_max_lr_make_it_the_peak(own, rewind, caplog):
+    caplog.set_level(logging.INFO)
+    noise = 0.02 * np.random.default_rng(0).standard_normal(50)
+    scheduler = get_schedule(optimizer_of(default=own), 100, min_lr=1e-6, max_lr=1e-3, rewind=rewind)
+    run(scheduler, np.linspace(2.0, 1.0, 50) + noise, 100)
+    assert (scheduler.switch_step, scheduler.ended_by, scheduler.minimum_step) == (50, "max_lr", None)
+    assert (scheduler.peak_lr, scheduler.rewound_to) == (1e-3, None)  # no step has done harm
+    (said,) = [record for record in caplog.records if "peak LR" in record.getMessage()]
+    assert (
+        "the losses fell all the way up to max_lr, which is the peak, at step 50; peak LR 1.0e-3," in said.getMessage()
+    )
+    assert said.levelno == logging.INFO
+    assert scheduler.lr_in_words() == "0.001, which is max_lr; the losses fell all the way up to it"
+    kept = get_schedule(optimizer_of(default=own), 100, min_lr=1e-6, max_lr=1e-3, rewind=rewind)
+    run(kept, np.full(50, 2.0), 100)
+    assert (kept.ended_by, kept.peak_lr) == ("nothing", min(own, 1e-3))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_closed_form_keeps_the_warm_up_and_is_no_schedule_of_the_script():
     every.install()
     try:
         schedule = transformers.get_linear_schedule_with_warmup(optimizer(), 10, 100)
-        assert type(schedule) is LambdaLR
+        assert isinstance(schedule, LambdaLR)
         assert [schedule.lr_lambdas[0](step) for step in (5, 10, 100)] == [0.5, 1.0, 0.0]
         assert TrainingArguments("out", use_cpu=True, warmup_steps=7).warmup_steps == 7
     finally:

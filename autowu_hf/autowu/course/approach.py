@@ -28,7 +28,7 @@ from .breaks import Breaks
 from .legs import FEWEST_LOSSES, Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
-from .signs import FEWEST_STEPS, FEWEST_TO_RISE, Array, Signs, have_fallen
+from .signs import FEWEST_TO_RISE, Array, Signs, have_fallen
 from .timetable import Timetable
 
 BREAK_DIVISOR = 10.0
@@ -250,7 +250,7 @@ class Approach:
             **{name: getattr(self, name) for name in _SEEN},
             "legs": [dataclasses.asdict(leg) for leg in self.legs],
             **self.breaks.state_dict(),
-            "looks": self.times.num_steps >= FEWEST_STEPS,
+            "looks": self.times.looks,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }
 

@@ -12,6 +12,9 @@ RAMP = 0.05
 LOOK = 0.3
 """The share of the run until which losses that have fallen to half make the LR grow on."""
 
+FEWEST_SEEN = 5
+"""The steps at the scale's peak after which losses tell anything."""
+
 
 @dataclass(frozen=True)
 class Timetable:
@@ -48,6 +51,11 @@ class Timetable:
         if self.num_steps >= FEWEST_STEPS:
             return self.look_end(leg_end)
         return leg_end if is_corrected else min(leg_end + 1, self.longest)
+
+    @property
+    def looks(self) -> bool:
+        """Whether there are steps enough to look at the losses, also where they are limited."""
+        return self.num_steps >= FEWEST_STEPS and self.longest - self.ramp_end(2) >= FEWEST_SEEN
 
     @property
     def look_interval(self) -> int:

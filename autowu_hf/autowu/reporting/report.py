@@ -10,7 +10,7 @@ import numpy as np
 
 from ...loss_curve import divergence
 from ..course.scale import Scale
-from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
+from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
@@ -79,7 +79,7 @@ def describe(report: dict[str, Any]) -> str:
     scale = _scale(report)
     if report["ended_by"] == "minimum":
         found = f"{_minimum(report)} of {step}"
-    elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
+    elif report["ended_by"] in (MAX_LR, NOTHING) or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
         found = f"the losses ask for no more at step {step}"
@@ -121,7 +121,7 @@ def headline(report: dict[str, Any]) -> str:
         found = f"minimum at {report['minimum_step']}, seen at step {step}"
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
         found = f"cliff at {report['cliff_step']}, seen at step {step}"
-    elif report["ended_by"] == NOTHING or (report["ended_by"] == "cap" and scale is not None):
+    elif report["ended_by"] in (MAX_LR, NOTHING) or (report["ended_by"] == "cap" and scale is not None):
         found = _ending(report)
     else:
         found = f"{_ending(report)} at step {step}"
@@ -138,6 +138,8 @@ def lr_in_words(report: dict[str, Any]) -> str:
     said = f"{report['peak_lr']:.3g}{_given(report)}"
     if _given(report):
         return f"{said}; AutoWU found none"
+    if report["ended_by"] == MAX_LR:
+        return f"{said}, which is max_lr; the losses fell all the way up to it"
     return f"{said}, {'chosen' if is_doubtful(report) else 'found'} by AutoWU"
 
 
@@ -164,7 +166,12 @@ def _ending(report: dict[str, Any]) -> str:
         if divergence.has_gained(losses):
             return f"the losses fell, but told no LR up to {highest} (a higher max_lr may)"
         return f"the losses told nothing up to LR {highest}"
-    names = {"cliff": "cliff", "cap": "warm-up ended by its cap,", "divergence": "losses diverged"}
+    names = {
+        "cliff": "cliff",
+        "cap": "warm-up ended by its cap,",
+        DIVERGENCE: "losses diverged",
+        MAX_LR: "the losses fell all the way up to max_lr, which is the peak",
+    }
     return names[report["ended_by"]]
 
 

@@ -13,6 +13,8 @@ from ...runtime.scheduler import AdaptiveScheduler
 from ...shapes import LRCurve
 from ..cadence import Cadence
 from ..course.course import Course
+from ..course.legs import FEWEST_LOSSES
+from ..course.timetable import RAMP
 from ..peak_rule import PeakRule
 from ..settings import AutoWUSettings
 from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
@@ -65,6 +67,15 @@ class Reported(AdaptiveScheduler):
     def warmup_cap(self) -> int:
         """The scheduler steps of the longest warm-up, as far as it is known."""
         return self._course.sweep_start + self._course.cap
+
+    @property
+    def warmup_limits(self) -> tuple[int, int]:
+        """As in the base class: from the steps of two measurements, the growth to the scale, and ten losses there; or
+        as many as a short run takes by itself. Over a range, those of a minimum test.
+        """
+        steps = self.num_training_steps // self.ticks_per_step
+        needed = FEWEST_LOSSES + (2 + round(RAMP * steps) if self.settings.uses_scale else 0)
+        return min(needed, self.settings.longest_warmup(steps)), steps - 1
 
     @property
     def num_steps_lost(self) -> int:

@@ -87,6 +87,12 @@ def test_the_docstring_of_describe_shows_what_it_returns():
             "decay",
         ),
         (
+            {"ended_by": "max_lr", "minimum_step": None, "peak_lr": 0.1, "rewound_to": None},
+            "the losses fell all the way up to max_lr, which is the peak, at step 146; peak LR 1.0e-1, REX decay over "
+            "654 steps",
+            "AutoWU: the losses fell all the way up to max_lr, which is the peak; peak LR 1.0e-1; REX decay",
+        ),
+        (
             {"ended_by": "divergence"},
             "losses diverged at step 146, minimum at step 114; peak LR 9.5e-3, weights and optimizer state of step 91, "
             "REX decay over 654 steps",
@@ -174,6 +180,7 @@ def test_a_run_that_was_resumed_as_a_shorter_one_has_no_steps_left():
     [
         ({}, False),
         ({"ended_by": "nothing", "minimum_step": None}, True),
+        ({"ended_by": "max_lr", "minimum_step": None}, False),
         ({"ended_by": "cap"}, False),
         ({"ended_by": "cap", "minimum_step": None}, True),
         ({"ended_by": "divergence", "minimum_step": None}, True),

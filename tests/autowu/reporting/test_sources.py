@@ -35,7 +35,9 @@ def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
 
 
 def test_a_folder_is_drawn_where_there_is_one_report_in_it(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no autowu.json, scheduler.pt or scheduler.bin; pass the folder that a"):
+    with pytest.raises(
+        ValueError, match=r"holds no autowu.json, scheduler.pt or scheduler.bin; pass the folder that a"
+    ):
         report_from(tmp_path)
     first, second = trained(60), trained(30)
     torch.save(second.state_dict(), tmp_path / "scheduler.pt")

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.runtime.param_groups import innermost, layers, lr_ratios, match_ratios, own_lr, set_lrs, states_of
+from autowu_hf.runtime.param_groups import innermost, layers, lr_ratios, own_lr, set_lrs, states_of
 
 
 def groups_of(*lrs: float, default: float) -> torch.optim.Optimizer:
@@ -146,20 +146,6 @@ def test_an_optimizer_without_any_lr_is_refused():
     del optimizer.param_groups[0]["lr"]
     with pytest.raises(ValueError, match="SGD has no lr in its parameter groups and finds its own"):
         get_autowu_schedule(optimizer, 100)
-
-
-def test_a_group_that_is_added_at_the_lr_of_the_moment_gets_the_ratio_of_the_group_that_has_it():
-    optimizer = groups_of(1e-3, 1e-4, default=1e-3)
-    ratios, own = lr_ratios(optimizer), own_lr(optimizer)
-    set_lrs(optimizer, [0.5, 0.05])
-    for lr in (0.05, 2e-3, 0.5):
-        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr})
-    match_ratios(ratios, optimizer, own)
-    assert ratios == pytest.approx([1.0, 0.1, 0.1, 2.0, 1.0])
-    assert [group["initial_lr"] for group in optimizer.param_groups[2:]] == pytest.approx([1e-4, 2e-3, 1e-3])
-    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": float("nan")})
-    with pytest.raises(ValueError, match="must be a finite number, got nan"):
-        match_ratios(ratios, optimizer, own)
 
 
 @pytest.mark.parametrize("hold", [lambda a, b: {"a": a, "b": b}, lambda a, b: {"all": [a, b]}])

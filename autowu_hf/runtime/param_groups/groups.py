@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checks import require_finite
+from ..checks import require_finite
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
@@ -67,6 +67,11 @@ def own_lr(optimizer: Optimizer) -> float:
             "lr: the schedule keeps the ratios of the groups' learning rates, and zeros have none (the state of a "
             "finished run has them)"
         )
+    return common_lr(optimizer, lrs)
+
+
+def common_lr(optimizer: Optimizer, lrs: Sequence[float]) -> float:
+    """The optimizer's own LR among those that its groups were given; see ``own_lr``."""
     default = innermost(optimizer).defaults.get("lr")  # DeepSpeed's ZeRO optimizers have no defaults of their own
     return float(default) if default is not None and float(default) in lrs and float(default) > 0.0 else max(lrs)
 
@@ -91,34 +96,6 @@ def keep_own_lrs(optimizer: Optimizer) -> None:
                 group["initial_lr"] = lr.detach().clone()
             if defaults.get("lr") is lr:
                 defaults["lr"] = lr.detach().clone()
-
-
-def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
-    """Takes in parameter groups that were added since a schedule was made, each with the ratio of its own LR; one that
-    was given the LR that another group has at the moment gets that one's ratio.
-
-    Args:
-        ratios: of the groups known so far; those of the new ones are appended.
-        optimizer: any torch optimizer, or accelerate's wrap of one.
-        own: its own LR when the schedule was made.
-
-    Raises:
-        ValueError: it has fewer groups than then, or the LR of a new one is not finite.
-    """
-    groups = optimizer.param_groups
-    if len(groups) == len(ratios):
-        return
-    if len(groups) < len(ratios):
-        raise ValueError(
-            f"the optimizer must keep its {len(ratios)} parameter groups, but has {len(groups)}; leave one in that is "
-            "trained no more, and call requires_grad_(False) on its parameters"
-        )
-    now = {float(group["lr"]): ratio for group, ratio in zip(groups, ratios, strict=False)}
-    for group in groups[len(ratios) :]:
-        ratio = now.get(float(group["lr"])) if "initial_lr" not in group else None
-        initial = group.setdefault("initial_lr", float(group["lr"]) if ratio is None else ratio * own)
-        require_finite([float(initial)])
-        ratios.append(float(initial) / own)
 
 
 def innermost(optimizer: Any) -> Any:

@@ -1,0 +1,35 @@
+"""The parameter groups of an optimizer: their learning rates, and the optimizers behind its wraps."""
+
+from .added import match_ratios
+from .groups import (
+    Obstacle,
+    common_lr,
+    device_of,
+    innermost,
+    keep_own_lrs,
+    layers,
+    lr_ratios,
+    own_lr,
+    partitioned_by,
+    refuse_layer_wise,
+    set_lrs,
+    states_of,
+    weights_out_of_reach,
+)
+
+__all__ = [
+    "Obstacle",
+    "common_lr",
+    "device_of",
+    "innermost",
+    "keep_own_lrs",
+    "layers",
+    "lr_ratios",
+    "match_ratios",
+    "own_lr",
+    "partitioned_by",
+    "refuse_layer_wise",
+    "set_lrs",
+    "states_of",
+    "weights_out_of_reach",
+]
