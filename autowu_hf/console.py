@@ -30,6 +30,15 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+def enable() -> None:
+    """Enables the package's loggers again: an application that sets its logging up after the imports disables them all,
+    unless it passes ``disable_existing_loggers=False``.
+    """
+    for name, logger in [*logging.Logger.manager.loggerDict.items()]:
+        if isinstance(logger, logging.Logger) and (name == NAME or name.startswith(f"{NAME}.")):
+            logger.disabled = False
+
+
 def install() -> None:
     """Gives the package's logger its handler and its level, where it has none of its own yet."""
     logger = logging.getLogger(NAME)

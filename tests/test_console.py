@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from autowu_hf.console import ConsoleHandler, install
+from autowu_hf.console import ConsoleHandler, enable, install
 
 RUN = """
 import torch, autowu_hf
@@ -31,9 +31,11 @@ def console_of(before: str) -> str:
 
 @pytest.mark.once
 def test_a_plain_run_says_what_it_will_do_and_what_it_has_decided():
-    first, second = [line for line in console_of("").splitlines() if line.startswith("AutoWU")]
+    """Also where the script sets its logging up after the import, which disables the loggers that there are."""
+    before = "import logging.config; logging.config.dictConfig({'version': 1})"
+    first, second = [line for line in console_of(before).splitlines() if line.startswith("AutoWU")]
     assert "looks for the learning rate from 1e-05 to 1 within 10 of 40 steps. The loss may rise" in first
-    assert "told nothing up to LR 1.0e+0, at step 10; peak LR 1.0e-2, which the optimizer was given" in second
+    assert "told nothing up to LR 4.1e-1, at step 10; peak LR 1.0e-2, which the optimizer was given" in second
 
 
 @pytest.fixture
@@ -69,3 +71,10 @@ def test_what_was_set_before_stays(logger):
     install()
     assert logger.level == logging.ERROR
     assert sum(isinstance(handler, ConsoleHandler) for handler in logger.handlers) == 1
+
+
+def test_only_the_loggers_of_the_package_are_enabled_again():
+    own, other = logging.getLogger("autowu_hf.new"), logging.getLogger("autowu_hf_of_another")
+    own.disabled = other.disabled = True
+    enable()
+    assert (own.disabled, other.disabled) == (False, True)

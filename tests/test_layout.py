@@ -15,8 +15,8 @@ METHOD = 2
 """The rank of a method's folder (or file, rex.py), and so of every room that is not named here."""
 
 RANKS = {
+    "console": -1,
     "_version": 0,
-    "console": 0,
     "shapes": 0,
     "runtime": 0,
     "loss_curve": 1,

@@ -76,8 +76,7 @@ class AutoWUScheduler(Reported):
         steps_per_epoch = whole(steps_per_epoch)
         check_steps(self.num_training_steps, self.num_warmup_steps, steps_per_epoch)
         self.settings = s = AutoWUSettings() if settings is None else settings
-        self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = None
-        self.peak_lr = self.ended_by = None
+        self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = self.peak_lr = self.ended_by = None
         self._check_at: int | None = None
         self._file_names = FileNames()
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
@@ -124,10 +123,11 @@ class AutoWUScheduler(Reported):
                 self._warm_up.say_shortage(self._cap)
             step -= self._since
             ending = self._warm_up.advance(step, self._cap, loss)
-            if ending is None and step < self._way_back.due_at:  # True at most steps: nothing to do
-                return
-            self._end_or_keep(step, ending)
+            if ending is not None or step >= self._way_back.due_at:  # False at most steps: nothing to do
+                self._end_or_keep(step, ending)
             return
+        if type(loss) is float:
+            self._warm_up.history.look_for_count(loss)
         if step == self._check_at:
             self._require_finite_parameters(step)
         if step == self.num_training_steps:

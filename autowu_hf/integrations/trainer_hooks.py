@@ -91,15 +91,13 @@ def _maybe_log_save_evaluate(this: Wrap) -> Function:
 
 
 def _hyperparameters(this: Wrap) -> Function:
-    """The model card names the LR that was found."""
+    """The model card names the LR that was found, or says that none was."""
 
     def extract(trainer: Any) -> Any:
         found = this.original(trainer)
         scheduler = adaptive(trainer.lr_scheduler)
         if this.is_active and scheduler is not None:
-            lrs = [value for key, value in scheduler.log_values().items() if key.endswith("/peak_lr")]
-            lr = f"{lrs[0]:.3g}, found by {scheduler.name}" if lrs else f"chosen by {scheduler.name}"
-            found["learning_rate"] = lr
+            found["learning_rate"] = scheduler.lr_in_words()
         return found
 
     return extract

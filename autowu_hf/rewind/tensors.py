@@ -138,21 +138,23 @@ def marks(tensors: Mapping[str, Tensor]) -> dict[str, Mark | None]:
             continue
         shapes[name] = tuple((part.shape, part.dtype) for part in found)
         try:
-            for part in found:
-                sums.setdefault(part.device, []).append((name, _sum_of_bits(part)))
+            numbers = [_sum_of_bits(part) for part in found]
         except (NotImplementedError, RuntimeError):
             shapes[name] = None
+            continue
+        for number in numbers:
+            sums.setdefault(number.device, []).append((name, number))
     for named in sums.values():
         values = torch.stack([value for _, value in named]).tolist()
         for (name, _), value in zip(named, values, strict=True):
-            mark = shapes[name]
-            shapes[name] = None if mark is None else (*mark, value)
+            shapes[name] = (*(shapes[name] or ()), value)
     return shapes
 
 
 def _sum_of_bits(part: Tensor) -> Tensor:
     """A number, int64, on the tensor's device: the weighted sum of its memory taken for int64, modulo 2^64."""
     part = part.resolve_conj().resolve_neg().contiguous().reshape(-1)
+    part = part.as_strided(part.shape, (1,))  # a single element counts as contiguous whatever its stride
     if part.storage_offset() * part.element_size() % 8:
         part = part.clone()
     memory = part.view(torch.uint8)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -107,6 +107,31 @@ def closed(state: Mapping[str, Any]) -> dict[str, Any]:
 def opened(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state without the tuples of ``closed``; earlier releases wrote none."""
     return {name: part[0] if isinstance(part, tuple) else part for name, part in state.items()}
+
+
+def require_finite(lrs: Sequence[float]) -> None:
+    """Raises a ValueError where the LR of a parameter group is not finite."""
+    if not all(map(math.isfinite, lrs)):
+        raise ValueError(
+            f"the lr of a parameter group must be a finite number, got {', '.join(f'{lr:g}' for lr in lrs)}; pass any "
+            "positive lr: the schedule keeps the ratios of the groups' learning rates"
+        )
+
+
+def refuse_others(others: Mapping[str, Any]) -> NoReturn:
+    """Raises the error for what ``step`` was given by another name than ``loss``.
+
+    Args:
+        others: such arguments, by name: ``epoch`` of torch's schedules, ``metrics`` of ReduceLROnPlateau.
+
+    Raises:
+        ValueError: always.
+    """
+    names = " and ".join(f"{name}=" for name in others)
+    raise ValueError(
+        f"step() takes the loss of the optimizer step just done, got {names}; call scheduler.step(loss), or "
+        "scheduler.step() where accelerator.backward is called, after every optimizer step"
+    )
 
 
 def check_number(name: str, value: Any) -> None:

@@ -89,8 +89,8 @@ class InheritsWarmup(LRScheduler):
             )
         elif fewest > 1:
             logger.info(
-                "%s means that %s has to know the peak learning rate by step %d of %d at the latest. %s, unless that "
-                "is what you want; the schedule finds the length of its warm-up by itself",
+                "%s limits the search of %s for the peak learning rate to the first %d of %d steps. %s, unless you "
+                "want that limit; the schedule finds the length of its warm-up by itself",
                 option,
                 self.name,
                 used,

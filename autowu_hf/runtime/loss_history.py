@@ -44,6 +44,9 @@ _ACCUMULATED = (
 _COUNTED = 6
 """So many floats that go up by equal steps from the start are no losses."""
 
+_COUNTED_FROM_0 = 3
+"""So many, where the first is exactly 0."""
+
 _COUNTS = (
     "what step() gets goes up by {step:g} each time, to {last:g} now, like a count of epochs. It is taken "
     "for the loss. Pass the loss, scheduler.step(loss), or nothing where accelerator.backward is called"
@@ -91,8 +94,8 @@ class LossHistory:
         if loss is not None:
             self._pending.append(_checked(loss))
             self._is_handed = overheard is None
-            if type(loss) is float and len(self._first) < _COUNTED:
-                self._look_for_count(loss)
+            if type(loss) is float:
+                self.look_for_count(loss)
         elif overheard is not None:
             self._pending.extend(overheard)  # none while micro-batches accumulate
             self._drop_earlier(len(overheard))
@@ -129,10 +132,15 @@ class LossHistory:
         self._tap.take(wanted=False)
         self.reset()
 
-    def _look_for_count(self, loss: float) -> None:
-        """Warns where the first losses are a count, as of epochs; torch's schedules once took one."""
+    def look_for_count(self, loss: float) -> None:
+        """Warns once where the first losses that were handed in are a count, as of epochs, which torch's schedules
+        once took. ``observe`` asks it; beyond the warm-up, in which a 0 may have ended that at once, the schedule does.
+        """
+        if len(self._first) >= _COUNTED:
+            return
         self._first.append(loss)
-        if len(self._first) < _COUNTED or not all(map(math.isfinite, self._first)):
+        needed = _COUNTED_FROM_0 if self._first[0] == 0.0 else _COUNTED
+        if len(self._first) != needed or not all(map(math.isfinite, self._first)):
             return
         increments = np.diff(self._first)
         if increments[0] > 0.0 and np.allclose(increments, increments[0], rtol=1e-6, atol=0.0):

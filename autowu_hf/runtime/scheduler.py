@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checks import check_state, check_steps, closed, opened, whole
+from ..console import enable
+from .checks import check_state, check_steps, closed, opened, refuse_others, whole
 from .inherited_warmup import InheritsWarmup
 from .loss_history import LossHistory
 from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, set_lrs
@@ -56,6 +57,7 @@ class AdaptiveScheduler(InheritsWarmup):
     """Whether ``write_report`` writes files."""
 
     def __init__(self, optimizer: Optimizer, num_training_steps: int, num_warmup_steps: int = 0) -> None:
+        enable()
         num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, None)
         self._ratios, self._own_lr = lr_ratios(optimizer), own_lr(optimizer)
@@ -110,7 +112,7 @@ class AdaptiveScheduler(InheritsWarmup):
     def _load_state(self, state: dict[str, Any]) -> None:
         """Restores what ``_state`` returned; the head is restored already, the LRs are set afterwards."""
 
-    def step(self, loss: Any = None) -> None:
+    def step(self, loss: Any = None, **others: Any) -> None:  # type: ignore[override]
         """Moves on by one scheduler step: takes in the loss of the optimizer step just done, decides, sets the LRs.
 
         Args:
@@ -118,10 +120,13 @@ class AdaptiveScheduler(InheritsWarmup):
                 themselves. None takes the one that ``accelerator.backward`` saw.
 
         Raises:
-            ValueError: the loss is not a scalar; or there is none, and another schedule hears the same accelerator; or
-                the schedule lacks the length of an epoch.
+            ValueError: the loss is not a scalar, or has another name (others); there is none, and another schedule
+                hears the same accelerator; the schedule lacks the length of an epoch; or a parameter group is gone.
             DivergedError: the parameters are infinite or NaN, and there is nothing to go back to.
         """
+        if others:
+            refuse_others(others)
+        match_ratios(self._ratios, self.optimizer, self._own_lr)
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
             if step == 0:
@@ -129,9 +134,9 @@ class AdaptiveScheduler(InheritsWarmup):
             self._advance(step, loss)
             if self._step_count > 1:
                 self._step_count, self.last_epoch = self._step_count + 1, step
-                return self._set_lrs()
+                self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
+                return set_lrs(self.optimizer, lrs)
             self.say_inherited()
-        match_ratios(self._ratios, self.optimizer, self._own_lr)
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
@@ -196,17 +201,14 @@ class AdaptiveScheduler(InheritsWarmup):
         """Takes this process to the step of the one that is furthest; all processes must join."""
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
-        """Tells the length of an epoch, where the schedule was made without it.
+        """Tells the length of an epoch, where the schedule was made without it; a ValueError where it needs another.
 
         Args:
             steps: in scheduler steps; None when there is no such length.
-
-        Raises:
-            ValueError: the schedule needs another length.
         """
 
     def restart(self, num_training_steps: int) -> str:
-        """Starts anew with another length, before its first step: for a run resumed without this schedule's state.
+        """Starts anew, before its first step: for a run resumed without this schedule's state.
 
         Args:
             num_training_steps: the scheduler steps that are left, at least 2; fewer are a ValueError.
@@ -226,8 +228,12 @@ class AdaptiveScheduler(InheritsWarmup):
         """As ``_plan``, without an error where few steps are left; what it does, as the end of a sentence."""
 
     def log_values(self) -> dict[str, float]:
-        """What the training logs get beside the loss. A key that ends in "/peak_lr" names the LR that was found."""
+        """What the training logs get beside the loss."""
         return {}
+
+    def lr_in_words(self) -> str:
+        """What a model card says in the place of the learning rate that the optimizer was given."""
+        return f"chosen by {self.name}"
 
     def write_report(
         self, folder: str, logged_losses: Sequence[Sequence[float]] = (), file: bool = True, picture: bool = True
@@ -243,13 +249,8 @@ class AdaptiveScheduler(InheritsWarmup):
         return {**head, **closed(self._state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state.
-
-        Args:
-            state_dict: what ``state_dict`` returned.
-
-        Raises:
-            ValueError: it is the state of another scheduler, or of another version.
+        """Goes on from what ``state_dict`` returned; a ValueError where it is the state of another scheduler, or of
+        another version.
         """
         check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
         self.last_epoch = state_dict["last_epoch"]

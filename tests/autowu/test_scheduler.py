@@ -11,6 +11,7 @@ import torch
 from tiny import get_schedule
 
 from autowu_hf import AutoWUScheduler, MissingLossWarning, get_autowu_schedule
+from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
 from autowu_hf.shapes import DECAY_TYPES, GROWTHS
 
@@ -133,9 +134,9 @@ def test_a_minimum_that_the_loss_comes_back_to_was_none():
         (
             np.linspace(2.0, 1.0, 50),
             {"scale": False},
-            "the losses fell, but told no LR up to 1.0e+0 (a higher max_lr may)",
+            "the losses fell, but told no LR up to 7.9e-1 (a higher max_lr may)",
         ),
-        (np.ones(50), {"max_lr": 0.1}, "the losses told nothing up to LR 1.0e-1"),
+        (np.ones(50), {"max_lr": 0.1}, "the losses told nothing up to LR 8.3e-2"),
     ],
 )
 def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and_says_so(
@@ -147,6 +148,7 @@ def test_a_warm_up_that_sees_neither_cliff_nor_minimum_keeps_to_the_given_lr_and
     assert scheduler.peak_lr == 0.007
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"{told}, at step 50; peak LR 7.0e-3, which the optimizer was given" in said
+    assert scheduler.lr_in_words() == "0.007, which the optimizer was given; AutoWU found none"
 
 
 @pytest.mark.parametrize("rewind", [True, False])
@@ -163,6 +165,7 @@ def test_losses_that_fall_all_the_way_up_to_a_given_max_lr_make_it_the_peak(own,
         "the losses fell all the way up to max_lr, which is the peak, at step 50; peak LR 1.0e-3," in said.getMessage()
     )
     assert said.levelno == logging.INFO
+    assert scheduler.lr_in_words() == "0.001, which is max_lr; the losses fell all the way up to it"
     kept = get_schedule(optimizer_of(default=own), 100, min_lr=1e-6, max_lr=1e-3, rewind=rewind)
     run(kept, np.full(50, 2.0), 100)
     assert (kept.ended_by, kept.peak_lr) == ("nothing", min(own, 1e-3))
@@ -185,7 +188,10 @@ def test_a_run_that_breaks_before_it_has_gained_anything_says_so_and_takes_no_lr
     run(scheduler, [*2.0 + 0.02 * np.random.default_rng(0).standard_normal(30), *[1e3] * 20], 100)
     assert (scheduler.ended_by, scheduler.minimum_step, scheduler.peak_lr) == ("divergence", None, 3e-5)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"losses diverged at step {scheduler.switch_step}, nothing gained before; peak LR 3.0e-5, " in said
+    assert f"losses diverged at step {scheduler.switch_step}, nothing gained before; " in said
+    assert "peak LR 3.0e-5, which the optimizer was given" in said
+    assert scheduler.lr_in_words() == "3e-05, which the optimizer was given; AutoWU found none"
+    assert "peak LR 3.0e-5, which the optimizer was given" in headline(scheduler.report())
 
 
 @pytest.mark.parametrize("seed", range(8))

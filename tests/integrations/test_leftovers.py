@@ -18,7 +18,11 @@ SHARE = "warmup_steps" if IS_TRANSFORMERS_5 else "warmup_ratio"
     [
         ({"warmup_steps": 500}, 0, "warmup_steps=500 is left out: in a run of 40 steps, AutoWU can use from 10 to 39 "),
         ({SHARE: 0.1}, 0, f"{SHARE}=0.1 is left out: in a run of 40 steps, AutoWU can use from 10 to 39 steps. Remove"),
-        ({SHARE: 0.3}, 12, f"{SHARE}=0.3 means that AutoWU has to know the peak learning rate by step 12 of 40"),
+        (
+            {SHARE: 0.3},
+            12,
+            f"{SHARE}=0.3 limits the search of AutoWU for the peak learning rate to the first 12 of ",
+        ),
         (
             {"warmup_steps": 500, "lr_scheduler_type": "salsa", "optim": "sgd"},
             0,

@@ -99,8 +99,11 @@ def test_the_model_card_names_the_lr_that_was_found(tmp_path, name):
     expected = {"autowu": "chosen by AutoWU", "autolrs": "chosen by AutoLRS", "cosine": "5e-05"}[name]
     assert card_lr(trainer, tmp_path) == expected
     if name == "autowu":
-        trainer.lr_scheduler.switch_step, trainer.lr_scheduler.peak_lr = 7, 0.0123456
+        schedule = trainer.lr_scheduler
+        schedule.switch_step, schedule.peak_lr, schedule.ended_by = 7, 0.0123456, "scale"
         assert card_lr(trainer, tmp_path) == "0.0123, found by AutoWU"
+        schedule.peak_lr, schedule.ended_by = 5e-5, "nothing"
+        assert card_lr(trainer, tmp_path) == "5e-05, which the optimizer was given; AutoWU found none"
 
 
 def card_lr(trainer, folder) -> str:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rewind_runs import small, train_step
+from tiny import get_schedule
 from torch import nn
 
 from autowu_hf.rewind import tensors
@@ -74,6 +76,10 @@ KINDS = {
     "dense": lambda: torch.ones(2, 3),
     "transposed": lambda: torch.ones(3, 2).t(),
     "expanded": lambda: torch.ones(1, 4).expand(3, 4),
+    "expanded element": lambda: torch.ones(1).expand(5, 5),
+    "expanded scalar": lambda: torch.tensor(1.0).expand(3),
+    "one of every eight": lambda: torch.arange(8.0)[3::8],
+    "scalar": lambda: torch.tensor(1.0),
     "coo": lambda: torch.eye(3).to_sparse(),
     "csr": lambda: torch.eye(3).to_sparse_csr(),
     "csc": lambda: torch.eye(3).to_sparse_csc(),
@@ -123,6 +129,22 @@ def test_tensors_of_any_kind_are_copied_put_back_and_known_again(kind):
     assert type(again) is type(tensor)
     assert again.shape == tensor.shape
     assert not tensors.fill(tensor, torch.ones(7))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_with_such_a_buffer_trains_to_the_switch_and_goes_back(kind):
+    model, optimizer = small()
+    model[1] = nn.Tanh()  # no other buffers
+    model.register_buffer("it", KINDS[kind]())
+    before = bits(model.it)
+    schedule = get_schedule(optimizer, 40, model=model, test_every=3)
+    for step in range(1, 21):
+        train_step(model, optimizer, schedule, abs(step - 10.0))
+        if step == 10:
+            change(model.it)
+    assert schedule.rewound_to < 10 < schedule.switch_step == 20
+    assert all(torch.equal(a, b) for a, b in zip(bits(model.it), before, strict=True))
 
 
 @pytest.mark.parametrize("kind", OUT_OF_REACH)

@@ -91,7 +91,10 @@ def test_what_is_no_number_of_steps_is_an_error(asked):
             "num_warmup_steps=500 is left out: in a run of 60 steps, AutoWU can use from {} to 59 steps. Pass 0;",
         ),
         (5, "num_warmup_steps=5 is left out: in a run of 60 steps, AutoWU can use from {} to 59 steps. Pass 0;"),
-        (20, "num_warmup_steps=20 means that AutoWU has to know the peak learning rate by step 20 of 60 at the latest"),
+        (
+            20,
+            "num_warmup_steps=20 limits the search of AutoWU for the peak learning rate to the first 20 of 60 steps",
+        ),
         (0, None),
     ],
 )

@@ -105,16 +105,19 @@ def test_a_whole_number_is_no_loss(loss):
         LossHistory().observe(loss)
 
 
-@pytest.mark.parametrize("step", [1.0, 0.01])
-def test_a_count_of_epochs_is_warned_of_once(step):
+@pytest.mark.parametrize(("start", "step", "last"), [(0.0, 1.0, "2"), (0.0, 0.01, "0.02"), (1.0, 1.0, "6")])
+def test_a_count_of_epochs_is_warned_of_once(start, step, last):
     history = LossHistory()
-    with pytest.warns(UserWarning, match="like a count of epochs") as record:
+    with pytest.warns(UserWarning, match=rf"goes up by {step:g} each time, to {last} now, like a count") as record:
         for i in range(40):
-            history.observe(i * step)
+            history.observe(start + i * step)
     assert len(record) == 1
 
 
 def test_losses_that_rise_are_no_count():
     history = LossHistory()
     for loss in (1.0, 1.1, 1.2, 1.3, 1.4, 1.49, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1):
+        history.observe(loss)
+    history = LossHistory()
+    for loss in (0.0, 1.0, 2.1, 3.2, 4.3, 5.4, 6.5):
         history.observe(loss)

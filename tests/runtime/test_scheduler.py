@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import TinyClassifier, batches
+from tiny import TinyClassifier, batches, get_schedule
 from torch.optim.lr_scheduler import ConstantLR, SequentialLR
 
 from autowu_hf import MissingLossWarning, get_autolrs_schedule, get_autowu_schedule, get_salsa_schedule
@@ -219,3 +219,60 @@ def test_numbers_of_numpy_and_torch_are_taken():
     assert {type(v) for v in (s.patience, s.num_tests, s.test_every, schedule.steps_per_epoch)} == {int}
     with pytest.raises(ValueError, match="patience must be a whole number"):
         made(100, patience=np.array([1, 2]))
+
+
+SCHEDULES = {
+    "autowu": lambda optimizer: get_autowu_schedule(optimizer, 40),
+    "range": lambda optimizer: get_autowu_schedule(optimizer, 40, scale=False),
+    "autolrs": lambda optimizer: get_autolrs_schedule(optimizer, 200),
+    "salsa": lambda optimizer: get_salsa_schedule(optimizer, 40, line_search=False),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_other_schedules_take_by_name_is_refused_in_words(name):
+    """The words of torch's schedules, not a TypeError, which DeepSpeed would take for a habit of its own."""
+    model = TinyClassifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = SCHEDULES[name](optimizer)
+    loss = loss_of(model, 0)
+    loss.backward()
+    optimizer.step()
+    for given, said in [
+        ({"epoch": 0}, "epoch="),
+        ({"metrics": loss}, "metrics="),
+        ({"epoch": 1, "x": 2}, "epoch= and"),
+    ]:
+        with pytest.raises(ValueError, match=rf"takes the loss of the optimizer step just done, got {said}"):
+            schedule.step(**given)
+    with pytest.raises(
+        ValueError, match=r"call scheduler.step\(loss\), or scheduler.step\(\) where accelerator.backward"
+    ):
+        Accelerator(cpu=True).prepare(schedule).step(metrics=loss)
+    assert schedule.last_epoch == 0
+    schedule.step(loss)
+    assert schedule.last_epoch == 1
+
+
+def test_epochs_as_floats_are_warned_of_where_the_first_ends_the_search():
+    """Epoch 0 is taken for a loss of nothing, after which no loss is looked at."""
+    model, optimizer, schedule = made(10)
+    with pytest.warns(UserWarning, match="goes up by 1 each time, to 2 now, like a count of epochs") as record:
+        for epoch in range(10):
+            train(model, optimizer, schedule, 2, since=2 * epoch, given=False)
+            schedule.step(float(epoch))
+    assert (len(record), schedule.switch_step, schedule.ended_by) == (1, 1, "nothing")
+
+
+def test_the_only_group_is_missed_before_the_weights_go_back():
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = get_schedule(optimizer, 40, model=model, test_every=3)
+    for step in range(1, 20):
+        train(model, optimizer, schedule, 1, since=step, given=False)
+        schedule.step(abs(step - 10.0))
+    optimizer.param_groups.clear()  # before the step at which the losses end the warm-up
+    optimizer.step()
+    with pytest.raises(ValueError, match="must keep its 1 parameter groups, but has 0; leave one in"):
+        schedule.step(10.0)
+    assert schedule.last_epoch == 19

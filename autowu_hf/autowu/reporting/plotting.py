@@ -9,7 +9,8 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from . import panels
-from .report import headline, in_optimizer_steps, write_report
+from .report import headline, in_optimizer_steps
+from .report_file import write_report
 from .sources import Reporting, report_from
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def plot_autowu(
     shaded.
 
     Args:
-        scheduler_or_json: a scheduler, bare or prepared; the path of an ``autowu.json``, of a folder with one, or of
-            the file in which a checkpoint keeps the scheduler (Trainer's "scheduler.pt", accelerate's
-            "scheduler.bin"); or what is in the first of these.
+        scheduler_or_json: a scheduler, bare or prepared; the path of an ``autowu.json``, of the file in which a
+            checkpoint keeps the scheduler (Trainer's "scheduler.pt", accelerate's "scheduler.bin"), or of a folder with
+            one of them; or what is in the first.
         path: where to save the picture, 800 x 720 pixels as PNG; None saves nothing.
 
     Returns:

@@ -1,10 +1,7 @@
-"""The decision in words and as a file: the line in the log, the picture's title, ``autowu.json``."""
+"""The decision in words: the line in the log, the picture's title, the model card."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -98,11 +95,7 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
-    given = ""
-    if report["ended_by"] == NOTHING:
-        is_highest = report["peak_lr"] == report["settings"].get("max_lr")
-        given = ", which is max_lr" if is_highest else ", which the optimizer was given"
-    return f"{found}; peak LR {_lr(report['peak_lr'])}{given}{restored}, {_decay(report)} decay over {steps} steps"
+    return f"{found}; peak LR {_peak(report)}{restored}, {_decay(report)} decay over {steps} steps"
 
 
 def is_doubtful(report: dict[str, Any]) -> bool:
@@ -137,16 +130,38 @@ def headline(report: dict[str, Any]) -> str:
         found = f"{scale} {found}" if is_all else f"{scale}{_corrections(report['approach'])}; {found}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
     then = "" if scale is not None else f"; {_decay(report)} decay"
-    return f"AutoWU: {found}{back}; peak LR {_lr(report['peak_lr'])}{then}"
+    return f"AutoWU: {found}{back}; peak LR {_peak(report)}{then}"
+
+
+def lr_in_words(report: dict[str, Any]) -> str:
+    """The peak LR of a report after the switch, as a model card names it."""
+    said = f"{report['peak_lr']:.3g}{_given(report)}"
+    if _given(report):
+        return f"{said}; AutoWU found none"
+    if report["ended_by"] == MAX_LR:
+        return f"{said}, which is max_lr; the losses fell all the way up to it"
+    return f"{said}, {'chosen' if is_doubtful(report) else 'found'} by AutoWU"
+
+
+def _peak(report: dict[str, Any]) -> str:
+    return _lr(report["peak_lr"]) + _given(report)
+
+
+def _given(report: dict[str, Any]) -> str:
+    """Whose the peak LR is where the losses have found none, as a part of a sentence; empty where they have."""
+    if not report.get("peak_is_given", report["ended_by"] == NOTHING):  # a report may be older than the field
+        return ""
+    is_highest = report["peak_lr"] == report["settings"].get("max_lr")
+    return ", which is max_lr" if is_highest else ", which the optimizer was given"
 
 
 def _ending(report: dict[str, Any]) -> str:
     if report["ended_by"] == "cap" and _scale(report) is not None:
-        return f"no cliff up to {_lr(report['curve']['max_lr'])}"
+        return f"no cliff up to {_highest(report)}"
     if report["ended_by"] == NOTHING and (report["approach"] or {}).get("is_blind"):
         return str(report["approach"]["obstacle"])
     if report["ended_by"] == NOTHING:
-        highest = _lr(report["curve"]["max_lr"])
+        highest = _highest(report)
         losses = np.array(report.get("losses", [])[report.get("losses_before", 0) :], dtype=np.float64)
         if divergence.has_gained(losses):
             return f"the losses fell, but told no LR up to {highest} (a higher max_lr may)"
@@ -158,6 +173,11 @@ def _ending(report: dict[str, Any]) -> str:
         MAX_LR: "the losses fell all the way up to max_lr, which is the peak",
     }
     return names[report["ended_by"]]
+
+
+def _highest(report: dict[str, Any]) -> str:
+    """The highest LR under tests; a report may be older than the field."""
+    return _lr(report.get("highest_lr") or report["curve"]["max_lr"])
 
 
 def _minimum(report: dict[str, Any]) -> str:
@@ -205,52 +225,3 @@ def _decay(report: dict[str, Any]) -> str:
 def _lr(lr: float) -> str:
     """1.0e-3, say."""
     return f"{lr:.1e}".replace("e-0", "e-").replace("e+0", "e+")
-
-
-def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a report; the file is either whole or the one before.
-
-    Args:
-        report: what ``AutoWUScheduler.report`` returned, perhaps with more. Non-finite numbers become null.
-        path: where; folders are made.
-    """
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"  # other processes may write here, too
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(_finite(report), file, allow_nan=False)
-        file.write("\n")
-    os.replace(temporary, path)
-
-
-def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what ``write_report`` wrote; null losses are NaN again.
-
-    Args:
-        path: of ``autowu.json``.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: the file is not such a report.
-    """
-    with open(path, encoding="utf-8") as file:
-        try:
-            report = json.load(file)
-        except ValueError:
-            report = None
-    if not isinstance(report, dict) or "growth_steps" not in report:
-        raise ValueError(f"{os.fspath(path)} is not a report of AutoWU; pass the autowu.json of a run")
-    report["losses"] = [math.nan if loss is None else loss for loss in report["losses"]]
-    return report
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -17,12 +17,12 @@ from ..course.legs import FEWEST_LOSSES
 from ..course.timetable import RAMP
 from ..peak_rule import PeakRule
 from ..settings import AutoWUSettings
-from ..verdict import MinimumTestRecord
+from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
 from ..warm_up import WarmUp
 from ..way_back import require_finite_parameters
 from .file_names import FileNames
 from .plotting import write_files
-from .report import SCHEDULER_STEPS, log_values
+from .report import SCHEDULER_STEPS, log_values, lr_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,19 @@ class Reported(AdaptiveScheduler):
             return self.curve.warmup((self.switch_step or step) - course.sweep_start)
         return course.lr(max(step - self.ticks_per_step, 0))
 
+    @property
+    def _highest_lr(self) -> float | None:
+        """The highest LR that a step under tests was made with, that of the last one; None before the switch."""
+        if self.switch_step is None:
+            return None
+        return self.curve.warmup(max(self.switch_step - self.ticks_per_step - self._course.sweep_start, 0))
+
+    @property
+    def _peak_is_given(self) -> bool:
+        """Whether the losses have found no peak LR, and it is the one that the optimizer was given, or ``max_lr``."""
+        has_diverged_only = self.ended_by == DIVERGENCE and self.minimum_step is None
+        return self.ended_by == NOTHING or (has_diverged_only and self.peak_lr == self._rule.own_lr)
+
     def _since_start(self, step: int | None) -> int | None:
         """A step of the sweep, counted from the start of the run."""
         return None if step is None else self._course.sweep_start + step
@@ -133,6 +146,10 @@ class Reported(AdaptiveScheduler):
         """See ``report.log_values``."""
         return log_values(self.phase, self.tests, self.peak_rule, self.peak_lr, self._course.scale)
 
+    def lr_in_words(self) -> str:
+        """See ``report.lr_in_words``."""
+        return super().lr_in_words() if self.peak_lr is None else lr_in_words(self._outline())
+
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
         tests = [dataclasses.asdict(record) for record in self.tests]
@@ -152,6 +169,8 @@ class Reported(AdaptiveScheduler):
             "ticks_per_step": self.ticks_per_step,
             **{name: getattr(self, name) for name in names},
             "cliff_lr": cliff_lr,
+            "highest_lr": self._highest_lr,
+            "peak_is_given": self._peak_is_given,
             **self._course.report(),
         }
 

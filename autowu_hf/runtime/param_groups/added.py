@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from .. import collective
+from ..checks import require_finite
 from .groups import keep_own_lrs
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
         own: its own LR when the schedule was made.
 
     Raises:
-        ValueError: it has fewer groups than then.
+        ValueError: it has fewer groups than then, or the LR of a new one is not finite.
     """
     groups = optimizer.param_groups
     if len(groups) == len(ratios):
@@ -45,6 +46,7 @@ def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
     present = [float(group["lr"]) / ratio for group, ratio in zip(groups, known, strict=False) if ratio > 0.0]
     for number, group in enumerate(groups[len(known) :], start=len(known)):
         lr = float(group["lr"])
+        require_finite([lr, float(group.get("initial_lr", lr))])
         if "initial_lr" not in group:
             group["initial_lr"] = own * _ratio(lr, own, present[0] if present else own, known)
         ratios.append(float(group["initial_lr"]) / own)

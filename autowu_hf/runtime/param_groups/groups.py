@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..checks import require_finite
+
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
     """The ratio of every group's LR to the optimizer's own, which the schedule keeps.
@@ -21,7 +23,7 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
         One ratio per parameter group.
 
     Raises:
-        ValueError: the LRs of all groups are 0, or there is no common step to schedule.
+        ValueError: the LRs of all groups are 0, or one is not finite, or there is no common step to schedule.
     """
     own = own_lr(optimizer)
     return [lr / own for lr in _group_lrs(optimizer)]
@@ -58,6 +60,7 @@ def own_lr(optimizer: Optimizer) -> float:
             "relative_step=False, warmup_init=False and any positive lr (Adafactor), or train without this schedule"
         )
     lrs = _group_lrs(optimizer)
+    require_finite(lrs)
     if not max(lrs, default=0.0) > 0.0:
         raise ValueError(
             f"a parameter group must have a positive lr, got {', '.join(f'{lr:g}' for lr in lrs)}; pass any positive "

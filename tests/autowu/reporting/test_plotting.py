@@ -9,7 +9,8 @@ import pytest
 from pictures import dip, marks, rows_of, run, shaded
 
 from autowu_hf import plot_autowu
-from autowu_hf.autowu.reporting.report import headline, write_report
+from autowu_hf.autowu.reporting.report import headline
+from autowu_hf.autowu.reporting.report_file import write_report
 
 
 @pytest.fixture(scope="module", params=["minimum", "cliff"])

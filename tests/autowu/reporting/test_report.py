@@ -1,40 +1,11 @@
 from __future__ import annotations
 
 import inspect
-import json
-import math
 import re
 
 import pytest
 
-from autowu_hf.autowu.reporting.report import (
-    describe,
-    headline,
-    in_optimizer_steps,
-    is_doubtful,
-    read_report,
-    write_report,
-)
-
-
-def test_round_trip_with_non_finite_losses(tmp_path):
-    path = tmp_path / "new" / "autowu.json"
-    write_report(
-        {"growth_steps": 5, "losses": [1.0, math.nan, math.inf], "tests": [{"p_min": [0.5], "noise": math.nan}]}, path
-    )
-    assert json.loads(path.read_text())["losses"] == [1.0, None, None]
-    report = read_report(path)
-    assert report["losses"][0] == 1.0
-    assert all(math.isnan(loss) for loss in report["losses"][1:])
-    assert report["tests"] == [{"p_min": [0.5], "noise": None}]
-    assert [p.name for p in path.parent.iterdir()] == ["autowu.json"]
-
-
-def test_another_json_is_refused(tmp_path):
-    path = tmp_path / "other.json"
-    path.write_text("[1, 2]")
-    with pytest.raises(ValueError, match=r"other.json is not a report of AutoWU; pass the autowu.json of a run"):
-        read_report(path)
+from autowu_hf.autowu.reporting.report import describe, headline, in_optimizer_steps, is_doubtful, lr_in_words
 
 
 def switched(**changes):
@@ -105,7 +76,15 @@ def test_the_docstring_of_describe_shows_what_it_returns():
             },
             "the losses told nothing up to LR 1.0e+0, at step 146; peak LR 5.0e-5, which the optimizer was given, "
             "weights and optimizer state of step 91, REX decay over 654 steps",
-            "AutoWU: the losses told nothing up to LR 1.0e+0; back to step 91; peak LR 5.0e-5; REX decay",
+            "AutoWU: the losses told nothing up to LR 1.0e+0; back to step 91; peak LR 5.0e-5, which the optimizer was "
+            "given; REX decay",
+        ),
+        (
+            {"ended_by": "divergence", "minimum_step": None, "peak_lr": 3e-5, "peak_is_given": True},
+            "losses diverged at step 146, nothing gained before; peak LR 3.0e-5, which the optimizer was given, "
+            "weights and optimizer state of step 91, REX decay over 654 steps",
+            "AutoWU: losses diverged at step 146; back to step 91; peak LR 3.0e-5, which the optimizer was given; REX "
+            "decay",
         ),
         (
             {"ended_by": "max_lr", "minimum_step": None, "peak_lr": 0.1, "rewound_to": None},
@@ -138,6 +117,22 @@ def test_a_minimum_that_was_not_seen_has_no_step(reason, line):
     assert describe(switched(ended_by=reason, minimum_step=None)).startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "0.0095, found by AutoWU"),
+        ({"ended_by": "scale", "minimum_step": None}, "0.0095, found by AutoWU"),
+        ({"ended_by": "divergence"}, "0.0095, found by AutoWU"),
+        ({"ended_by": "divergence", "minimum_step": None, "peak_is_given": False}, "0.0095, chosen by AutoWU"),
+        ({"ended_by": "cap", "minimum_step": None}, "0.0095, chosen by AutoWU"),
+        ({"ended_by": "nothing"}, "0.0095, which the optimizer was given; AutoWU found none"),
+        ({"ended_by": "nothing", "settings": {"max_lr": 9.5e-3}}, "0.0095, which is max_lr; AutoWU found none"),
+    ],
+)
+def test_a_model_card_does_not_call_a_peak_found_that_was_given(changes, words):
+    assert lr_in_words({"approach": None, **switched(**changes)}) == words
+
+
 def test_a_minimum_that_the_noise_hides_until_after_the_cliff_is_none():
     assert describe(switched(minimum_step=125)).startswith(
         "cliff at step 121, seen at step 146, no minimum that stands out of the noise; peak LR 9.5e-3"
@@ -164,16 +159,16 @@ def test_the_title_says_where_the_cliff_was_as_the_picture_does():
 
 def test_losses_that_fell_all_the_way_have_told_something_but_no_lr():
     curve = {"decay_type": "rex", "max_lr": 0.02, "num_training_steps": 800, "growth_steps": 200}
-    nothing = switched(ended_by="nothing", minimum_step=None, curve=curve, approach=None)
+    nothing = switched(ended_by="nothing", minimum_step=None, curve=curve, approach=None, highest_lr=0.019)
     falling = [9.0] * 5 + [1.4 - 0.005 * i for i in range(146)]
     assert describe({**nothing, "losses": [1.0, 1.1] * 73}).startswith(
-        "the losses told nothing up to LR 2.0e-2, at step"
+        "the losses told nothing up to LR 1.9e-2, at step"
     )
     for report in ({**nothing, "losses": falling[5:]}, {**nothing, "losses": falling, "losses_before": 5}):
         assert describe(report).startswith(
-            "the losses fell, but told no LR up to 2.0e-2 (a higher max_lr may), at step "
+            "the losses fell, but told no LR up to 1.9e-2 (a higher max_lr may), at step "
         )
-        assert headline(report).startswith("AutoWU: the losses fell, but told no LR up to 2.0e-2")
+        assert headline(report).startswith("AutoWU: the losses fell, but told no LR up to 1.9e-2")
 
 
 def test_a_run_that_was_resumed_as_a_shorter_one_has_no_steps_left():
@@ -194,10 +189,3 @@ def test_a_run_that_was_resumed_as_a_shorter_one_has_no_steps_left():
 )
 def test_a_peak_that_the_losses_do_not_speak_for_is_warned_of(changes, doubtful):
     assert is_doubtful({"approach": None, **switched(**changes)}) == doubtful
-
-
-def test_what_is_no_json_is_no_report(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("no report")
-    with pytest.raises(ValueError, match=r"notes.txt is not a report of AutoWU"):
-        read_report(path)

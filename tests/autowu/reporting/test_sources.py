@@ -27,16 +27,21 @@ def trained(steps: int, **options):
 @pytest.mark.parametrize("options", [{}, {"scale": True, "max_warmup_fraction": None, "growth": None}])
 def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
     scheduler = trained(steps, **options)
-    path = tmp_path / "scheduler.pt"
+    path = tmp_path / ("scheduler.pt" if steps else "scheduler.bin")
     torch.save(scheduler.state_dict(), path)
+    assert repr(report_from(path)) == repr(report_from(str(tmp_path)))
     assert repr(report_from(path)) == repr(report_from(scheduler))  # there may be NaN in it
     assert plot_autowu(str(path)).get_suptitle() == plot_autowu(scheduler).get_suptitle()
 
 
 def test_a_folder_is_drawn_where_there_is_one_report_in_it(tmp_path):
-    with pytest.raises(ValueError, match=r"holds 0 reports of AutoWU; pass the path of one autowu.json"):
+    with pytest.raises(
+        ValueError, match=r"holds no autowu.json, scheduler.pt or scheduler.bin; pass the folder that a"
+    ):
         report_from(tmp_path)
     first, second = trained(60), trained(30)
+    torch.save(second.state_dict(), tmp_path / "scheduler.pt")
+    assert report_from(tmp_path)["step"] == 30
     first.write_report(str(tmp_path), picture=False)
     assert report_from(tmp_path)["step"] == 60
     second.write_report(str(tmp_path), picture=False)

@@ -29,6 +29,9 @@ def test_a_group_that_is_added_at_the_lr_of_the_moment_gets_the_ratio_of_the_gro
     match_ratios(ratios, optimizer, own)
     assert ratios == pytest.approx([1.0, 0.1, 0.1, 2.0, 1.0])
     assert [group["initial_lr"] for group in optimizer.param_groups[2:]] == pytest.approx([1e-4, 2e-3, 1e-3])
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": float("nan")})
+    with pytest.raises(ValueError, match="must be a finite number, got nan"):
+        match_ratios(ratios, optimizer, own)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,14 @@ def test_a_layer_wise_optimizer_is_refused():
             torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.0),
             "a parameter group must have a positive lr, got 0; pass any positive lr",
         ),
+        (
+            groups_of(1e-3, float("nan"), default=1e-3),
+            "parameter group must be a finite number, got 0.001, nan; pass",
+        ),
+        (
+            groups_of(float("inf"), default=1e-3),
+            "parameter group must be a finite number, got inf; pass any positive",
+        ),
         (None, "optimizer must be a torch.optim.Optimizer, got NoneType"),
     ],
 )
