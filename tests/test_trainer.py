@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from digits_vit import CHANCE, DigitsViT, digits_trainer
-from margins import assert_learned
+from margins import assert_above, assert_learned
 from rank_programs import search_in_workers
 from ranks import run_ranks
 from tiny import TinyClassifier, batches, trainer_for
+from transformers import TrainerCallback
 
 from autowu_hf import AutoWUCallback, AutoWUScheduler
 
 
 def trained(folder: Path, **options):
     """A run of 40 steps with a checkpoint at step 10, in the warm-up, unless told otherwise."""
-    resume = options.pop("resume", None)
+    resume, callbacks = options.pop("resume", None), options.pop("callbacks", [])
     options = {"max_steps": 40, "save_strategy": "steps", "save_steps": 10, "save_total_limit": 9, **options}
-    trainer = trainer_for(folder, callbacks=[AutoWUCallback(plot=False, report=False)], **options)
+    trainer = trainer_for(folder, callbacks=[AutoWUCallback(plot=False, report=False), *callbacks], **options)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return trainer
 
@@ -94,6 +95,31 @@ def test_a_run_resumed_with_another_length_keeps_what_it_had_and_ends_at_the_new
     resumed_at = max(scheduler.switch_step, before["last_epoch"])
     after = [lr for step, lr in sorted(lrs(trainer).items()) if step > resumed_at]
     assert all(a > b > 0.0 for a, b in zip(after, after[1:], strict=False))
+
+
+def test_a_run_resumed_in_its_growth_as_one_of_half_its_length_still_learns(tmp_path):
+    """12 epochs of 15 steps, cut at step 40 of a growth of 45, and resumed with 6 epochs, whose growth has 22 steps."""
+    options = {
+        "lr_scheduler_kwargs": {"scale": False, "max_warmup_fraction": None, "growth": None},
+        "train_dataset": batches(480),
+        "per_device_train_batch_size": 32,
+        "max_steps": -1,
+        "save_steps": 40,
+        "logging_steps": 100,
+    }
+
+    class Cut(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 40
+
+    cut = trained(tmp_path / "whole", num_train_epochs=12, callbacks=[Cut()], **options)
+    assert cut.lr_scheduler.phase == "warmup"
+    resumed = trained(tmp_path, num_train_epochs=6, resume=tmp_path / "whole" / "checkpoint-40", **options)
+    assert resumed.lr_scheduler.last_epoch == 90
+    held_out = torch.utils.data.default_collate(batches(400, seed=1))
+    with torch.no_grad():
+        right = resumed.model(held_out["x"])["logits"].argmax(1) == held_out["labels"]
+    assert_above(right.float().mean().item(), 0.7, 1.0 - 1 / 3)
 
 
 def test_a_run_resumed_with_fewer_steps_than_are_done_trains_no_more(tmp_path, checkpoint):

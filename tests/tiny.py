@@ -55,11 +55,14 @@ class AcceptsNumItems(TinyClassifier):
         return outputs
 
 
-def batches(n: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
-    """n examples of a task that the model can learn: the class is the largest of three linear scores."""
+def batches(n: int, seed: int = 0, noise: float = 0.0) -> list[dict[str, torch.Tensor]]:
+    """n examples of a task that the model can learn: the class is the largest of three linear scores, to which normal
+    noise is added.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 4, generator=generator)
-    labels = (x @ torch.randn(4, 3, generator=torch.Generator().manual_seed(7))).argmax(1)
+    scores = x @ torch.randn(4, 3, generator=torch.Generator().manual_seed(7))
+    labels = (scores + noise * torch.randn(n, 3, generator=generator)).argmax(1)
     return [{"x": a, "labels": b} for a, b in zip(x, labels, strict=True)]
 
 

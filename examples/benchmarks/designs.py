@@ -48,7 +48,6 @@ BEST = 3
 Patch = tuple[Any, str, Any]
 """A module, the name of a constant or a function in it, and another value for it."""
 _BLIND: list[Patch] = [
-    (approach, "FEWEST_STEPS", 10**9),
     (signs, "FEWEST_STEPS", 10**9),
     (timetable, "FEWEST_STEPS", 10**9),
 ]

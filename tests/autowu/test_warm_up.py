@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from margins import assert_above
 
+from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.settings import AutoWUSettings
 from autowu_hf.autowu.verdict import Ending, MinimumTestRecord
 from autowu_hf.autowu.warm_up import WarmUp
@@ -165,3 +167,45 @@ def test_nothing_is_tested_while_no_loss_came_in():
         for step in range(1, 5):
             assert part.advance(step, 100, None) is None
     assert part.minimum_test.records == []
+
+
+class FreshHead(torch.nn.Module):
+    """A small transformer whose new head says next to nothing at first, of two classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = torch.nn.Embedding(100, 16)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.head = torch.nn.Linear(16, 2)
+        torch.nn.init.normal_(self.tokens.weight, std=0.02)
+        torch.nn.init.normal_(self.head.weight, std=0.002)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, x):
+        return self.head(self.layer(self.tokens(x)).mean(1))
+
+
+@pytest.mark.once
+def test_losses_that_begin_at_ln_2_with_hardly_any_noise_are_not_taken_for_diverging():
+    """Steps of eight examples; every tenth label is wrong."""
+    torch.manual_seed(0)
+    x = torch.randint(0, 100, (1600, 7))
+    labels = ((x < 50).sum(1) > 3).long()
+    labels = torch.where(torch.rand(1600) < 0.1, 1 - labels, labels)
+    model = FreshHead()
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = get_autowu_schedule(optimizer, 300, scale=False)
+    losses = []
+    for _ in range(300):
+        rows = torch.randint(0, 1200, (8,))
+        loss = torch.nn.functional.cross_entropy(model(x[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step(loss)
+        losses.append(loss.item())
+    assert losses[:3] == pytest.approx([math.log(2.0)] * 3, abs=0.01)
+    assert schedule.ended_by != "divergence"
+    with torch.no_grad():
+        right = model(x[1200:]).argmax(1) == labels[1200:]
+    assert_above(right.float().mean().item(), 0.65, 0.3)

@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from margins import assert_below
 from tiny import TinyClassifier, batches, trainer_for
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -42,11 +43,8 @@ class Asks(TrainerCallback):
         self.looking[state.global_step] = getattr(lr_scheduler, "is_looking", False)
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_lr": 30.0, "test_every": 5}, dict.fromkeys(["max_warmup_fraction", "growth"])]
-)
-def test_early_stopping_begins_at_the_switch(tmp_path, caplog, options):
-    """Over a range, and around the scale."""
+def test_early_stopping_begins_at_the_switch(tmp_path, caplog):
+    options = {"max_lr": 30.0, "test_every": 5}
     stops, asks = StopsAtOnce(), Asks()
     callbacks = [stops, asks, AutoWUCallback(plot=False, report=False)]
     trainer = trainer_for(tmp_path, callbacks=callbacks, lr_scheduler_kwargs=options, **RUN)
@@ -58,6 +56,32 @@ def test_early_stopping_begins_at_the_switch(tmp_path, caplog, options):
     assert asks.looking == {step: step < switch for step in range(6, trainer.state.global_step + 1, 6)}
     assert caplog.text.count("StopsAtOnce does not count the evaluations that are made while AutoWU looks") == 1
     assert stops in trainer.callback_handler.callbacks
+
+
+@pytest.mark.once
+def test_a_run_around_the_scale_that_is_stopped_early_is_as_good_as_a_whole_one(tmp_path):
+    """480 rows whose labels are noisy, 40 epochs of 15 steps, and a patience of 3 epochs."""
+    run = {
+        "train_dataset": batches(480, noise=1.0),
+        "eval_dataset": batches(200, seed=1, noise=1.0),
+        "num_train_epochs": 40,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 200,
+        "eval_strategy": "epoch",
+        "logging_steps": 100,
+        "lr_scheduler_kwargs": dict.fromkeys(["max_warmup_fraction", "growth"]),
+    }
+    keeps = {"save_strategy": "epoch", "save_total_limit": 2, "save_only_model": True, "load_best_model_at_end": True}
+    quiet = AutoWUCallback(plot=False, report=False)
+    whole = trainer_for(tmp_path / "whole", callbacks=[quiet], model=TinyClassifier(), **run)
+    whole.train()
+    losses = [entry["eval_loss"] for entry in whole.state.log_history if "eval_loss" in entry]
+    callbacks = [quiet, EarlyStoppingCallback(3)]
+    stopped = trainer_for(tmp_path / "stopped", callbacks=callbacks, model=TinyClassifier(), **keeps, **run)
+    stopped.train()
+    assert stopped.lr_scheduler.switch_step + 3 * 15 <= stopped.state.global_step < 600
+    assert stopped.state.best_global_step > stopped.lr_scheduler.switch_step
+    assert_below(stopped.state.best_metric, min(losses) + 0.3 * (losses[0] - min(losses)), losses[0] - min(losses))
 
 
 def test_early_stopping_of_another_schedule_counts_from_the_start(tmp_path):

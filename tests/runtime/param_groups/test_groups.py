@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 from accelerate import Accelerator
+from margins import assert_learned
+from tiny import TinyClassifier, batches
 
 from autowu_hf import get_autowu_schedule
 from autowu_hf.runtime.param_groups import innermost, layers, lr_ratios, own_lr, set_lrs, states_of
@@ -54,6 +56,55 @@ def test_the_own_lr_is_one_that_a_group_has(lrs, default, own, ratios):
         schedule.step(1.0)
     assert reached[0] == pytest.approx([1e-5 * ratio for ratio in ratios])
     assert max(max(lrs) for lrs in reached) <= 0.5 * max(ratios)
+
+
+class MuonWithAdam(torch.optim.Optimizer):
+    """Orthogonal updates of matrices, Adam's of the rest, as by the groups, which alone have an LR."""
+
+    def __init__(self, groups):
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["mean"], state["square"], state["step"] = torch.zeros_like(p), torch.zeros_like(p), 0
+                state["step"] += 1
+                state["mean"].lerp_(p.grad, 0.1)
+                state["square"].lerp_(p.grad.square(), 0.05)
+                if group["use_muon"]:
+                    u, _, v = torch.linalg.svd(state["mean"], full_matrices=False)
+                    update = u @ v
+                else:
+                    mean = state["mean"] / (1 - 0.9 ** state["step"])
+                    update = mean / ((state["square"] / (1 - 0.95 ** state["step"])).sqrt() + 1e-8)
+                p.sub_(group["lr"] * update)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}])
+def test_a_hybrid_of_two_optimizers_learns_at_the_ratio_of_its_groups(options):
+    model = TinyClassifier()
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim == 2], "lr": 0.02, "use_muon": True},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "lr": 3e-4, "use_muon": False},
+    ]
+    optimizer = MuonWithAdam(groups)
+    schedule = get_autowu_schedule(optimizer, 100, **options)
+    losses = []
+    for step in range(100):
+        batch = torch.utils.data.default_collate(batches(32, seed=step))
+        loss = model(**batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        muon, adam = (group["lr"] for group in optimizer.param_groups)
+        assert adam == pytest.approx(0.015 * muon)
+        schedule.step(loss)
+        losses.append(loss.item())
+    assert schedule.phase == "decay"
+    assert_learned(sum(losses[-10:]) / 10, losses[0], 0.3)
 
 
 def test_an_optimizer_that_another_schedule_has_used_keeps_its_ratios():
