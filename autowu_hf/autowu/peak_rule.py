@@ -55,9 +55,10 @@ class PeakRule:
 
     def is_outgrown(self, ending: Ending) -> bool:
         """Whether the scale was far too low: after its LR had brought the losses down to half, they fell on up to R and
-        gave way nowhere. The scale has no say then, and no weights have to be given up.
+        gave way nowhere. The scale has no say then, and no weights have to be given up. Only the cliff rule has the
+        share of R that is safe.
         """
-        return self.base_lr is not None and not self.is_in_doubt and ending.is_harmless
+        return self.base_lr is not None and self.is_cliff and not self.is_in_doubt and ending.is_harmless
 
     @property
     def name(self) -> str:

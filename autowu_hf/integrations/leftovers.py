@@ -28,5 +28,8 @@ def say_what_a_warmup_means(args: TrainingArguments, scheduler: AdaptiveSchedule
         args: of the Trainer.
         scheduler: of the Trainer, before its first step.
     """
-    option = "warmup_steps" if args.warmup_steps else "warmup_ratio"  # which transformers 4 has as well
-    scheduler.say_inherited(f"{option}={getattr(args, option, 0):g}")
+    values = {
+        option: getattr(args, option, None) for option in ("warmup_steps", "warmup_ratio")
+    }  # one is transformers 4's
+    asked = [f"{option}={value:g}" for option, value in values.items() if value]
+    scheduler.say_inherited(asked[0] if asked else None)

@@ -94,7 +94,9 @@ def has_gained(losses: Array) -> bool:
 
 
 def has_fallen(losses: Array) -> bool:
-    """Whether the last third of the losses lies below the first by three standard errors: the medians of both.
+    """Whether losses have certainly fallen and stayed low: the median of the last third lies below that of the first by
+    three standard errors, and that of the last sixth above that of no other by as much. The errors allow for losses
+    that drift together.
 
     Args:
         losses: (n,), one per optimizer step; those that are not finite are left out.
@@ -103,8 +105,23 @@ def has_fallen(losses: Array) -> bool:
     third = len(y) // 3
     if third < _FEWEST:
         return False
-    error = math.sqrt(2.0 / third) * _MEDIAN_ERROR * noise(y)
-    return float(np.median(y[:third]) - np.median(y[-third:])) > _FALLEN_ERRORS * error
+    shared = _shared(y[-third:])
+    error = _MEDIAN_ERROR * noise(y) * math.sqrt(1.0 + shared) / (1.0 - shared)
+
+    def lies_above(high: Array, low: Array) -> bool:
+        sizes = math.sqrt(1.0 / len(high) + 1.0 / len(low))
+        return float(np.median(high) - np.median(low)) > _FALLEN_ERRORS * error * sizes
+
+    *earlier, last = np.array_split(y, 6)
+    return lies_above(y[:third], y[-third:]) and not any(lies_above(last, part) for part in earlier)
+
+
+def _shared(losses: Array) -> float:
+    """How much a loss has in common with the one before, beside a straight line: their correlation, in [0, 0.9]."""
+    places = np.arange(len(losses), dtype=np.float64)
+    rest = losses - np.polyval(np.polyfit(places, losses, 1), places)
+    square = float(rest @ rest)
+    return min(max(float(rest[1:] @ rest[:-1]) / square, 0.0), 0.9) if square > 0.0 else 0.0
 
 
 def _middle(losses: Array) -> Array:

@@ -71,6 +71,9 @@ def test_a_growth_that_harmed_nothing_outgrows_a_scale_that_had_taught_something
     ending = Ending("cap", 50, 50, has_moved=True, is_harmless=True)
     of_the_losses = 0.2 * curve.warmup(49)
     assert rule.is_outgrown(ending) == (has_scale and not is_in_doubt)
+    by_minimum = PeakRule("minimum")
+    by_minimum.base_lr = rule.base_lr
+    assert not by_minimum.is_outgrown(ending)
     assert rule.peak_lr(ending, curve, 1) == pytest.approx(
         (1e-4 * of_the_losses) ** 0.5 if is_in_doubt else of_the_losses
     )

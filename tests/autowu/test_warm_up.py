@@ -76,6 +76,7 @@ def test_the_cap_looks_once_more():
         (np.linspace(1.0, 0.2, 60), True),
         (np.r_[np.linspace(1.0, 0.2, 30), np.full(30, 0.2)], True),
         (np.linspace(1.0, 1.05, 60), False),
+        (np.r_[np.linspace(1.0, 0.2, 27), np.linspace(0.2, 0.45, 33)], False),  # less than half, but it rises
         (np.r_[np.linspace(1.0, 0.2, 40), np.linspace(0.2, 0.7, 20)], False),  # half of it was lost again
     ],
 )

@@ -14,6 +14,22 @@ SHARE = "warmup_steps" if IS_TRANSFORMERS_5 else "warmup_ratio"
 
 
 @pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"warmup_steps": 0, "warmup_ratio": None}, None),  # as in transformers 5.0
+        ({"warmup_steps": 0}, None),
+        ({"warmup_steps": 0.25}, "warmup_steps=0.25"),
+        ({"warmup_steps": 0, "warmup_ratio": 0.1}, "warmup_ratio=0.1"),
+        ({"warmup_steps": 5, "warmup_ratio": 0.1}, "warmup_steps=5"),
+    ],
+)
+def test_a_warmup_is_called_by_the_option_that_asks_for_it(asked, said):
+    told = []
+    leftovers.say_what_a_warmup_means(SimpleNamespace(**asked), SimpleNamespace(say_inherited=told.append))
+    assert told == [said]
+
+
+@pytest.mark.parametrize(
     ("options", "used", "said"),
     [
         ({"warmup_steps": 500}, 0, "warmup_steps=500 is left out: in a run of 40 steps, AutoWU can use from 10 to 39 "),

@@ -3,7 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autowu_hf.loss_curve.divergence import ceiling, has_gained, is_above, is_diverged, noise, num_lowest, num_sound
+from autowu_hf.loss_curve.divergence import (
+    ceiling,
+    has_fallen,
+    has_gained,
+    is_above,
+    is_diverged,
+    noise,
+    num_lowest,
+    num_sound,
+)
 
 
 def falling(n=200, noise=0.05, seed=0):
@@ -128,3 +137,24 @@ def test_losses_that_only_scatter_have_gained_nothing(scale, shift):
     assert has_gained(scale * np.append(falling(noise=0.3), [np.nan, 1e6, np.inf]) + shift)
     assert not has_gained(scale * falling()[::-1] + shift)
     assert not has_gained(np.array([3.0, 2.0, 1.0]))
+
+
+def drifting(steps: int, shared: float, generator: np.random.Generator) -> np.ndarray:
+    """Noise of which each value has a share in common with the one before."""
+    values = generator.standard_normal(steps + 50)
+    for step in range(1, len(values)):
+        values[step] += shared * values[step - 1]
+    return values[50:]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1000.0, -5.0)])
+def test_losses_have_fallen_where_noise_and_drift_do_not_explain_it_and_nothing_rose(scale, shift):
+    generator = np.random.default_rng(0)
+    for shared, most in ((0.0, 2), (0.5, 10), (0.8, 30)):
+        assert sum(has_fallen(scale * drifting(100, shared, generator) + shift) for _ in range(200)) <= most
+    falling_on = np.r_[np.linspace(1.0, 0.2, 30), np.full(30, 0.2)] + 0.03 * generator.standard_normal(60)
+    rises = np.r_[np.zeros(30), np.linspace(0.0, 0.3, 30)]
+    assert has_fallen(scale * falling_on + shift)
+    assert not has_fallen(scale * (falling_on + rises) + shift)
+    assert not has_fallen(scale * falling_on[::-1] + shift)
+    assert not has_fallen(np.array([3.0, 2.0, 1.0]))

@@ -1,4 +1,6 @@
-"""The names of the files that a schedule leaves in a folder: no schedule of a process takes those of another."""
+"""The names of the files that a schedule leaves in a folder: no schedule of a process takes those of another, but for
+one that goes on from its state.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class FileNames:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def claim(self, folder: str, writes: bool = False) -> str:
+    def claim(self, folder: str | os.PathLike[str], writes: bool = False) -> str:
         """The name in a folder, without an ending; from now on it is this schedule's.
 
         Args:
@@ -34,6 +36,7 @@ class FileNames:
         """
         place = os.path.realpath(folder)
         taken = _taken.setdefault(place, {})
+        folder = os.fspath(folder)
         number = next((n for name, n in self._numbers.items() if os.path.realpath(name) == place), None)
         if number is None:
             for other in [n for n, owner in taken.items() if owner is not None and owner() is None]:
@@ -56,6 +59,11 @@ class FileNames:
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Restores what ``state_dict`` returned; None: that of a release which knew no numbers."""
+        for folder, number in self._numbers.items():  # given up where the state does not have them
+            taken = _taken.get(os.path.realpath(folder), {})
+            owner = taken.get(number)
+            if owner is not None and owner() is self:
+                del taken[number]
         self._numbers = dict(state or {})
         for folder in self._numbers:
             self.claim(folder)

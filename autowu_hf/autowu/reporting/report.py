@@ -157,7 +157,8 @@ def _given(report: dict[str, Any]) -> str:
 
 def _ending(report: dict[str, Any]) -> str:
     if report["ended_by"] == "cap" and _scale(report) is not None:
-        return f"no cliff up to {_highest(report)}"
+        is_outgrown = report["peak_rule"] == "cliff" and report["rewound_to"] is None
+        return f"{'the losses fell all the way' if is_outgrown else 'no cliff'} up to {_highest(report)}"
     if report["ended_by"] == NOTHING and (report["approach"] or {}).get("is_blind"):
         return str(report["approach"]["obstacle"])
     if report["ended_by"] == NOTHING:

@@ -15,6 +15,7 @@ from .groups import keep_own_lrs
 logger = logging.getLogger(__name__)
 
 _NEAR = 1e-6  # LRs may be float32
+_HIGH = 10.0  # a ratio above it is no likely wish, however round: the LR at the start may be one that matters to nobody
 
 
 def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
@@ -80,7 +81,8 @@ def _ratio(lr: float, own: float, present: float, known: Sequence[float]) -> flo
             return False, 0.0
         if not 0.0 < ratio < math.inf:
             return True, math.inf
-        return not (_is_round(ratio) or _is_round(1.0 / ratio)), round(abs(math.log(ratio)), 5)
+        is_meant = ratio <= _HIGH and (_is_round(ratio) or _is_round(1.0 / ratio))
+        return not is_meant, round(abs(math.log(ratio)), 5)
 
     return min(readings, key=strangeness)  # the first one where they are equally strange
 

@@ -27,6 +27,15 @@ def another_process(monkeypatch):
     return lambda: monkeypatch.setattr(file_names, "_taken", {})
 
 
+def test_a_state_gives_up_what_it_does_not_have_and_knows_plain_strings_only(tmp_path):
+    names = FileNames()
+    before = names.state_dict()
+    assert names.claim(tmp_path) == "autowu"
+    assert names.state_dict() == {str(tmp_path): 1}
+    names.load_state_dict(before)
+    assert names.claim(str(tmp_path)) == "autowu"
+
+
 class Run:
     def __init__(self, folder, loss: float, total: int = 40):
         self.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

@@ -48,7 +48,8 @@ def test_a_group_that_is_added_at_the_lr_of_the_moment_gets_the_ratio_of_the_gro
         (0.5, 0.0, 0.0),
         (0.012345, 0.0012345, 0.1),  # though it is nearer to what was given at the start
         (0.012345, 0.004115, 1 / 3),
-        (0.012345, 0.015, 15.0),  # though it is nearer to the moment's
+        (0.012345, 0.005, 5.0),  # though it is nearer to the moment's
+        (0.012345, 0.015, 0.015 / 0.012345),  # 15 times that of the start would be much
         (2e-4, 3e-5, 0.03),  # another group was given that at the start
         (1.5e-2, 4.5e-4, 0.03),  # another group has that now
     ],
