@@ -14,7 +14,7 @@ from ..console import enable
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
 from .inherited_warmup import InheritsWarmup
 from .loss_history import LossHistory
-from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, set_lrs
+from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, restore_added, set_lrs
 
 
 class AdaptiveScheduler(InheritsWarmup):
@@ -61,9 +61,9 @@ class AdaptiveScheduler(InheritsWarmup):
         num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, None)
         self._ratios, self._own_lr = lr_ratios(optimizer), own_lr(optimizer)
+        self._num_given = len(self._ratios)  # groups; those beyond were added
         keep_own_lrs(optimizer)
-        self.num_training_steps = num_training_steps
-        self.num_warmup_steps = num_warmup_steps
+        self.num_training_steps, self.num_warmup_steps = num_training_steps, num_warmup_steps
         self.ticks_per_step = 1
         self.last_epoch = 0  # until torch's constructor sets it
         self._history: LossHistory | None = None  # of a subclass that takes losses in
@@ -246,14 +246,15 @@ class AdaptiveScheduler(InheritsWarmup):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""
         head = {"version": self.state_version, "last_epoch": self.last_epoch, "step_count": self._step_count}
-        return {**head, **closed(self._state())}
+        return {**head, **closed({**self._state(), "added": [self._num_given, self._ratios[self._num_given :]]})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what ``state_dict`` returned; a ValueError where it is the state of another scheduler, or of
         another version.
         """
         check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = state_dict["step_count"]
-        self._load_state(opened(state_dict))
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
+        state = opened(state_dict)
+        self._num_given = restore_added(self._ratios, self.optimizer, self._own_lr, state.get("added"))
+        self._load_state(state)
         self._set_lrs()

@@ -1,6 +1,6 @@
 """The parameter groups of an optimizer: their learning rates, and the optimizers behind its wraps."""
 
-from .added import match_ratios
+from .added import match_ratios, restore_added
 from .groups import (
     Obstacle,
     common_lr,
@@ -29,6 +29,7 @@ __all__ = [
     "own_lr",
     "partitioned_by",
     "refuse_layer_wise",
+    "restore_added",
     "set_lrs",
     "states_of",
     "weights_out_of_reach",

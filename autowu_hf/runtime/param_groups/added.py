@@ -63,6 +63,30 @@ def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
     keep_own_lrs(optimizer)
 
 
+def restore_added(ratios: list[float], optimizer: Optimizer, own: float, added: tuple[int, list[float]] | None) -> int:
+    """Gives groups that had been added before a checkpoint the ratios that they had then. A script that goes on from it
+    makes them with the others, at LRs which say nothing of the moment at which they were added.
+
+    Args:
+        ratios: of the groups known so far; changed in place, and those of others appended.
+        optimizer: as in ``match_ratios``.
+        own: the same.
+        added: how many groups there were at first, and the ratios of those that were added; None: not known.
+
+    Returns:
+        How many groups there were at first.
+    """
+    num_known = len(ratios)
+    match_ratios(ratios, optimizer, own)
+    if added is None:
+        return num_known
+    first, restored = added
+    for number, ratio in enumerate(restored, start=first):
+        if number < len(ratios):
+            ratios[number], optimizer.param_groups[number]["initial_lr"] = ratio, own * ratio
+    return first
+
+
 def _ratio(lr: float, own: float, present: float, known: Sequence[float]) -> float:
     """The ratio of a new group.
 

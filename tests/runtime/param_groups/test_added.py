@@ -115,3 +115,33 @@ def test_every_schedule_keeps_a_new_group_at_a_tenth_of_the_others(made, steps, 
             assert lrs[1:] == pytest.approx([lrs[0] / 10] * (step >= moment), rel=1e-6)
         resumed = made(optimizer, steps)
         resumed.load_state_dict(schedule.state_dict())
+
+
+@pytest.mark.parametrize("is_made_with_it", [True, False])
+def test_a_resumed_run_keeps_the_ratio_of_a_group_that_was_added(is_made_with_it):
+    def made(*lrs):
+        groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr} for lr in lrs]
+        optimizer = torch.optim.SGD(groups, lr=1e-3)
+        return optimizer, get_autowu_schedule(optimizer, 100, scale=False)
+
+    def go_on(optimizer, schedule, steps):
+        for _ in range(steps):
+            optimizer.step()
+            schedule.step(1.0)
+        return [group["lr"] for group in optimizer.param_groups]
+
+    optimizer, schedule = made(1e-3)
+    go_on(optimizer, schedule, 10)
+    present = optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1 * present})
+    lrs = go_on(optimizer, schedule, 3)
+    assert lrs[1] == pytest.approx(0.1 * lrs[0])
+    state = schedule.state_dict()
+    expected = go_on(optimizer, schedule, 20)
+    other, resumed = made(1e-3, 1e-3) if is_made_with_it else made(1e-3)
+    if not is_made_with_it:
+        other.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1e-3})
+    resumed.load_state_dict(state)
+    assert [group["lr"] for group in other.param_groups] == lrs
+    assert go_on(other, resumed, 20) == expected
+    assert resumed.state_dict()["added"] == schedule.state_dict()["added"]
