@@ -171,7 +171,7 @@ def test_states_in_tensor_subclasses_go_back_or_rewind_is_off_with_a_warning(kin
     else:
         scheduler = get_schedule(optimizer, 200, model=model, rewind=True)
     momenta = {}
-    for step, loss in enumerate(valley(70, 200), 1):
+    for step, loss in enumerate(valley(35 if around_scale else 70, 200), 1):
         train_step(model, optimizer, scheduler, float(loss))
         if scheduler.phase == "decay":
             break
