@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...loss_curve import divergence
+from ...loss_curve.gp import Array
 from ..course.scale import Scale
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
@@ -157,14 +158,13 @@ def _given(report: dict[str, Any]) -> str:
 
 def _ending(report: dict[str, Any]) -> str:
     if report["ended_by"] == "cap" and _scale(report) is not None:
-        is_outgrown = report["peak_rule"] == "cliff" and report["rewound_to"] is None
-        return f"{'the losses fell all the way' if is_outgrown else 'no cliff'} up to {_highest(report)}"
+        fell = report["rewound_to"] is None and divergence.has_fallen(_losses_of_growth(report))
+        return f"{'the losses fell all the way' if fell else 'no cliff'} up to {_highest(report)}"
     if report["ended_by"] == NOTHING and (report["approach"] or {}).get("is_blind"):
         return str(report["approach"]["obstacle"])
     if report["ended_by"] == NOTHING:
         highest = _highest(report)
-        losses = np.array(report.get("losses", [])[report.get("losses_before", 0) :], dtype=np.float64)
-        if divergence.has_gained(losses):
+        if divergence.has_gained(_losses_of_growth(report)):
             return f"the losses fell, but told no LR up to {highest} (a higher max_lr may)"
         return f"the losses told nothing up to LR {highest}"
     names = {
@@ -174,6 +174,10 @@ def _ending(report: dict[str, Any]) -> str:
         MAX_LR: "the losses fell all the way up to max_lr, which is the peak",
     }
     return names[report["ended_by"]]
+
+
+def _losses_of_growth(report: dict[str, Any]) -> Array:
+    return np.array(report.get("losses", [])[report.get("losses_before", 0) :], dtype=np.float64)
 
 
 def _highest(report: dict[str, Any]) -> str:
