@@ -54,7 +54,8 @@ def _optimizer_step(this: Wrap) -> Function:
     def step(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         if this.is_active:
-            tell_optimizer_step(self, has_closure=any(map(callable, (*args, *kwargs.values()))))
+            has_closure = bool(args or kwargs) and any(map(callable, (*args, *kwargs.values())))
+            tell_optimizer_step(self, has_closure)
         return result
 
     return step

@@ -56,6 +56,8 @@ class LossDoubts:
 
     def warn(self) -> None:
         """Warns of each doubt once."""
+        if self._num_dropped < _OFTEN and not self._is_mixed:
+            return
         found = ((self._num_dropped >= _OFTEN, _ZEROED), (self._is_mixed, _MIXED))
         for said in [said for holds, said in found if holds and said in self._unsaid]:
             self._unsaid.discard(said)

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from . import collective
 from .checks import caller_level
-from .loss_tap import LossTap, scalar
+from .loss_tap import LossTap
+from .loss_value import loss_value
 
 Array = npt.NDArray[np.float64]
 
@@ -98,7 +99,8 @@ class LossHistory:
                 self.look_for_count(loss)
         elif overheard is not None:
             self._pending.extend(overheard)  # none while micro-batches accumulate
-            self._drop_earlier(len(overheard))
+            if self._num_first != 0:  # only at the first two steps
+                self._drop_earlier(len(overheard))
         elif not self._warned:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=caller_level())
@@ -164,7 +166,7 @@ class LossHistory:
         """
         if longest:
             self._pending += [math.nan] * (longest - len(self._pending))
-            self._keep(collective.gather_mean(self._local(), skip_nan=True))
+            self._keep(collective.gather_mean(self.pending(), skip_nan=True))  # one may have none, and no dtype
 
     def _keep(self, losses: Tensor) -> None:
         self.gathered = np.concatenate([self.gathered, losses.numpy()])
@@ -207,7 +209,7 @@ class LossHistory:
 def _checked(loss: Any) -> Tensor | float:
     is_whole = isinstance(loss, Tensor) and not (loss.is_floating_point() or loss.is_complex())
     if isinstance(loss, Tensor) and not is_whole:
-        return scalar(loss, "step()").clone()
+        return loss_value(loss, "step()")
     if is_whole or isinstance(loss, (int, np.integer)):
         raise ValueError(
             f"step() takes the loss of the optimizer step just done, got the whole number {float(loss):g}; torch's "

@@ -10,13 +10,13 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from .loss_doubts import LossDoubts
+from .loss_value import loss_value
 from .param_groups import innermost
 
 
@@ -38,8 +38,8 @@ class LossTap:
         self._optimizer = None if optimizer is None else innermost(optimizer)
         self._prepared: AcceleratedOptimizer | None = None
         self._accelerator: weakref.ref[Accelerator] | None = None
-        self._steps: list[Tensor] = []  # of the optimizer steps done since the last take
-        self._sum: Tensor | None = None  # over the backward calls of the step under way
+        self._steps: list[Tensor | float] = []  # of the optimizer steps done since the last take
+        self._sum: Tensor | float | None = None  # over the backward calls of the step under way
         self._micro_batches = 0
         self._micro_batch = -1
         self._by_hand = False
@@ -70,13 +70,13 @@ class LossTap:
         """Takes in the loss of one backward call.
 
         Args:
-            loss: (), about to be back-propagated. Kept detached, copied, on its device; half precision as float32.
+            loss: (), about to be back-propagated; what ``loss_value`` makes of it is kept.
             accelerator: the one whose ``backward`` was called.
 
         Raises:
             ValueError: the loss is not a scalar.
         """
-        loss = scalar(loss, "accelerator.backward")
+        value = loss_value(loss, "accelerator.backward")
         self._heard = True
         if self._accelerator is None:
             self._accelerator = weakref.ref(accelerator)
@@ -85,12 +85,12 @@ class LossTap:
         gradients = accelerator.gradient_state
         self._doubts.backward(is_first=self._sum is None)
         if self._sum is None:
-            self._sum, self._micro_batches, self._micro_batch = loss.clone(), 1, accelerator.step
+            self._sum, self._micro_batches, self._micro_batch = value, 1, accelerator.step
             self._mean = gradients.num_steps > 1
             # A loop that accumulates without accelerator.accumulate() has one backward call per micro-batch.
             self._by_hand = self._mean and accelerator.step == 0 and not gradients.end_of_dataloader
         else:
-            self._sum = self._sum + loss
+            self._sum = self._sum + value
             if self._by_hand or accelerator.step != self._micro_batch:
                 self._micro_batches, self._micro_batch = self._micro_batches + 1, accelerator.step
         self._complete = gradients.sync_gradients
@@ -113,14 +113,15 @@ class LossTap:
             self._steps.append(self._sum / self._micro_batches if self._mean else self._sum)
         self._sum, self._complete = None, False
 
-    def take(self, wanted: bool = True) -> list[Tensor] | None:
+    def take(self, wanted: bool = True) -> list[Tensor | float] | None:
         """The loss of every optimizer step done since the last call.
 
         Args:
             wanted: False when the caller has a loss of its own.
 
         Returns:
-            Each () on its device; None when no backward was heard since the last call, and no step is under way.
+            Each as ``loss_value`` has it; None when no backward was heard since the last call, and no step is under
+            way.
 
         Raises:
             ValueError: it is wanted, but another scheduler heard the same backward calls.
@@ -163,8 +164,6 @@ class LossTap:
                 return True
         return False
 
-
-_HALF = frozenset((torch.float16, torch.bfloat16))
 
 _listening: list[weakref.ref[LossTap]] = []
 
@@ -234,27 +233,3 @@ def tell_optimizer_step(optimizer: AcceleratedOptimizer, has_closure: bool = Fal
             others = [] if accelerator is None else accelerator._optimizers
             if any(other is optimizer for other in others):
                 tap._doubts.other_stepped()
-
-
-def scalar(loss: Tensor, where: str) -> Tensor:
-    """Detaches a loss and checks it.
-
-    Args:
-        loss: a tensor of one element.
-        where: what it was passed to, for the error.
-
-    Returns:
-        (), detached, at least float32.
-
-    Raises:
-        ValueError: it has more elements than one.
-    """
-    loss = loss.detach()
-    if loss.dim():
-        if loss.numel() != 1:
-            raise ValueError(
-                f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
-                "reduce it first, for example with loss.mean()"
-            )
-        loss = loss.reshape(())
-    return loss.float() if loss.dtype in _HALF else loss

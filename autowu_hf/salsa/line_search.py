@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.finite import DivergedError, has_finite_parameters
-from ..runtime.loss_tap import scalar
+from ..runtime.loss_value import loss_value
 from ..runtime.param_groups import device_of
 from ..runtime.random_state import get_random_state, set_random_state
 
@@ -192,7 +192,7 @@ def mean_loss(loss: Any) -> float:
     Raises:
         ValueError: it is not a scalar.
     """
-    value = float(scalar(loss, "search()")) if isinstance(loss, Tensor) else float(loss)
+    value = float(loss_value(loss, "search()")) if isinstance(loss, Tensor) else float(loss)
     return float(collective.gather_mean(torch.tensor([value], dtype=torch.float64))[0])
 
 

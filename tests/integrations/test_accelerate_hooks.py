@@ -17,6 +17,7 @@ from tiny import TinyClassifier, get_schedule
 from autowu_hf import plot_autowu
 from autowu_hf.autowu.reporting.sources import report_from
 from autowu_hf.integrations import accelerate_hooks
+from autowu_hf.runtime import loss_value
 
 FAST = {"max_lr": 1e3, "rewind": False}  # an LR that hurts well before the warm-up's cap
 
@@ -229,8 +230,8 @@ def test_an_accelerator_of_another_optimizer_is_not_heard():
     assert scheduler.scheduler.losses == [3.0] * 3
 
 
-def test_a_step_before_the_first_test_copies_nothing_to_the_host():
-    """``aten::_local_scalar_dense`` is what ``.item()`` and ``float(tensor)`` dispatch to."""
+def test_a_step_before_the_first_test_copies_nothing_to_the_host(monkeypatch):
+    """As on other devices. ``aten::_local_scalar_dense`` is what ``.item()`` and ``float()`` dispatch to."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Count(TorchDispatchMode):
@@ -240,6 +241,7 @@ def test_a_step_before_the_first_test_copies_nothing_to_the_host():
             Count.copies += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
+    monkeypatch.setattr(loss_value, "_AT_HAND", frozenset())
     accelerator = Accelerator(cpu=True)
     model = TinyClassifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, foreach=False)

@@ -9,8 +9,15 @@ from accelerate.utils import DistributedType
 from tiny import LOGGED_DIGITS, AcceptsNumItems, TinyClassifier, batches, get_schedule, trainer_for
 
 from autowu_hf import AutoWUCallback
-from autowu_hf.runtime import loss_tap
+from autowu_hf.runtime import loss_tap, loss_value
 from autowu_hf.runtime.loss_tap import LossTap
+
+
+@pytest.fixture(autouse=True, params=["numbers", "tensors"])
+def kept_as(request, monkeypatch):
+    """Every test is run with losses as they are kept on the CPU, and as on other devices."""
+    if request.param == "tensors":
+        monkeypatch.setattr(loss_value, "_AT_HAND", frozenset())
 
 
 @pytest.fixture
@@ -20,7 +27,7 @@ def accelerator() -> Accelerator:
 
 def heard(tap: LossTap) -> list[float] | None:
     losses = tap.take()
-    return None if losses is None else [loss.item() for loss in losses]
+    return None if losses is None else [float(loss) for loss in losses]
 
 
 def backward(accelerator: Accelerator, value: float, sync: bool = True) -> None:
@@ -90,13 +97,6 @@ def test_nothing_is_heard_after_stop_or_when_the_tap_is_gone(accelerator):
     del tap
     gc.collect()
     assert len(loss_tap._listening) == 0
-
-
-def test_half_precision_becomes_float32(accelerator):
-    tap = LossTap()
-    tap.listen()
-    accelerator.backward(torch.tensor(0.1, dtype=torch.bfloat16, requires_grad=True) * 1)
-    assert tap.take()[0].dtype == torch.float32
 
 
 def test_a_loss_that_is_no_scalar_is_refused(accelerator):

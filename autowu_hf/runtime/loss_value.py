@@ -1,0 +1,35 @@
+"""The value of a loss, which is kept until the losses are gathered."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_HALF = frozenset((torch.float16, torch.bfloat16))
+
+_AT_HAND = frozenset(("cpu",))
+"""The devices whose numbers are read without waiting for them; a number is quicker to keep than a tensor."""
+
+
+def loss_value(loss: Tensor, where: str) -> Tensor | float:
+    """Checks a loss, and takes its value.
+
+    Args:
+        loss: a tensor of one element.
+        where: what it was passed to, for the error.
+
+    Returns:
+        A number, where it lies on the CPU; else (), detached, copied, on its device, at least float32.
+
+    Raises:
+        ValueError: it has more elements than one.
+    """
+    if loss.numel() != 1:
+        raise ValueError(
+            f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
+            "reduce it first, for example with loss.mean()"
+        )
+    if loss.device.type in _AT_HAND:
+        return float(loss.item())
+    loss = loss.detach().reshape(())
+    return loss.float() if loss.dtype in _HALF else loss.clone()
