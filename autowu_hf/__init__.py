@@ -18,7 +18,7 @@ from .clars import CLARS, per_sample_gradient_norms
 from .registration import register, unregister
 from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
-from .runtime.loss_history import MissingLossWarning
+from .runtime.losses.history import MissingLossWarning
 from .salsa import SalsaScheduler, get_salsa_schedule
 from .suggest import SuggestedLR, suggest_lr
 

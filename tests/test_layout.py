@@ -68,7 +68,7 @@ def test_no_import_goes_to_a_higher_room_or_from_one_method_to_another(path):
 
 def test_the_imports_that_it_looks_at_are_found():
     found = imports_of(PACKAGE / "autowu" / "scheduler.py")
-    assert {"runtime.loss_history", "rewind", "autowu.warm_up"} <= found
+    assert {"runtime.losses.history", "rewind", "autowu.warm_up"} <= found
     assert imports_of(PACKAGE / "run.py") >= {"", "runtime.methods"}
     assert "integrations.trainer_hooks" in imports_of(PACKAGE / "registration.py")  # inside a function
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..runtime import collective
-from ..runtime.loss_history import LossHistory
+from ..runtime.losses.history import LossHistory
 from ..runtime.param_groups import weights_out_of_reach
 from ..runtime.scheduler import AdaptiveScheduler
 from .search import Search

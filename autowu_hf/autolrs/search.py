@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ..rewind import snapshot
 from ..rewind.untrained import Untrained, find_untrained
 from ..runtime import collective
-from ..runtime.loss_history import LossHistory
+from ..runtime.losses.history import LossHistory
 from ..runtime.param_groups import device_of
 from ..runtime.random_state import get_random_state, set_random_state
 from .batch_replay import BatchReplay

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..rewind import Rewind
 from ..runtime import collective
 from ..runtime.checks import check_steps, whole
-from ..runtime.loss_history import LossHistory
+from ..runtime.losses.history import LossHistory
 from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
 from .peak_rule import PeakRule

@@ -12,7 +12,7 @@ import numpy as np
 from ..loss_curve import divergence
 from ..loss_curve.empty_start import without_empty_start
 from ..runtime import collective
-from ..runtime.loss_history import LossHistory
+from ..runtime.losses.history import LossHistory
 from .cadence import Cadence
 from .minimum_test import MinimumTest
 from .peak_rule import PeakRule

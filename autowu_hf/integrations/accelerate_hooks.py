@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..autolrs import batch_stream
 from ..runtime import collective
-from ..runtime.loss_tap import tell_backward, tell_optimizer_step, tell_zero_grad
+from ..runtime.losses.tap import tell_backward, tell_optimizer_step, tell_zero_grad
 from ..runtime.scheduler import AdaptiveScheduler
 from ..runtime.update_meter import tell_clipping
 from ..runtime.wrapping import Function, Wrap, unwrap, wrap

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ..console import enable
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
 from .inherited_warmup import InheritsWarmup
-from .loss_history import LossHistory
+from .losses.history import LossHistory
 from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, restore_added, set_lrs
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.finite import DivergedError, has_finite_parameters
-from ..runtime.loss_value import loss_value
+from ..runtime.losses.value import loss_value
 from ..runtime.param_groups import device_of
 from ..runtime.random_state import get_random_state, set_random_state
 

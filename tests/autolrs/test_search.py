@@ -10,7 +10,7 @@ from torch import nn
 from autowu_hf import get_autolrs_schedule
 from autowu_hf.autolrs.search import Search
 from autowu_hf.autolrs.stages import AutoLRSSettings, Stage
-from autowu_hf.runtime.loss_history import LossHistory
+from autowu_hf.runtime.losses.history import LossHistory
 from autowu_hf.runtime.param_groups import device_of
 
 STAGE = Stage(start=3, candidate_steps=5, search_steps=20, train_steps=50, is_full=True)

@@ -13,7 +13,7 @@ from autowu_hf.autowu.settings import AutoWUSettings
 from autowu_hf.autowu.verdict import Ending, MinimumTestRecord
 from autowu_hf.autowu.warm_up import WarmUp
 from autowu_hf.runtime import collective
-from autowu_hf.runtime.loss_history import LossHistory
+from autowu_hf.runtime.losses.history import LossHistory
 
 
 def warm_up(**options) -> WarmUp:

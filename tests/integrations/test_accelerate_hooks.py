@@ -17,7 +17,6 @@ from tiny import TinyClassifier, get_schedule
 from autowu_hf import plot_autowu
 from autowu_hf.autowu.reporting.sources import report_from
 from autowu_hf.integrations import accelerate_hooks
-from autowu_hf.runtime import loss_value
 
 FAST = {"max_lr": 1e3, "rewind": False}  # an LR that hurts well before the warm-up's cap
 
@@ -241,7 +240,7 @@ def test_a_step_before_the_first_test_copies_nothing_to_the_host(monkeypatch):
             Count.copies += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(loss_value, "_AT_HAND", frozenset())
+    monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
     accelerator = Accelerator(cpu=True)
     model = TinyClassifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, foreach=False)

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ...runtime import collective
-from ...runtime.loss_history import LossHistory
+from ...runtime.losses.history import LossHistory
 from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach

@@ -19,7 +19,7 @@ from autowu_hf import get_autowu_schedule, plot_autowu
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
-from autowu_hf.runtime.loss_history import AccumulatedLossWarning
+from autowu_hf.runtime.losses.history import AccumulatedLossWarning
 
 
 def test_a_loss_that_falls_slowly_keeps_to_the_scale():

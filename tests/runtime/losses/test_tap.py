@@ -9,15 +9,15 @@ from accelerate.utils import DistributedType
 from tiny import LOGGED_DIGITS, AcceptsNumItems, TinyClassifier, batches, get_schedule, trainer_for
 
 from autowu_hf import AutoWUCallback
-from autowu_hf.runtime import loss_tap, loss_value
-from autowu_hf.runtime.loss_tap import LossTap
+from autowu_hf.runtime.losses import tap as loss_tap
+from autowu_hf.runtime.losses.tap import LossTap
 
 
 @pytest.fixture(autouse=True, params=["numbers", "tensors"])
 def kept_as(request, monkeypatch):
     """Every test is run with losses as they are kept on the CPU, and as on other devices."""
     if request.param == "tensors":
-        monkeypatch.setattr(loss_value, "_AT_HAND", frozenset())
+        monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.runtime.loss_doubts import LossOfStepWarning
+from autowu_hf.runtime.losses.doubts import LossOfStepWarning
 
 
 class Loop:

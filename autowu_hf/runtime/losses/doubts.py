@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from .checks import caller_level
+from ..checks import caller_level
 
 
 class LossOfStepWarning(UserWarning):

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from autowu_hf import MissingLossWarning
-from autowu_hf.runtime import loss_value
-from autowu_hf.runtime.loss_history import LossHistory
+from autowu_hf.runtime.losses.history import LossHistory
 
 
 @pytest.fixture(autouse=True, params=["numbers", "tensors"])
 def kept_as(request, monkeypatch):
     """Every test is run with losses as they are kept on the CPU, and as on other devices."""
     if request.param == "tensors":
-        monkeypatch.setattr(loss_value, "_AT_HAND", frozenset())
+        monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
 
 
 def test_numbers_and_tensors_of_any_precision_are_kept():

@@ -5,38 +5,38 @@ import torch
 from tiny import TinyClassifier, batches
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.runtime import loss_value
+from autowu_hf.runtime.losses.value import loss_value
 
 
 def test_a_loss_on_the_cpu_is_a_number_at_once():
     for loss in (torch.tensor(0.5, requires_grad=True) * 1, torch.tensor([0.5]), torch.tensor(0.5).bfloat16()):
-        value = loss_value.loss_value(loss, "step()")
-        assert type(value) is float
-        assert value == 0.5
+        taken = loss_value(loss, "step()")
+        assert type(taken) is float
+        assert taken == 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_loss_elsewhere_stays_there_as_a_copy_without_a_graph(dtype):
     loss = torch.ones(1, dtype=dtype, device="meta", requires_grad=True) * 2
-    value = loss_value.loss_value(loss, "step()")
-    assert isinstance(value, torch.Tensor)
-    assert (value.device.type, value.shape, value.requires_grad) == ("meta", (), False)
-    assert value.dtype == (dtype if dtype.itemsize > 2 else torch.float32)
+    taken = loss_value(loss, "step()")
+    assert isinstance(taken, torch.Tensor)
+    assert (taken.device.type, taken.shape, taken.requires_grad) == ("meta", (), False)
+    assert taken.dtype == (dtype if dtype.itemsize > 2 else torch.float32)
 
 
 def test_what_was_taken_does_not_change_with_the_loss(monkeypatch):
     for devices in (frozenset({"cpu"}), frozenset()):
-        monkeypatch.setattr(loss_value, "_AT_HAND", devices)
+        monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", devices)
         loss = torch.tensor(1.0)
-        value = loss_value.loss_value(loss, "step()")
+        taken = loss_value(loss, "step()")
         loss += 1.0
-        assert float(value) == 1.0
+        assert float(taken) == 1.0
 
 
 @pytest.mark.parametrize("shape", [(0,), (2,), (1, 3)])
 def test_a_loss_that_is_no_scalar_is_refused(shape):
     with pytest.raises(ValueError, match="the loss passed to step\\(\\) must be a scalar, got shape"):
-        loss_value.loss_value(torch.ones(shape), "step()")
+        loss_value(torch.ones(shape), "step()")
 
 
 def test_a_run_is_the_same_with_losses_that_stay_on_their_device(monkeypatch):
@@ -57,5 +57,5 @@ def test_a_run_is_the_same_with_losses_that_stay_on_their_device(monkeypatch):
         return lrs
 
     on_the_cpu = run()
-    monkeypatch.setattr(loss_value, "_AT_HAND", frozenset())
+    monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
     assert run() == on_the_cpu

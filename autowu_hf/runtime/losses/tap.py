@@ -15,9 +15,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from .loss_doubts import LossDoubts
-from .loss_value import loss_value
-from .param_groups import innermost
+from ..param_groups import innermost
+from .doubts import LossDoubts
+from .value import loss_value
 
 
 class LossTap:

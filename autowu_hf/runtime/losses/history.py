@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import collective
-from .checks import caller_level
-from .loss_tap import LossTap
-from .loss_value import loss_value
+from .. import collective
+from ..checks import caller_level
+from .tap import LossTap
+from .value import loss_value
 
 Array = npt.NDArray[np.float64]
 
