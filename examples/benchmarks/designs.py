@@ -58,6 +58,7 @@ DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "P and R alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),
     "without the length": ([_NO_LENGTH], {}),
     "without the later measure": ([_NO_LATER_MEASURE], {}),
+    "a later measure of shrinking updates": ([(scale, "HARDLY_SHRUNK", 0.0)], {}),
     "without a look at the losses": (_BLIND, {}),
     "a look of 15 %": ([(timetable, "LOOK", 0.15)], {}),
     "0.2 P": ([(scale, "POLYAK_SHARE", 0.2)], {}),

@@ -36,6 +36,9 @@ gradients, for example, whose advantages cancel. Of a language model with a bill
 ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
+HARDLY_SHRUNK = 2 / 3
+"""The share of the first updates' norm from which a later one counts as one whose size does not depend on the noise."""
+
 FAR = 30.0
 """How far below R's LR that of P lies where its gradients may be noise. It is 1000 times for EfficientNet, whose
 gradients are, and about twice for a ViT from scratch, which is on a plateau.
@@ -147,15 +150,18 @@ def settled_factor(settled: float, num_steps: int) -> float:
     P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles; the scale's
     shares were chosen with that in them. Where the updates of another optimizer do not (Lion's all have one size), or
     are a fraction of the first (LAMB's, whose first step moves tensors that were zero by much), its LR differs by that.
+    Adam's, too, keep their size for longer in a transient, whose gradients all have one direction, and shrink later.
 
     Args:
         settled: the norm of an update as a share of the first ones'.
         num_steps: the optimizer steps done by then, with that of the update.
 
     Returns:
-        The factor; 1 where it would be between 1/2 and 3, as Adam's is.
+        The factor; 1 where it would be between 1/2 and 3, as Adam's is, or less while the updates shrink.
     """
     factor = min(max(max(0.25, num_steps**-0.5) / settled, 0.01), 20.0)
+    if settled < HARDLY_SHRUNK:
+        factor = max(factor, 1.0)
     return 1.0 if 0.5 <= factor <= 3.0 else factor
 
 

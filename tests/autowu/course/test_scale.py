@@ -68,6 +68,13 @@ def test_the_size_of_later_updates_corrects_the_scale(settled, num_steps, factor
     assert settled_factor(settled, num_steps) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(("settled", "num_steps"), [(0.5135, 20), (0.6117, 17), (0.66, 1000)])
+def test_updates_that_shrink_slowly_do_not_lower_the_lr(settled, num_steps):
+    """The first two are AdamW's in a transient."""
+    assert settled_factor(settled, num_steps) == 1.0
+    assert settled_factor(0.7, 1000) == pytest.approx(0.25 / 0.7)
+
+
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, -2e-9]])
 def test_losses_that_are_next_to_nothing_are_told_from_others(losses):
     with pytest.raises(BlindLossesError, match="next to nothing"):
