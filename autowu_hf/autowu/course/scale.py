@@ -120,7 +120,8 @@ class Scale:
         does 0.3 P. R bounds how far the weights turn in one step, whatever the number.
         """
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
-        return min(POLYAK_SHARE * self.polyak / horizon, TRUST_SHARE * self.trust) * (1.0 - self.momentum)
+        trust = TRUST_SHARE * self.trust / (horizon if self.is_aligned else 1.0)
+        return min(POLYAK_SHARE * self.polyak / horizon, trust) * (1.0 - self.momentum)
 
     @property
     def is_aligned(self) -> bool:

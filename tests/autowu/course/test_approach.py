@@ -96,14 +96,37 @@ def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, caplog
     assert "peak LR 1.0e-3, which the optimizer was given" in said
 
 
-def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_tenth(caplog):
+def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_third(caplog):
     model, optimizer, schedule = made(400, make=partial(torch.optim.SGD, momentum=0.9))
     with caplog.at_level(logging.INFO, "autowu_hf"):
         run(model, optimizer, schedule, flat(400))
-    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(400) / 10)
+    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(400) / 3)
     assert 0 < schedule.num_steps_lost <= 0.15 * 400
     assert "have not fallen" in caplog.text
-    assert "a tenth of it since nothing had been learned by step" in caplog.text
+    assert "a third of it since nothing had been learned by step" in caplog.text
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
+def test_a_run_that_loses_what_it_had_learned_goes_back_once_to_a_third(make, caplog):
+    losses = flat(400)
+    losses[10:60] *= np.linspace(1.0, 0.7, 50)
+    model, optimizer, schedule = made(400, make=make)
+    start = copy.deepcopy(model)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, losses[:60])
+        while not schedule.num_steps_lost and schedule.last_epoch < 400:
+            run(model, optimizer, schedule, losses[: schedule.last_epoch + 1], since=schedule.last_epoch)
+        again = copy.deepcopy(model)
+        run(model, optimizer, schedule, losses, since=schedule.last_epoch)
+    approach = schedule.report()["approach"]
+    assert 60 < approach["relapsed"] < 120
+    assert schedule.num_steps_lost == approach["relapsed"] - approach["legs"][0]["since"]
+    assert all(
+        torch.allclose(old, new, atol=1e-3) for old, new in zip(start.parameters(), again.parameters(), strict=True)
+    )
+    assert schedule.peak_lr == pytest.approx(approach["factor"] * schedule._course.scale.peak_lr_for(400) / 3)
+    assert "have come back to where they began" in caplog.text
+    assert "a third of it since what had been learned was lost by step" in caplog.text
 
 
 @pytest.mark.parametrize("finds", [True, False])
