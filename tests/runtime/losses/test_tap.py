@@ -155,7 +155,7 @@ def test_a_scheduler_taken_back_into_its_warm_up_listens_again():
     assert len(losses) == len(scheduler.scheduler.losses) == 20
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("kept_as", "accumulation"), [("numbers", 1), ("tensors", 3)], indirect=["kept_as"])
 @pytest.mark.parametrize("case", ["labels", "label_smoothing", "compute_loss_func", "num_items_in_batch"])
 def test_recorded_losses_equal_trainers_logged_loss(tmp_path, case, accumulation):
     """28 examples in batches of 4 make 7 batches an epoch: with accumulation 3 the last group has one."""
