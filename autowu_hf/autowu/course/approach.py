@@ -5,8 +5,8 @@ there. One more step is measured then, and where the optimizer's updates have be
 first ones led to expect, the LR is corrected. From there on the losses say what remains to be done:
 
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
-* they have not fallen where updates are the gradients themselves (SGD's), or they are back where they began: the same,
-  at a third of the LR;
+* they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
+  a third of the LR;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
 * they have not fallen where P lies far below R, for noise in the gradients makes P too low: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -25,20 +25,14 @@ from torch.optim import Optimizer
 
 from ...rewind import snapshot
 from ...runtime.param_groups import weights_out_of_reach
-from .breaks import Breaks
+from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
 from .legs import FEWEST_LOSSES, Leg, Sweep
 from .scale import Scale, settled_factor
 from .scale_search import ScaleSearch
-from .signs import Array, Signs, have_fallen
+from .signs import FEWEST_TO_RISE, Array, Signs, have_fallen
 from .timetable import Timetable
 
-BREAK_DIVISOR = 10.0
-"""By what the LR is divided where it has broken the run."""
-
-STALL_DIVISOR = 3.0
-"""The same where it has taught the run nothing, or nothing that lasts."""
-
-_SEEN = ("settled", "factor", "unmoved", "num_lost", "is_over")
+_SEEN = ("settled", "factor", "stalled", "unmoved", "num_lost", "is_over")
 
 
 class Approach:
@@ -55,7 +49,8 @@ class Approach:
         legs: the ways of the LR since the scale is known.
         settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
         factor: by what the LR was multiplied for that.
-        breaks: where the run went back, since the losses had risen too far or taught nothing.
+        breaks: where the losses had risen too far.
+        stalled: the steps done when nothing had been learned and the run went back; None before.
         unmoved: the steps done when nothing had been learned and the LR grew on; None before.
         num_lost: the steps that were thrown away by going back.
         wants_back: whether the run has to go back to where the first leg began, before its next step; see
@@ -74,6 +69,7 @@ class Approach:
         self.factor = 1.0
         self.num_lost = 0
         self.breaks = Breaks()
+        self.stalled: int | None = None
         self.unmoved: int | None = None
         self.sweep: Sweep | None = None
         self.is_late = self.wants_back = self.is_over = False
@@ -162,17 +158,19 @@ class Approach:
             self._go_back(step, num, self.peak_lr / BREAK_DIVISOR)
             return
         losses = self.breaks.counted(losses)
-        may_stall = self.scale.is_aligned and step >= self.legs[-1].end
-        if self.times.longest - step > 3 and self.breaks.find_lost(losses, seen, step, may_stall):
-            self._go_back(step, num, self.peak_lr / STALL_DIVISOR)
-            return
         if self.search.is_settling:
             self._settle(step, losses, num)
         elif self.settled is None and len(self.legs) == 1 and step == self.legs[0].end:
             self.search.settle()
-        if step < self.legs[-1].end or (self.search.is_settling and step < self.end):
+        is_measuring = self.search.is_settling and step < self.times.measure_end(self.legs[-1].end)
+        if step < self.legs[-1].end or is_measuring:
             return
-        is_noisy = self.scale.may_be_noise and not self.breaks.steps and seen.ask_for_more(losses, step)
+        is_stalled = not self.breaks.steps and seen.are_stalled(losses, step)
+        if is_stalled and self.scale.is_aligned and self.times.longest - step > 3:
+            self.stalled = step
+            self._go_back(step, num, self.peak_lr / STALL_DIVISOR)
+            return
+        is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.scale.may_be_noise
         if (is_noisy or seen.have_halved(losses)) and 2.0 * self.peak_lr < self.scale.trust < math.inf:
             self.sweep = Sweep.between(self.peak_lr, self.scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None

@@ -1,6 +1,4 @@
-"""Where the losses of the approach speak against the LR: it has broken the run, or taught it nothing that lasts. Where
-they have risen for another reason, the loss has changed.
-"""
+"""Where the losses of the approach have risen too far: whether the LR has broken the run, or the loss has changed."""
 
 from __future__ import annotations
 
@@ -8,6 +6,12 @@ from typing import Any
 
 from ...loss_curve.empty_start import num_empty
 from .signs import FEWEST_BACK, Array, Signs
+
+BREAK_DIVISOR = 10.0
+"""By what the LR is divided where it has broken the run."""
+
+STALL_DIVISOR = 3.0
+"""The same where it has taught the run nothing."""
 
 _MOST = 2
 
@@ -18,24 +22,15 @@ class Breaks:
     Attributes:
         steps: the steps done at each break.
         changes: the steps done each time that it was the loss that had changed.
-        stalled: the steps done when nothing had been learned; None before.
-        relapsed: the steps done when what had been learned was lost; None before.
         are_too_many: whether the losses are too high still, although the LR was divided as often as it ever is.
     """
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.changes: list[int] = []
-        self.stalled: int | None = None
-        self.relapsed: int | None = None
         self.are_too_many = False
         self._starts_at = self._sound_since = 0
         self._is_back = False
-
-    @property
-    def lost(self) -> tuple[int | None, int | None]:
-        """``stalled`` and ``relapsed``."""
-        return self.stalled, self.relapsed
 
     def counted(self, losses: Array) -> Array:
         """The losses from the first on that says something about the loss as it is now."""
@@ -73,23 +68,6 @@ class Breaks:
             self.steps.append(step)
         return is_broken and not self.are_too_many
 
-    def find_lost(self, losses: Array, seen: Signs, step: int, may_stall: bool) -> bool:
-        """Whether nothing has been learned, or it is lost again, so that the run has to go back; that is found once.
-
-        Args:
-            losses: (n,), those that count.
-            seen: what losses of this run say.
-            step: the steps done.
-            may_stall: whether it matters that nothing was learned.
-        """
-        if self.steps or self.lost != (None, None):
-            return False
-        if may_stall and seen.are_stalled(losses, step):
-            self.stalled = step
-        elif seen.have_relapsed(losses):
-            self.relapsed = step
-        return step in self.lost
-
     def go_back(self, num_losses: int) -> None:
         """The run will go back; the ``num_losses`` losses so far count as the last ones no more."""
         self._sound_since = num_losses
@@ -103,8 +81,6 @@ class Breaks:
         return {
             "breaks": [*self.steps],
             "changes": [*self.changes],
-            "stalled": self.stalled,
-            "relapsed": self.relapsed,
             "breaks_too_often": self.are_too_many,
             "starts_at": self._starts_at,
             "sound_since": self._sound_since,
@@ -114,6 +90,5 @@ class Breaks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, or the state of a release that knew no changes."""
         self.steps, self.changes = [*state["breaks"]], [*state.get("changes", [])]
-        self.stalled, self.relapsed = state.get("stalled"), state.get("relapsed")
         self._starts_at, self._sound_since = state.get("starts_at", 0), state["sound_since"]
         self.are_too_many, self._is_back = state.get("breaks_too_often", False), state.get("is_back", False)

@@ -131,7 +131,7 @@ class Course:
             self._history.flush()
             legs, breaks, changes = len(approach.legs), len(approach.breaks.steps), len(approach.breaks.changes)
             approach.advance(done, self._history.gathered)
-            if len(approach.breaks.steps) > breaks or done in approach.breaks.lost:
+            if len(approach.breaks.steps) > breaks or approach.stalled == done:
                 self._say(setback(approach, done))
             if len(approach.breaks.changes) > changes:
                 self._say(change(approach, done))

@@ -117,7 +117,8 @@ class Scale:
         """The LR for a run of so many optimizer steps.
 
         The best LR falls slowly with their number (Bjorck et al. 2024, arXiv 2409.19913, with a power of 0.32), and so
-        does 0.3 P. R bounds how far the weights turn in one step, whatever the number.
+        does 0.3 P. R bounds how far the weights turn in one step, whatever the number; only where the updates are the
+        gradients, which grow once something is learned, does 0.2 R fall, too.
         """
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
         trust = TRUST_SHARE * self.trust / (horizon if self.is_aligned else 1.0)

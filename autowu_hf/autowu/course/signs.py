@@ -29,12 +29,6 @@ LIFT = 0.25
 momentum of the optimizer swings in, losses rise a little and come back.
 """
 
-RELAPSE_FROM = 0.95
-"""Of the first losses: what later ones must have been below before what was learned can be lost."""
-
-RELAPSED = 0.1
-"""The share of what the losses had fallen by that is left where what was learned counts as lost."""
-
 FEWEST_BACK = 3
 """The losses after a way back that say whether the loss has changed."""
 
@@ -74,23 +68,6 @@ class Signs:
             return False
         num_last = (step - self.ramp_end) // 2
         return len(losses) >= self._num_first + num_last and _share(losses, self._num_first, num_last) >= LEARNED
-
-    def ask_for_more(self, losses: Array, step: int) -> bool:
-        """The same, in a run that has the steps for a growth to higher LRs."""
-        return self.num_steps >= FEWEST_TO_RISE and self.are_stalled(losses, step)
-
-    def have_relapsed(self, losses: Array) -> bool:
-        """Whether the losses (n,) had fallen by more than their noise, and have come back to where they were."""
-        size = 2 * window(self.num_steps)
-        num_blocks = len(losses) // size
-        first = losses[: self._num_first]
-        if self.num_steps < FEWEST_STEPS or num_blocks < 3 or not np.isfinite(losses).all():
-            return False
-        levels = np.median(losses[len(losses) - num_blocks * size :].reshape(num_blocks, size), axis=1)
-        start = float(np.median(first))
-        gained = start - float(levels[:-1].min())
-        needed = max((1.0 - RELAPSE_FROM) * abs(start), 2.0 * _NOISES * divergence.noise(losses) / size**0.5)
-        return gained > needed and start - float(levels[-1]) < RELAPSED * gained
 
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""

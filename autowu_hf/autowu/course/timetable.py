@@ -15,6 +15,9 @@ LOOK = 0.3
 FEWEST_SEEN = 5
 """The steps at the scale's peak after which losses tell anything."""
 
+PATIENCE = 3
+"""The steps for which the LR waits for the measure of a later update, before it grows on without it."""
+
 
 @dataclass(frozen=True)
 class Timetable:
@@ -36,6 +39,10 @@ class Timetable:
     def ramp_end(self, since: int) -> int:
         """Where a leg ends that begins after so many steps."""
         return max(since + 1, min(since - 2 + max(3, round(RAMP * self.num_steps)), self.longest))
+
+    def measure_end(self, leg_end: int) -> int:
+        """Where a later update is waited for no more, after a leg that ends after so many steps."""
+        return min(leg_end + PATIENCE, self.longest)
 
     def look_end(self, end: int) -> int:
         """Where the losses are looked at no more, in a growth that ends after ``end`` steps."""

@@ -53,9 +53,7 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
 
 def setback(approach: Approach, step: int) -> str:
     """Why the run goes back after ``step`` steps, to grow again to a lower LR."""
-    seen = "risen far above their start"
-    if step in approach.breaks.lost:
-        seen = "not fallen" if approach.breaks.stalled == step else "come back to where they began"
+    seen = "not fallen" if approach.stalled == step else "risen far above their start"
     return (
         f"AutoWU: by step {step} the losses have {seen}, at learning rate {approach.legs[-2].lr(step - 1):.1e}; it "
         f"grows again, to at most {approach.peak_lr:.1e}"

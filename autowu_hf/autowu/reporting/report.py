@@ -216,9 +216,7 @@ def _corrections(approach: dict[str, Any]) -> str:
             map(str, approach["breaks"])
         )
     if approach.get("stalled") is not None:
-        said += f", a third of it since nothing had been learned by step {approach['stalled']}"
-    if approach.get("relapsed") is not None:
-        said += f", a third of it since what had been learned was lost by step {approach['relapsed']}"
+        said += f", lowered since nothing had been learned by step {approach['stalled']}"
     if approach.get("unmoved") is not None and approach["sweep"] is not None:
         said += f", and on from it since nothing had been learned by step {approach['unmoved']}"
     return said

@@ -22,13 +22,17 @@ def loss_value(loss: Tensor, where: str) -> Tensor | float:
         A number, where it lies on the CPU; else (), detached, copied, on its device, at least float32.
 
     Raises:
-        ValueError: it has more elements than one.
+        ValueError: it has more elements than one, or is complex.
     """
     if loss.numel() != 1:
         raise ValueError(
             f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
             "reduce it first, for example with loss.mean()"
         )
+    if type(loss) is not Tensor:  # a DTensor may be a share of the loss
+        loss = getattr(loss.detach(), "full_tensor", loss.detach)()
+    if loss.is_complex():
+        raise ValueError(f"the loss passed to {where} must be real, got {loss.dtype}; pass its real part, loss.real")
     if loss.device.type in _AT_HAND:
         return float(loss.item())
     loss = loss.detach().reshape(())

@@ -44,6 +44,7 @@ def test_a_loss_that_has_soon_fallen_to_half_is_followed_to_its_cliff():
     report = schedule.report()
     base_lr = report["approach"]["sweep"]["min_lr"]
     assert base_lr == report["approach"]["legs"][-1]["to_lr"]
+    assert report["approach"]["settled"] is not None  # measured before the LR grew on
     assert schedule.ended_by in ("cliff", "divergence")
     assert 20 <= report["sweep_start"] < schedule.switch_step < 60
     assert schedule.peak_lr >= base_lr
@@ -51,6 +52,18 @@ def test_a_loss_that_has_soon_fallen_to_half_is_followed_to_its_cliff():
     assert schedule.num_steps_lost == schedule.switch_step - schedule.rewound_to
     assert report["sweep_start"] <= schedule.rewound_to < schedule.switch_step
     assert len(report["losses"]) == schedule.switch_step
+
+
+def test_a_growth_does_not_wait_for_an_optimizer_that_makes_no_steps():
+    model, optimizer, schedule = made(400)
+    losses = quickly(400)
+    run(model, optimizer, schedule, losses[:20])
+    for loss in losses[20:26]:
+        schedule.step(float(loss))
+    approach = schedule.report()["approach"]
+    assert approach["settled"] is None
+    assert approach["sweep"] is not None
+    assert schedule.report()["sweep_start"] == 24  # at the first look after three steps
 
 
 def at_once(n, seed=0):
@@ -103,30 +116,7 @@ def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_third(caplog):
     assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(400) / 3)
     assert 0 < schedule.num_steps_lost <= 0.15 * 400
     assert "have not fallen" in caplog.text
-    assert "a third of it since nothing had been learned by step" in caplog.text
-
-
-@pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9)])
-def test_a_run_that_loses_what_it_had_learned_goes_back_once_to_a_third(make, caplog):
-    losses = flat(400)
-    losses[10:60] *= np.linspace(1.0, 0.7, 50)
-    model, optimizer, schedule = made(400, make=make)
-    start = copy.deepcopy(model)
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        run(model, optimizer, schedule, losses[:60])
-        while not schedule.num_steps_lost and schedule.last_epoch < 400:
-            run(model, optimizer, schedule, losses[: schedule.last_epoch + 1], since=schedule.last_epoch)
-        again = copy.deepcopy(model)
-        run(model, optimizer, schedule, losses, since=schedule.last_epoch)
-    approach = schedule.report()["approach"]
-    assert 60 < approach["relapsed"] < 120
-    assert schedule.num_steps_lost == approach["relapsed"] - approach["legs"][0]["since"]
-    assert all(
-        torch.allclose(old, new, atol=1e-3) for old, new in zip(start.parameters(), again.parameters(), strict=True)
-    )
-    assert schedule.peak_lr == pytest.approx(approach["factor"] * schedule._course.scale.peak_lr_for(400) / 3)
-    assert "have come back to where they began" in caplog.text
-    assert "a third of it since what had been learned was lost by step" in caplog.text
+    assert "lowered since nothing had been learned by step" in caplog.text
 
 
 @pytest.mark.parametrize("finds", [True, False])

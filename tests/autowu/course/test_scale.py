@@ -50,6 +50,9 @@ def test_p_falls_with_the_length_of_the_run_and_r_does_not():
     assert by_p.peak_lr_for(1600) == pytest.approx(0.15)
     by_r = Scale(polyak=100.0, trust=1.0, alignment=0.5, loss=1.0, num_steps=2)
     assert by_r.peak_lr_for(1600) == by_r.peak_lr == pytest.approx(0.2)
+    of_sgd = Scale(polyak=100.0, trust=1.0, alignment=1.0, loss=1.0, num_steps=2)
+    assert of_sgd.peak_lr == pytest.approx(0.2)
+    assert of_sgd.peak_lr_for(1600) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,25 @@ def test_a_loss_that_is_no_scalar_is_refused(shape):
         loss_value(torch.ones(shape), "step()")
 
 
+class Shard(torch.Tensor):
+    """Half of the loss, as a process may have it."""
+
+    def full_tensor(self) -> torch.Tensor:
+        return 2.0 * self.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("devices", [{"cpu"}, set()])
+def test_of_a_loss_that_is_spread_over_processes_the_whole_is_taken(monkeypatch, devices):
+    monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", devices)
+    assert float(loss_value(torch.tensor(0.25).as_subclass(Shard), "step()")) == 0.5
+    assert float(loss_value(torch.nn.Parameter(torch.tensor(0.25)), "step()")) == 0.25
+
+
+def test_a_complex_loss_is_refused():
+    with pytest.raises(ValueError, match="the loss passed to step\\(\\) must be real, got torch.complex64"):
+        loss_value(torch.tensor(1.0 + 2.0j), "step()")
+
+
 def test_a_run_is_the_same_with_losses_that_stay_on_their_device(monkeypatch):
     def run() -> list[float]:
         torch.manual_seed(0)
