@@ -29,8 +29,8 @@ def loss_value(loss: Tensor, where: str) -> Tensor | float:
             f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
             "reduce it first, for example with loss.mean()"
         )
-    if type(loss) is not Tensor:  # a DTensor may be a share of the loss
-        loss = getattr(loss.detach(), "full_tensor", loss.detach)()
+    if type(loss) is not Tensor and hasattr(loss, "full_tensor"):  # a DTensor, which may be a share of the loss
+        loss = loss.full_tensor()
     if loss.is_complex():
         raise ValueError(f"the loss passed to {where} must be real, got {loss.dtype}; pass its real part, loss.real")
     if loss.device.type in _AT_HAND:

@@ -44,7 +44,7 @@ def test_sgd_counts_what_its_momentum_adds_up_to_and_others_do_not():
     assert Scale.from_updates(*numbers, alignment=0.5, momentum=0.9).peak_lr == plain
 
 
-def test_p_falls_with_the_length_of_the_run_and_r_does_not():
+def test_p_falls_with_the_length_of_the_run_and_r_for_sgd_only():
     by_p = Scale(polyak=1.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
     assert by_p.peak_lr_for(20) == by_p.peak_lr_for(100) == by_p.peak_lr == pytest.approx(0.3)
     assert by_p.peak_lr_for(1600) == pytest.approx(0.15)

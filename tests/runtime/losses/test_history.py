@@ -10,12 +10,7 @@ import torch
 from autowu_hf import MissingLossWarning
 from autowu_hf.runtime.losses.history import LossHistory
 
-
-@pytest.fixture(autouse=True, params=["numbers", "tensors"])
-def kept_as(request, monkeypatch):
-    """Every test is run with losses as they are kept on the CPU, and as on other devices."""
-    if request.param == "tensors":
-        monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
+pytestmark = pytest.mark.usefixtures("kept_as")
 
 
 def test_numbers_and_tensors_of_any_precision_are_kept():

@@ -12,12 +12,7 @@ from autowu_hf import AutoWUCallback
 from autowu_hf.runtime.losses import tap as loss_tap
 from autowu_hf.runtime.losses.tap import LossTap
 
-
-@pytest.fixture(autouse=True, params=["numbers", "tensors"])
-def kept_as(request, monkeypatch):
-    """Every test is run with losses as they are kept on the CPU, and as on other devices."""
-    if request.param == "tensors":
-        monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
+pytestmark = pytest.mark.usefixtures("kept_as")
 
 
 @pytest.fixture

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(params=["numbers", "tensors"])
+def kept_as(request, monkeypatch):
+    """Losses as they are kept on the CPU, and as on other devices."""
+    if request.param == "tensors":
+        monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
