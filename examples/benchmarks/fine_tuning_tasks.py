@@ -18,7 +18,7 @@ from data import digits, docstrings, lower_digits, shuffled, stdlib_bytes, upper
 from models import DigitsViT, SentenceClassifier, minilm_folder, mlp, pretrained_minilm, resnet, small_gpt
 from tasks import accuracy
 from torch import Tensor, nn
-from training import train
+from training import beside, train
 from transformers import AutoTokenizer, get_scheduler
 
 Measured = tuple[float, float, float]
@@ -94,8 +94,8 @@ def minilm(seed: int, epochs: int) -> PreparedRun:
     def outputs(model: Any, which: list[int]) -> tuple[Tensor, Tensor]:
         """Embeddings and logits of texts of the test set."""
         model.eval()
-        embedded = torch.cat([model.embed(tokens(which[i : i + 50])) for i in range(0, len(which), 50)])
-        return embedded, model.head(embedded)
+        embedded = torch.cat([model.embed(beside(model, tokens(which[i : i + 50]))) for i in range(0, len(which), 50)])
+        return embedded.cpu(), model.head(embedded).cpu()
 
     before, _ = outputs(model, test)
 
@@ -116,7 +116,7 @@ def classification(
     @torch.no_grad()
     def evaluate(model: nn.Module, rows: slice = ALL) -> Measured:
         model.eval()
-        return measured(model(x[n:][rows]), y[n:][rows])
+        return measured(model(beside(model, x[n:][rows])).cpu(), y[n:][rows])
 
     def one(step: int) -> Any:
         which = draw(step)
@@ -146,7 +146,7 @@ def vit(seed: int, epochs: int) -> PreparedRun:
 
     def evaluate(model: Any, rows: slice = ALL) -> Measured:
         metric, loss, _ = evaluate_new(model, rows)
-        head, model.vit.classifier = model.vit.classifier, old_head
+        head, model.vit.classifier = model.vit.classifier, beside(model, old_head)
         kept, _, _ = old.evaluate(model)
         model.vit.classifier = head
         return metric, loss, kept
@@ -182,7 +182,7 @@ def gpt(seed: int) -> PreparedRun:
     @torch.no_grad()
     def evaluate(model: nn.Module) -> Measured:
         model.eval()
-        value = float(loss_of(model, windows(cut, len(source), 400, 1)))
+        value = float(loss_of(model, beside(model, windows(cut, len(source), 400, 1))))
         return -value, value, math.nan
 
     return PreparedRun(small_gpt(64, 64), batch, 400, 100, loss_of, evaluate, "cosine")

@@ -13,7 +13,7 @@ from fine_tuning_tasks import Measured, PreparedRun, cross_entropy, measured
 from pretrained import DigitsEfficientNet
 from real_model_texts import language, pairs
 from torch import Tensor, nn
-from training import outputs
+from training import ON_CPU, outputs
 
 PRACTICE = {
     "MiniLM, pairs": 2e-5,  # that of sentence-transformers' examples
@@ -118,11 +118,11 @@ def efficientnet_task(batch: int, steps: int) -> Task:
 
 
 def full_task(steps: int) -> Task:
-    """Each of its runs takes minutes, so that it is tuned on one seed. Its snapshots are in files: a dozen of 1.5 GiB
-    each, which must not depend on the memory that other runs leave.
+    """Each of its runs takes minutes on the CPU, so that it is tuned on one seed. There its snapshots are in files, a
+    dozen of 1.5 GiB each: they must not depend on the memory that other runs leave.
     """
     prepare = functools.partial(language, is_lora=False, steps=steps)
-    practice, options = PRACTICE["SmolLM2, full"], {"rewind": "disk"}
+    practice, options = PRACTICE["SmolLM2, full"], {"rewind": "disk"} if ON_CPU else {}
     return Task(prepare, 1e-4, 1, (0,), ("loss, nats", -1.0), practice, SMOLLM, options)
 
 

@@ -13,6 +13,7 @@ from fine_tuning_tasks import Measured, PreparedRun, measured
 from models import SentenceEncoder, minilm_folder, pretrained_minilm
 from pretrained import smollm, smollm_tokenizer, with_lora
 from torch import Tensor, nn
+from training import beside
 from transformers import AutoTokenizer
 
 # MiniLM, by a contrastive loss ----------------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ def similarities(left: Tensor, right: Tensor) -> Tensor:
 def contrastive_loss(model: nn.Module, batch: tuple[Any, Any]) -> Tensor:
     """Each text of the left belongs to the one in its place on the right, and to no other of the batch."""
     logits = similarities(model(batch[0]), model(batch[1]))
-    return nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+    return nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
 def pairs(seed: int, steps: int) -> PreparedRun:
@@ -62,8 +63,8 @@ def pairs(seed: int, steps: int) -> PreparedRun:
     @torch.no_grad()
     def embed_prose(model: nn.Module) -> Tensor:
         model.eval()
-        embedded: Tensor = model(tokens(prose()))
-        return embedded
+        embedded: Tensor = model(beside(model, tokens(prose())))
+        return embedded.cpu()
 
     before = embed_prose(model)
 
@@ -73,8 +74,8 @@ def pairs(seed: int, steps: int) -> PreparedRun:
         if part == "test":
             kept = float(nn.functional.cosine_similarity(before, embed_prose(model)).mean())
         model.eval()
-        names, texts = both(held_out[part])
-        logits = similarities(model(names), model(texts))
+        names, texts = beside(model, both(held_out[part]))
+        logits = similarities(model(names), model(texts)).cpu()
         return measured(logits, torch.arange(len(logits)), kept)
 
     def batch(step: int) -> tuple[Any, Any]:
@@ -120,7 +121,7 @@ def language(seed: int, is_lora: bool, steps: int) -> PreparedRun:
     @torch.no_grad()
     def loss_on(model: nn.Module, part: str) -> float:
         model.eval()
-        losses = [float(token_loss(model, ids)) for ids in by_part[part].split(8)]
+        losses = [float(token_loss(model, beside(model, ids))) for ids in by_part[part].split(8)]
         return sum(losses) / len(losses)
 
     def evaluate(model: nn.Module, part: str) -> Measured:

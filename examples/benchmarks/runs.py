@@ -32,6 +32,7 @@ import accelerate
 import torch
 import transformers
 from tqdm.auto import tqdm
+from training import ON_CPU
 
 import autowu_hf
 
@@ -48,8 +49,10 @@ VERSIONS = " ".join(
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
         "autowu_hf": autowu_hf.__version__,
+        **({} if ON_CPU else {"cuda": torch.version.cuda}),
     }.items()
 )
+"""What a run was made with. The GPU is not asked for its name: worker processes could not use it any more."""
 
 
 def optional_float(text: str) -> float | None:

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env, send_to_device
 from torch import Tensor, nn
+
+ON_CPU = parse_flag_from_env("ACCELERATE_USE_CPU", default=True)
+"""Whether models are trained on the CPU. The environment variable is accelerate's; false takes a GPU."""
 
 
 def train(
@@ -21,7 +25,7 @@ def train(
     line_search: Callable[[nn.Module, Callable[[], Tensor]], Any] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> float:
-    """Trains a model in place, in an accelerate loop on the CPU.
+    """Trains a model in place, in an accelerate loop, on the CPU or where ``ON_CPU`` says.
 
     Args:
         model: trained in place.
@@ -36,11 +40,12 @@ def train(
     Returns:
         The seconds spent in the schedule's steps and in ``after_step``.
     """
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=ON_CPU)
     model, optimizer, batches, schedule = accelerator.prepare(model, optimizer, batches, schedule)
     model.train()
     seconds = 0.0
     for step, batch in enumerate(batches):
+        batch = send_to_device(batch, accelerator.device)
         accelerator.backward(loss_of(model, batch))
         if line_search is not None:
             line_search(model, lambda batch=batch: loss_of(model, batch))
@@ -76,10 +81,17 @@ class BatchPerStep(torch.utils.data.Dataset[Any]):
         return self.batches(step)
 
 
+def beside(model: nn.Module, batch: Any) -> Any:
+    """The batch's tensors on the device of the model."""
+    return send_to_device(batch, next(model.parameters()).device)
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's outputs on ``x`` (n, ...) in evaluation mode, 500 rows at a time; training mode is put back."""
+    """The model's outputs on ``x`` (n, ...) in evaluation mode, 500 rows at a time, on the CPU; training mode is put
+    back.
+    """
     model.eval()
-    result = torch.cat([model(part) for part in x.split(500)])
+    result = torch.cat([model(beside(model, part)).cpu() for part in x.split(500)])
     model.train()
     return result
