@@ -1,4 +1,4 @@
-"""``suggest_lr``: a peak learning rate from two optimizer steps, which are taken back, for a schedule of one's own."""
+"""``suggest_lr``: a peak learning rate from a few optimizer steps, taken back, for a schedule of one's own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .autowu.course.later_measures import LaterMeasures
 from .autowu.course.scale import Scale
 from .autowu.course.scale_search import ScaleSearch
+from .autowu.course.timetable import MOST_WATCHED
+from .autowu.course.words import lasting as in_percent
 from .rewind import snapshot
 from .runtime import collective
 from .runtime.param_groups import Obstacle, device_of, innermost, lr_ratios, set_lrs, weights_out_of_reach
@@ -34,11 +37,14 @@ class SuggestedLR:
             default; other groups keep their ratio to it.
         scale: what it comes from.
         steps: the optimizer steps that were made, and taken back.
+        lasting: the share of the first updates' slope that the batches after them see; None where P is not so low that
+            they were asked.
     """
 
     lr: float
     scale: Scale
     steps: int
+    lasting: float | None = None
 
     def __float__(self) -> float:
         return self.lr
@@ -49,6 +55,9 @@ class SuggestedLR:
         which = "0.3 P" if scale.held_by == "polyak" else "0.2 R"
         if scale.momentum > 0.0:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
+        if self.lr != scale.peak_lr:
+            share = in_percent(self.lasting)
+            which += f", times {self.lr / scale.peak_lr:.2g} since {share} of the slope lasts on later batches"
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
 
@@ -61,9 +70,9 @@ def suggest_lr(
 ) -> SuggestedLR:
     """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.scale``).
 
-    It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches and puts
-    everything back: weights, buffers, the optimizer's state and LRs, gradients, random numbers and the order of the
-    data. One process only.
+    It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches, and six
+    more where the gradients may be mostly noise (``Scale.raised_factor``). It puts everything back: weights, buffers,
+    the optimizer's state and LRs, gradients, random numbers and the order of the data. One process only.
 
     Args:
         trainer_or_model: a Trainer, which has all the rest; or a model.
@@ -156,21 +165,33 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
     """
     ratios = lr_ratios(optimizer)
     search = ScaleSearch(optimizer, ratios)
+    later = LaterMeasures(search)
     search.start()
-    steps = 0
+    steps = to_watch = 0
     optimizer.zero_grad()
     try:
         for loss in losses:
             set_lrs(optimizer, [search.lr * ratio for ratio in ratios])
             optimizer.step()
-            search.take(loss)
             optimizer.zero_grad()
             steps += 1
-            if search.scale is not None:
-                return SuggestedLR(search.scale.peak_lr, search.scale, steps)
+            if not later.is_watching:
+                search.take(loss)
             if search.obstacle is not None:
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
+            scale = search.scale
+            if scale is not None and scale.may_be_noise and later.can_watch and not later.is_watching:
+                later.watch()
+                to_watch = 2 + MOST_WATCHED
+            to_watch -= 1
+            if scale is not None and to_watch <= 0:
+                break
+        if search.scale is not None:
+            lasting = later.take_lasting() if later.is_watching else None
+            factor = search.scale.raised_factor(lasting)
+            return SuggestedLR(factor * search.scale.peak_lr, search.scale, steps, lasting)
     finally:
+        later.stop()
         if not search.is_over:  # too few batches, or an error of the user's
             search.give_up("it was stopped")
     why = f", {search.silence}" if steps >= 2 else ""
@@ -180,7 +201,7 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
 def _batches_of(batches: Iterable[Any]) -> Iterator[Any]:
     """As many as may be needed, over and over where there are few; none where there are none."""
     first = list(itertools.islice(batches, 8))
-    return itertools.islice(itertools.cycle(first), 8)
+    return itertools.islice(itertools.cycle(first), 9 + MOST_WATCHED)
 
 
 def _device_of_model(model: nn.Module) -> torch.device:

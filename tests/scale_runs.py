@@ -46,3 +46,24 @@ def quickly(n, rise=None, seed=0):
 
 def flat(steps: int) -> np.ndarray:
     return 2.3 + 0.01 * np.random.default_rng(0).standard_normal(steps)
+
+
+def noisy(steps: int, make=torch.optim.AdamW, **options):
+    """A run for ``run_noisy``, whose P lies far below R."""
+    torch.manual_seed(0)
+    weights = nn.Parameter(torch.randn(20_000))
+    optimizer = make([weights], lr=1e-3)
+    return weights, optimizer, get_autowu_schedule(optimizer, steps, **options)
+
+
+def run_noisy(weights, optimizer, schedule, signal: float, losses, since=0) -> list[float]:
+    """Gradients of ``signal`` plus noise of size 1, and given losses; the LR of every step."""
+    lrs = []
+    for step in range(since, len(losses)):
+        optimizer.zero_grad()
+        gradient = torch.randn(len(weights), generator=torch.Generator().manual_seed(step)) + signal
+        (weights * gradient).sum().backward()
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step(float(losses[step]))
+    return lrs

@@ -149,7 +149,7 @@ class AutoWUScheduler(Reported):
                 self._require_finite_parameters(step)
             if course.is_done:
                 is_sound = not approach.breaks.steps and math.isfinite(self._warm_up.history.gathered[-1])
-                self._decay_from(step, "scale", approach.peak_lr)
+                self._decay_from(step, "scale", approach.way.peak_lr)
                 if not is_sound:
                     self._require_finite_parameters(step)
                     self._check_at = step + _CHECK_AFTER * self.ticks_per_step
@@ -245,16 +245,15 @@ class AutoWUScheduler(Reported):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        """A run resumed with another length keeps its switch and ends at the new total; before the switch, its growth
-        goes on from where it is, at the pace of the new run.
-        """
+        """A run of another length keeps its switch and ends at the new total; a growth goes on at its pace."""
         self._load_decided(state)
         self._check_at = state["check_at"]
         self._course.load_state_dict(state.get("course"), state["growth_steps"])
         since_start, is_over = self.last_epoch - self._course.sweep_start, self.switch_step is not None
         self._warm_up.load_state_dict(state, is_over, since_start)
         approach = self._course.approach
-        has_begun = approach is None or approach.is_over or bool(approach.legs) or approach.search.is_far
+        has_begun = approach is None or approach.is_over or bool(approach.way.legs) or approach.search.is_far
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None and has_begun)
         self._plan()
-        self._course.say_resumed(self.num_training_steps, self.last_epoch)
+        start = [weights for kept in self.rewind.snapshots[:1] for weights in kept.load().parameters]
+        self._course.resume(self.num_training_steps, self.last_epoch, start)

@@ -83,7 +83,7 @@ class WayBack:
             return True
         if approach.is_over:
             self._rewind.drop()
-        elif not self._rewind.snapshots and (len(approach.legs) == 1 or approach.search.is_far):
+        elif not self._rewind.snapshots and (len(approach.way.legs) == 1 or approach.search.is_far):
             self._rewind.keep_one(step)
         return True
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ...runtime import collective
@@ -15,7 +17,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .scale import Scale
-from .words import announcement, change, no_scale, resumption, setback
+from .words import announcement, events, news, no_scale, resumption
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Course:
         self.curve = curve
 
     def _curve_around_scale(self, approach: Approach, num_training_steps: int) -> LRCurve:
-        low, high, steps = approach.search.lr, approach.peak_lr, approach.end
+        low, high, steps = approach.search.lr, approach.way.peak_lr, approach.end
         if approach.sweep is not None:
             low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
         return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high)
@@ -129,16 +131,14 @@ class Course:
             return False
         else:
             self._history.flush()
-            legs, breaks, changes = len(approach.legs), len(approach.breaks.steps), len(approach.breaks.changes)
+            legs, before = len(approach.way.legs), events(approach)
             approach.advance(done, self._history.gathered)
-            if len(approach.breaks.steps) > breaks or approach.stalled == done:
-                self._say(setback(approach, done))
-            if len(approach.breaks.changes) > changes:
-                self._say(change(approach, done))
+            for said in news(approach, before, done):
+                self._say(said)
             if approach.search.num_backwards > 1:
                 self._history.say_accumulated(approach.search.num_backwards)
             is_far = approach.scale is None and approach.search.is_far
-            if not (approach.is_over or is_far) and len(approach.legs) == legs:
+            if not (approach.is_over or is_far) and len(approach.way.legs) == legs:
                 return False
         if approach.is_over and (approach.sweep is not None or approach.wants_back or approach.is_late):
             self.losses_before = self._history.gathered.tolist()
@@ -158,8 +158,12 @@ class Course:
         steps, cap = num_training_steps // self._ticks, self.cap // self._ticks
         return announcement(self.approach, self._settings, steps, cap, rewinds)
 
-    def say_resumed(self, num_training_steps: int, done: int) -> None:
-        """Says on the main process, after a resume, where another run than the planned one changes the growth."""
+    def resume(self, num_training_steps: int, done: int, start: Sequence[Tensor]) -> None:
+        """Goes on after a resume, with the weights that the approach can go back to; none where there are no such. Says
+        on the main process where another run than the planned one changes the growth.
+        """
+        if self.approach is not None:
+            self.approach.later.find_start(start)
         curve, ticks = self.curve, self._ticks
         if curve.since == done - self.sweep_start + 1 and done < self.sweep_start + self.cap:
             end = (self.sweep_start + self.cap) // ticks
@@ -210,12 +214,12 @@ class Course:
     @property
     def num_lost(self) -> int:
         """The scheduler steps of the approach whose weights were given up by going back."""
-        return 0 if self.approach is None else self.approach.num_lost * self._ticks
+        return 0 if self.approach is None else self.approach.way.num_lost * self._ticks
 
     @property
     def base_lr(self) -> float | None:
         """The scale's peak LR, where a sweep goes on from it; None where there is no such sweep."""
-        return None if self.approach is None or self.approach.sweep is None else self.approach.peak_lr
+        return None if self.approach is None or self.approach.sweep is None else self.approach.way.peak_lr
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""

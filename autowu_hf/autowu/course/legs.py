@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
+
+from .timetable import Timetable
 
 DECADE = 0.05
 """The share of the run in which the LR of a sweep grows tenfold."""
@@ -50,6 +52,96 @@ def lr_of_legs(legs: Sequence[Mapping[str, Any]], first_lr: float, step: float) 
     """
     begun = [leg for leg in legs if leg["since"] <= step]
     return Leg(**begun[-1]).lr(step) if begun else first_lr
+
+
+class Way:
+    """The legs of one approach.
+
+    Attributes:
+        times: of the run that was planned last.
+        legs: in their order; the first one is the growth to the scale, and one more follows for each that it was
+            ``raised``.
+        began: the steps done when the last one that starts at 0 began.
+        num_lost: the steps that were thrown away by going back.
+        watched_since: the steps done when later batches were last asked how much of the slope lasts; None before.
+        raises: by what the scale's LR was multiplied for their answers, one after another.
+    """
+
+    def __init__(self) -> None:
+        self.times = Timetable.of(2, None)
+        self.legs: list[Leg] = []
+        self.began = self.num_lost = 0
+        self.watched_since: int | None = None
+        self.raises: list[float] = []
+
+    @property
+    def peak_lr(self) -> float:
+        """The LR that the last leg leads to."""
+        return self.legs[-1].to_lr
+
+    @property
+    def raised(self) -> float:
+        """By what the scale's LR was multiplied in all."""
+        return math.prod(self.raises)
+
+    @property
+    def ramp_end(self) -> int:
+        """The steps done when the LR had first grown to the scale's, or to more."""
+        return self.legs[len(self.raises)].end
+
+    @property
+    def growth_end(self) -> int:
+        """The same, and later batches have been asked."""
+        return max(self.ramp_end, self.watch_end)
+
+    @property
+    def watch_end(self) -> int:
+        """The steps done when the batches have been asked that are asked last; 0 where none are."""
+        return 0 if self.watched_since is None else self.times.watch_end(self.watched_since)
+
+    @property
+    def is_first_growth(self) -> bool:
+        """Whether neither the losses nor a later update have changed the LR yet."""
+        return len(self.legs) == 1 + len(self.raises)
+
+    def fit(self, times: Timetable, factor: float | None) -> None:
+        """Fits the last leg, which may be of another run, to a run; its LR changes by a factor. None: it stays."""
+        self.times = times
+        if factor is not None and self.legs:
+            self.legs[-1] = self.legs[-1].cut(times.ramp_end(self.legs[-1].since), factor)
+
+    def set_out(self, since: int, peak_lr: float) -> None:
+        """After ``since`` steps the LR grows from 0 to ``peak_lr``."""
+        if not self.legs:
+            self.began = since
+        self.legs.append(Leg(since, self.times.ramp_end(since), 0.0, peak_lr))
+
+    def go_on(self, since: int, factor: float) -> None:
+        """After ``since`` steps the LR goes from where it is to ``factor`` times the one that it was to reach."""
+        last = self.legs[-1]
+        self.legs.append(Leg(since, self.times.ramp_end(since), last.lr(since - 1), factor * last.to_lr))
+
+    def go_higher(self, since: int, factor: float) -> None:
+        """The same, to more than the scale said; nothing, where the factor is 1."""
+        if factor != 1.0:
+            self.raises.append(factor)
+            self.go_on(since, factor)
+
+    def went_back(self, step: int) -> None:
+        """The run is where it was before the first leg, after ``step`` steps."""
+        self.num_lost += step - self.began
+        self.began = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and lists only."""
+        names = ("began", "num_lost", "watched_since", "raises")
+        return {"legs": [[*astuple(leg)] for leg in self.legs], **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, or the state of a release that raised nothing."""
+        self.legs = [Leg(*leg) for leg in state["legs"]]
+        self.began, self.num_lost = state["began"], state["num_lost"]
+        self.watched_since, self.raises = state.get("watched_since"), [*state.get("raises", [])]
 
 
 @dataclass(frozen=True)

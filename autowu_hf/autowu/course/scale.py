@@ -44,6 +44,12 @@ FAR = 30.0
 gradients are, and about twice for a ViT from scratch, which is on a plateau.
 """
 
+LASTING = 0.25
+"""The share of the first updates' slope from which P is believed, once later batches have told how much of it lasts."""
+
+MOST_RAISED = 10.0
+"""The most that the LR is raised for one answer of a few batches; more of them are asked then."""
+
 
 class BlindLossesError(ValueError):
     """The losses are next to nothing beside what a step can change, so that they tell nothing, whatever the LR."""
@@ -140,6 +146,26 @@ class Scale:
         an LR that is ``FAR`` times as high. On a plateau P is too high, and R is near or holds the LR.
         """
         return FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust and not self.is_aligned
+
+    def raised_factor(self, lasting: float | None, raised: float = 1.0) -> float:
+        """By what the LR has to be multiplied, once later batches have told how much of the slope was noise.
+
+        An update goes down the gradient of its own batch, noise included, and P takes all of that slope for real. Where
+        little of it lasts on other batches, the loss falls by as much less, and P is too low. R knows no noise: the
+        LR is raised at most to where P would not be far below it.
+
+        Args:
+            lasting: the share of the first updates' slope per unit of LR that later batches see; None: unknown.
+            raised: by what the LR was multiplied for that already.
+
+        Returns:
+            The factor, ``MOST_RAISED`` at most; 1 where it would be below 1.5.
+        """
+        if lasting is None or not (self.may_be_noise and math.isfinite(self.trust)):
+            return 1.0
+        most = TRUST_SHARE * self.trust / (FAR * POLYAK_SHARE * self.polyak)
+        factor = min((min(LASTING / lasting, most) if lasting > 0.0 else most) / raised, MOST_RAISED)
+        return factor if factor >= 1.5 else 1.0
 
     def report(self) -> dict[str, Any]:
         """All of it in numbers and names."""

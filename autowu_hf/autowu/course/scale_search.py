@@ -10,7 +10,7 @@ from typing import Any
 from ...runtime import collective
 from ...runtime.update_meter import Update, UpdateMeter
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
-from .scale import ALIGNED, BlindLossesError, Scale, momentum_of
+from .scale import BlindLossesError, Scale, momentum_of
 
 PATIENCE = 0.1
 """The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
@@ -18,7 +18,6 @@ PATIENCE = 0.1
 _LONGEST = 8
 _MEASURES = 2
 _ROUNDING = "no update of the first steps could be told from rounding"
-_TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
 
 
 class ScaleSearch:
@@ -32,7 +31,10 @@ class ScaleSearch:
         scale: None before it is known.
         obstacle: why there is none, as a part of a sentence; None while there may be one.
         is_blind: whether the losses will tell nothing at any LR (``BlindLossesError``).
-        is_settling: whether a later step is being measured (``settle``).
+        updates: the measured steps that count, oldest first, and ``losses``: theirs.
+        alignment: of the run's very first update with the gradient; NaN before.
+        momentum: of SGD, as the optimizer's groups have it.
+        meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
     """
 
@@ -42,17 +44,16 @@ class ScaleSearch:
         self.is_blind = False
         self.updates: list[Update] = []
         self.losses: list[float] = []
-        self._meter = UpdateMeter(optimizer, ratios)
-        self._momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
+        self.meter = UpdateMeter(optimizer, ratios)
+        self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
         size = USUAL_SIZE
         if collective.num_processes() == 1:  # else the processes might see other weights, and take other LRs
-            size = self._meter.weight_size() or size
-        self._lr = MeasuringLR(self._meter.is_half, size)
+            size = self.meter.weight_size() or size
+        self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence = "for the updates are too small or too large"
         self._steps = 0
-        self._alignment = math.nan
-        self.is_settling = False
-        self._is_sharded: Callable[[], bool] = bool
+        self.alignment = math.nan
+        self.is_sharded: Callable[[], bool] = bool
 
     @property
     def lr(self) -> float:
@@ -70,16 +71,16 @@ class ScaleSearch:
         Args:
             is_sharded: called at a step: whether every process holds another share of the parameters (FSDP).
         """
-        self._is_sharded = is_sharded
-        if not self.is_over and not self._meter.has_hooks:
+        self.is_sharded = is_sharded
+        if not self.is_over and not self.meter.has_hooks:
             self.give_up("the optimizer has no hooks for its step, for it does not call Optimizer.__init__")
         if not self.is_over:
-            self._meter.takes_back_from, self._meter.expected_lr = self._lr.takes_back_from, self.lr
-            self._meter.arm(is_sharded)
+            self.meter.takes_back_from, self.meter.expected_lr = self._lr.takes_back_from, self.lr
+            self.meter.arm(is_sharded)
 
     def begin(self) -> None:
         """Forgets what was measured and not taken in."""
-        self._meter.updates.clear()
+        self.meter.updates.clear()
 
     def give_up(self, obstacle: str) -> None:
         """Measures no more; a scale that is known counts no longer.
@@ -98,38 +99,15 @@ class ScaleSearch:
     @property
     def num_backwards(self) -> int:
         """How often gradients were added up for the last step that was measured; 0 where that cannot be told."""
-        return self._meter.num_backwards
+        return self.meter.num_backwards
 
-    def settle(self) -> None:
-        """Measures one more step, now that the optimizer has settled."""
-        self.is_settling, self._meter.expected_lr = True, math.inf
-        self._meter.updates.clear()
-        self._meter.arm(self._is_sharded, takes_back=False)
-
-    def take_settled(self) -> float | None:
-        """The norm of that step's update, as a share of the first ones'; None where it was skipped or lost in the
-        weights' precision, and for SGD.
-        """
-        updates = [*self._meter.updates]
-        if not updates:
-            return None
-        self.stop()
-        update = updates[-1]
-        if isinstance(update, str) or not self._lr.shows(update.resolution):
-            return None
-        if self._alignment > ALIGNED and (self._momentum > 0.0 or update.alignment > ALIGNED):
-            return None  # SGD's, whose size is that of the gradient, from batch to batch
-        first = math.sqrt(sum(u.update_norm**2 for u in self.updates) / len(self.updates))
-        growth = update.lr / self.updates[0].lr
-        if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * first:
-            say_deaf(update.lr)
-            return None
-        return update.update_norm / first if first > 0.0 else None
+    def shows(self, update: Update) -> bool:
+        """Whether an update can be told from rounding."""
+        return self._lr.shows(update.resolution)
 
     def stop(self) -> None:
         """Measures no more."""
-        self.is_settling = False
-        self._meter.disarm()
+        self.meter.disarm()
 
     def take(self, loss: float) -> None:
         """Takes in the loss of the optimizer step just done.
@@ -137,13 +115,13 @@ class ScaleSearch:
         Args:
             loss: of all processes.
         """
-        updates = [*self._meter.updates]
-        self._meter.updates.clear()
-        if not updates and self._meter.idle is None and not self._meter.has_gradients():
+        updates = [*self.meter.updates]
+        self.meter.updates.clear()
+        if not updates and self.meter.idle is None and not self.meter.has_gradients():
             self.give_up("no step of the optimizer was seen, and its parameters have no gradients")
             return
         if not updates:
-            self.silence = f"for {self._meter.idle or 'the optimizer was not stepped'}"
+            self.silence = f"for {self.meter.idle or 'the optimizer was not stepped'}"
         for update in updates:
             if isinstance(update, str):
                 self.give_up(update)
@@ -152,16 +130,16 @@ class ScaleSearch:
                 self.silence = "for the gradients are zero"
                 continue
             self._steps, lr = self._steps + 1, self.lr
-            if math.isnan(self._alignment):
-                self._alignment = update.alignment
+            if math.isnan(self.alignment):
+                self.alignment = update.alignment
             self._weigh(update, loss)
             if self.is_over:
                 return
             if self.lr != lr:
                 break  # the rest were made at the LR from before, too
-        self._meter.expected_lr = self.lr
+        self.meter.expected_lr = self.lr
         if len(self.updates) >= _MEASURES:
-            self._meter.disarm()
+            self.meter.disarm()
             if self._seems_clipped():
                 self.obstacle = (
                     "the gradients of the first steps have the same norm, as if they were clipped where it cannot be "
@@ -169,7 +147,7 @@ class ScaleSearch:
                 )
                 return
             try:
-                self.scale = Scale.from_updates(self.losses, self.updates, self._alignment, self._momentum)
+                self.scale = Scale.from_updates(self.losses, self.updates, self.alignment, self.momentum)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
@@ -203,26 +181,25 @@ class ScaleSearch:
             self.give_up(DEAF)
         elif self._lr.is_lost:
             self.give_up(_ROUNDING)
-        self._meter.takes_back_from = self._lr.takes_back_from
+        self.meter.takes_back_from = self._lr.takes_back_from
 
     def _seems_clipped(self) -> bool:
         if collective.num_processes() == 1 or any(update.clipping != 1.0 for update in self.updates):
             return False
         norms = [update.gradient_norm for update in self.updates]
-        return max(norms) - min(norms) < (5e-3 if self._meter.is_half else 1e-4) * max(norms)
+        return max(norms) - min(norms) < (5e-3 if self.meter.is_half else 1e-4) * max(norms)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
         return {
             **self._lr.state_dict(),
             "steps": self._steps,
-            "alignment": self._alignment,
+            "alignment": self.alignment,
             "losses": [*self.losses],
             "updates": [asdict(update) for update in self.updates],
             "scale": None if self.scale is None else asdict(self.scale),
             "obstacle": self.obstacle,
             "is_blind": self.is_blind,
-            "is_settling": self.is_settling,
         }
 
     def report(self) -> dict[str, Any] | None:
@@ -233,13 +210,11 @@ class ScaleSearch:
         """Restores what ``state_dict`` returned."""
         self._lr.load_state_dict(state)
         self._steps, self.obstacle = state["steps"], state["obstacle"]
-        self._alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
+        self.alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
         self.scale = None if state["scale"] is None else Scale(**state["scale"])
-        if state["is_settling"]:
-            self.settle()
-        elif self.is_over:
+        if self.is_over:
             self.stop()
         else:
-            self.start(self._is_sharded)
+            self.start(self.is_sharded)

@@ -15,6 +15,10 @@ LOOK = 0.3
 FEWEST_SEEN = 5
 """The steps at the scale's peak after which losses tell anything."""
 
+WATCH, MOST_WATCHED = 0.08, 5
+"""The share of the run whose batches are asked how much of the first slope lasts, and the most of them. There are two
+at least."""
+
 PATIENCE = 3
 """The steps for which the LR waits for the measure of a later update, before it grows on without it."""
 
@@ -39,6 +43,10 @@ class Timetable:
     def ramp_end(self, since: int) -> int:
         """Where a leg ends that begins after so many steps."""
         return max(since + 1, min(since - 2 + max(3, round(RAMP * self.num_steps)), self.longest))
+
+    def watch_end(self, since: int) -> int:
+        """Where the batches have been asked how much of the slope lasts, for a way that begins after so many steps."""
+        return since + 1 + max(2, min(MOST_WATCHED, round(WATCH * self.num_steps)))
 
     def measure_end(self, leg_end: int) -> int:
         """Where a later update is waited for no more, after a leg that ends after so many steps."""

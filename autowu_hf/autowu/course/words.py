@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .signs import FEWEST_STEPS
@@ -51,18 +53,53 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
     )
 
 
-def setback(approach: Approach, step: int) -> str:
+def events(approach: Approach) -> tuple[int, ...]:
+    """How often each of the things has happened that ``news`` tells."""
+    return len(approach.breaks.steps), len(approach.breaks.changes), len(approach.way.raises)
+
+
+def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str]:
+    """What has happened, a line each.
+
+    Args:
+        approach: after ``step`` steps.
+        before: its ``events`` before.
+        step: the steps done.
+    """
+    breaks, changes, raises = (now > then for now, then in zip(events(approach), before, strict=True))
+    if breaks or approach.stalled == step:
+        yield _setback(approach, step)
+    if changes:
+        yield _change(approach, step)
+    if raises:
+        yield _raise(approach, step)
+
+
+def _setback(approach: Approach, step: int) -> str:
     """Why the run goes back after ``step`` steps, to grow again to a lower LR."""
     seen = "not fallen" if approach.stalled == step else "risen far above their start"
     return (
-        f"AutoWU: by step {step} the losses have {seen}, at learning rate {approach.legs[-2].lr(step - 1):.1e}; it "
-        f"grows again, to at most {approach.peak_lr:.1e}"
+        f"AutoWU: by step {step} the losses have {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "
+        f"grows again, to at most {approach.way.peak_lr:.1e}"
     )
 
 
-def change(approach: Approach, step: int) -> str:
+def _change(approach: Approach, step: int) -> str:
     """That a setback was none, as ``step`` steps show."""
     return (
         "AutoWU: the losses are as high with the weights from before, so that it is the loss that has changed; from "
-        f"step {step} on the learning rate grows to {approach.peak_lr:.1e} again, and the losses count from there"
+        f"step {step} on the learning rate grows to {approach.way.peak_lr:.1e} again, and the losses count from there"
     )
+
+
+def _raise(approach: Approach, step: int) -> str:
+    """Why the LR grows to more than the scale's."""
+    return (
+        f"AutoWU: {lasting(approach.later.lasting)} of the first updates' slope lasts on the batches up to step "
+        f"{step}, the rest was noise; the learning rate grows on, to {approach.way.peak_lr:.1e}"
+    )
+
+
+def lasting(share: float | None) -> str:
+    """The share of the slope that lasts, in percent."""
+    return "nothing" if share is None or share < 1e-3 else f"{100.0 * share:.2g} %"

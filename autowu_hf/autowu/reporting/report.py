@@ -11,6 +11,7 @@ import numpy as np
 from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.scale import Scale
+from ..course.words import lasting
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
@@ -206,6 +207,8 @@ def _scale(report: dict[str, Any]) -> str | None:
 def _corrections(approach: dict[str, Any]) -> str:
     """What was done to the scale's LR."""
     said = ""
+    if approach.get("raised", 1.0) != 1.0:
+        said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
     if approach["factor"] != 1.0:
         size = "larger" if approach["factor"] < 1.0 else "smaller"
         said += f", times {approach['factor']:.2g} since later updates are {size}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..finite import numbers_of
+from .update import total
 
 _LOSS_SCALE = 256.0
 """A gradient that is so many times smaller at the step was not only clipped: torch's scaler has undone its scale."""
@@ -78,8 +79,8 @@ class BackwardCalls:
             return self._told
         if not self._heard or norm <= 0.0:
             return 1.0
-        squares = [float(heard.square) for heard in self._heard.values() if heard.square is not None]
-        ratio = math.sqrt(sum(squares)) / norm
+        squares = total(heard.square.reshape(1) for heard in self._heard.values() if heard.square is not None)
+        ratio = math.sqrt(float(squares.sum())) / norm
         exponent = math.log2(ratio) if ratio > 0.0 and math.isfinite(ratio) else 0.0
         if abs(exponent - round(exponent)) < 1e-4:
             return 1.0  # nothing, or the scale of a gradient scaler, which is a power of two

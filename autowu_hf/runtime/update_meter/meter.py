@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .. import collective
 from ..finite import numbers_of
 from ..param_groups import innermost
 from .backward_calls import BackwardCalls
-from .update import HALF, NUM_SUMS, Update, product, seen_share, sums_of
+from .update import HALF, Update, obstacle_in, product, seen_share, sums_of, total
 
 
 class UpdateMeter:
@@ -50,10 +50,12 @@ class UpdateMeter:
         self._backward_calls = BackwardCalls()
         self._is_sharded: Callable[[], bool] = bool
         self._takes_back = True
+        self._has_start = False
+        self._start: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        names = ("updates", "expected_lr", "takes_back_from", "_is_sharded", "_takes_back")
+        names = ("updates", "expected_lr", "takes_back_from", "_is_sharded", "_takes_back", "_has_start")
         kept = {name: self.__dict__[name] for name in names}
         return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
 
@@ -61,6 +63,8 @@ class UpdateMeter:
         self.__dict__.update(state)
         if self.__dict__.pop("was_armed"):
             self.arm(self._is_sharded, self._takes_back)
+        if self._has_start:
+            self.updates.append(START_IS_GONE)
 
     def arm(self, is_sharded: Callable[[], bool] = bool, takes_back: bool = True) -> None:
         """Measures every step from now on.
@@ -99,11 +103,21 @@ class UpdateMeter:
             self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]  # type: ignore[no-untyped-call]
         _armed.add(self)
 
+    def hold_start(self, weights: Sequence[Tensor] = ()) -> None:
+        """Measures, too, what later batches say of the way since w_0 (``Update.fallen``), until it is disarmed.
+
+        Args:
+            weights: w_0, this process's shares in the order of the optimizer's parameters; none: the weights before
+                the next step.
+        """
+        self._has_start = True
+        self._start = {id(p): w for p, w in zip(self._parameters(), weights, strict=False)}
+
     def disarm(self) -> None:
         """Measures no more, and lets go of all copies."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._before = [], []
+        self._hooks, self._before, self._start, self._has_start = [], [], {}, False
         self._backward_calls.clear()
         _armed.discard(self)
 
@@ -149,13 +163,15 @@ class UpdateMeter:
         unscale = 1.0 if scale is None else 1.0 / float(scale)
         if has_closure:  # which leaves its gradients behind
             self._backward_calls.clear()
-        elif _obstacle_in(self._parameters()) is not None:
+        elif obstacle_in(self._parameters()) is not None:
             return
         for parameter in self._parameters():
             weights, gradient = numbers_of(parameter), None if has_closure else numbers_of(parameter.grad)
             if weights is not None and (has_closure or gradient is not None):
                 held = None if gradient is None else _on_host(gradient) * unscale
                 self._before.append((parameter, _on_host(weights), held))
+        if self._has_start and not self._start:
+            self._start = {id(parameter): weights for parameter, weights, _ in self._before}
 
     def _why_idle(self) -> str | None:
         """Why the coming step is not to be measured, as a part of a sentence."""
@@ -175,15 +191,17 @@ class UpdateMeter:
         if self.idle is not None:
             self._backward_calls.clear()
             return
-        lr, sums = self._lr(), torch.zeros(NUM_SUMS, dtype=torch.float64)
+        lr, parts = self._lr(), []
         own_lrs = {id(p): float(group["lr"]) for group in self._outermost.param_groups for p in group["params"]}
-        unreadable = _obstacle_in(self._parameters())
+        unreadable = obstacle_in(self._parameters())
         for parameter, weights, gradient in before if unreadable is None else []:
             now, left = numbers_of(parameter), numbers_of(parameter.grad) if gradient is None else gradient
             if now is None or left is None:
                 continue
-            w, g = weights.to(now.device), left.to(now.device)
-            sums += sums_of(w, now, g, own_lrs[id(parameter)]) / self._copies(parameter)
+            w, g, start = weights.to(now.device), left.to(now.device), numbers_of(self._start.get(id(parameter)))
+            w0 = None if start is None else start.to(now.device)
+            parts.append(sums_of(w, now, g, own_lrs[id(parameter)], w0) / self._copies(parameter))
+        sums = total(parts)
         clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
         if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
             sums = collective.gather_sum(sums)
@@ -217,6 +235,9 @@ class UpdateMeter:
         return collective.num_processes()  # one that FSDP2 leaves whole
 
 
+START_IS_GONE = "the weights from before are gone"
+"""Why it cannot be said how far the loss has fallen since, as a part of a sentence."""
+
 _MOST = 8  # the measured steps that nobody has taken in: the schedule is not stepped yet
 _armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
 
@@ -226,16 +247,6 @@ def tell_clipping(norm: Any, max_norm: float) -> None:
     for meter in list(_armed):
         if norm is not None:
             meter._backward_calls.tell_clipping(max((float(norm) + 1e-6) / float(max_norm), 1.0))
-
-
-def _obstacle_in(parameters: Iterable[Tensor]) -> str | None:
-    """Why the gradients, or the weights that have one, are no numbers to reckon with; None: they are."""
-    trained = [p for p in parameters if p.grad is not None]
-    if any(p.grad.is_sparse for p in trained):  # type: ignore[union-attr]
-        return "the gradients are sparse"
-    if any(numbers_of(p) is None or numbers_of(p.grad) is None for p in trained):
-        return "the weights or their gradients are tensors of a kind that cannot be measured"
-    return None
 
 
 def _on_host(tensor: Tensor) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..finite import numbers_of
+
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
 
-NUM_SUMS = 9
+NUM_SUMS = 10
 """The length of ``sums_of``."""
+
+_WITHOUT_FLOAT64 = ("mps",)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Update:
         clipping: by what the norm of the gradient was divided before the step, at least 1.
         gradient_norm: ||g|| at the step.
         lr: of the step.
+        fallen: -<g, w - w_0>, by how much the loss of the step's batch has fallen since the weights were w_0, for the
+            steps before it; g is the gradient before clipping. NaN where there is no w_0.
     """
 
     slope: float
@@ -40,6 +47,7 @@ class Update:
     clipping: float
     gradient_norm: float = math.nan
     lr: float = math.nan
+    fallen: float = math.nan
 
     @classmethod
     def from_sums(cls, sums: Tensor, lr: float, clipping: float) -> Update:
@@ -50,7 +58,7 @@ class Update:
             lr: the common LR of the step, positive.
             clipping: as above.
         """
-        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, _ = sums.tolist()
+        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, _ = sums.tolist()
         return cls(
             slope=clipping * down / lr,
             update_norm=math.sqrt(seen_d2) / lr,
@@ -60,10 +68,11 @@ class Update:
             clipping=clipping,
             gradient_norm=math.sqrt(g2),
             lr=lr,
+            fallen=clipping * fallen,
         )
 
 
-def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float) -> Tensor:
+def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float, start: Tensor | None = None) -> Tensor:
     """What one tensor, or one share of it, adds to the numbers of a step, d being the change of its weights.
 
     Args:
@@ -71,16 +80,18 @@ def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float) -> Ten
         now: after it, on the same device.
         gradient: at the step.
         own_lr: of its group.
+        start: its weights at w_0, on the same device; None where there are none.
 
     Returns:
-        (NUM_SUMS,), float64, on the CPU: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
-        ||g||^2, -<g, d> and ||d||^2 per unit of the group's own LR, 0 where that is 0; and 1.
+        (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
+        ||g||^2, -<g, d> and ||d||^2 per unit of the group's own LR, 0 where that is 0; -<g, w - w_0>, or 0; and 1.
     """
     change = _wide(now) - _wide(before)
     w2, g2, d2 = (product(t, t) for t in (before, gradient, change))
     down = -product(gradient, change)
     own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((g2, down, d2))]
-    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, torch.ones_like(w2)]).cpu()
+    fallen = torch.zeros_like(w2) if start is None else product(gradient, _wide(start) - _wide(before))
+    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, torch.ones_like(w2)])
 
 
 def seen_share(sums: Tensor) -> float:
@@ -89,9 +100,31 @@ def seen_share(sums: Tensor) -> float:
     return math.sqrt(seen_d2 / w2) if w2 > 0.0 else math.nan
 
 
+def obstacle_in(parameters: Iterable[Tensor]) -> str | None:
+    """Why the gradients, or the weights that have one, are no numbers to reckon with; None: they are."""
+    trained = [p for p in parameters if p.grad is not None]
+    if any(p.grad.is_sparse for p in trained):  # type: ignore[union-attr]
+        return "the gradients are sparse"
+    if any(numbers_of(p) is None or numbers_of(p.grad) is None for p in trained):
+        return "the weights or their gradients are tensors of a kind that cannot be measured"
+    return None
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> as a float64 on their device; of half precision, in single precision first."""
-    return (_wide(a) * _wide(b)).sum(dtype=torch.float64)
+    """<a, b> as a float64 on their device, or as a float32 where the device has no other; of half precision, in single
+    precision first.
+    """
+    dtype = torch.float32 if a.device.type in _WITHOUT_FLOAT64 else torch.float64
+    return (_wide(a) * _wide(b)).sum(dtype=dtype)
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors (n,) on any devices, float64, on the CPU; all of a device come over together."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for part in parts:
+        by_device.setdefault(part.device, []).append(part)
+    rows = [row for own in by_device.values() for row in torch.stack(own).cpu().to(torch.float64)]
+    return torch.stack(rows).sum(0) if rows else torch.zeros(NUM_SUMS, dtype=torch.float64)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""How much of the first slope lasts on later batches, and what the LR makes of it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scale_runs import made, noisy, run, run_noisy, slowly
+
+from autowu_hf.autowu.course.scale import LASTING, MOST_RAISED
+from autowu_hf.autowu.reporting.report import headline
+
+STEPS = 100
+LOSSES = 10.0 * slowly(STEPS)  # for so large a slope, a loss near 1 would be next to nothing
+
+
+def approach_of(signal, steps=STEPS, **options):
+    weights, optimizer, schedule = noisy(steps, **options)
+    lrs = run_noisy(weights, optimizer, schedule, signal, 10.0 * slowly(steps))
+    return schedule.report()["approach"], lrs
+
+
+def test_of_gradients_with_little_noise_all_of_the_slope_lasts_and_the_lr_is_not_raised():
+    approach, _ = approach_of(signal=3.0)
+    assert approach["lasting"] == pytest.approx(1.0, abs=0.1)
+    assert approach["raised"] == 1.0
+
+
+@pytest.mark.parametrize("signal", [0.1, 0.2])
+def test_what_lasts_is_the_share_of_the_signal(signal):
+    """Adam's first update has the signs of the gradient g, so that the slope is E|g|, 0.8 per weight; its later ones
+    have signal / sqrt(E g^2) in the mean, and other batches see the signal times that."""
+    approach, _ = approach_of(signal)
+    assert approach["lasting"] == pytest.approx(signal**2 / 0.8, rel=0.4)
+
+
+def test_where_most_of_the_slope_is_noise_the_lr_grows_on_and_that_is_said(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        approach, lrs = approach_of(signal=0.2)
+    first, second, *_ = approach["legs"]
+    assert approach["raised"] == pytest.approx(LASTING / approach["lasting"])
+    assert second["to_lr"] == pytest.approx(approach["raised"] * first["to_lr"])
+    assert lrs[second["since"] - 1] < lrs[second["since"]]
+    assert max(lrs) == pytest.approx(second["to_lr"])
+    percent = f"{100 * approach['lasting']:.2g} %"
+    assert f"{percent} of the first updates' slope lasts on the batches up to step {second['since']}" in caplog.text
+    assert f"times {approach['raised']:.2g} since {percent} of their slope lasts" in caplog.text
+
+
+def test_where_nothing_lasts_the_lr_is_raised_twice_to_where_the_weights_allow_no_more():
+    approach, _ = approach_of(signal=0.0)
+    scale = approach["scale"]
+    assert len(approach["legs"]) == 3
+    assert approach["legs"][1]["to_lr"] == pytest.approx(MOST_RAISED * approach["legs"][0]["to_lr"])
+    assert approach["raised"] == pytest.approx(0.2 * scale["trust"] / 30.0 / (0.3 * scale["polyak"]))
+
+
+@pytest.mark.parametrize("steps", [10, 30, 1000])
+def test_in_a_run_of_any_length(steps):
+    approach, lrs = approach_of(signal=0.0, steps=steps)
+    assert approach["raised"] >= MOST_RAISED
+    assert max(lrs) > 0.9 * MOST_RAISED * approach["legs"][0]["to_lr"]
+    assert approach["legs"][1]["since"] <= 8
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_nobody_asks_where_the_update_is_the_gradient_or_the_weights_hold_the_scale(make):
+    model, optimizer, schedule = made(STEPS, make=make)
+    run(model, optimizer, schedule, LOSSES)
+    approach = schedule.report()["approach"]
+    assert approach["scale"]["alignment"] > 0.99 or not schedule._course.scale.may_be_noise
+    assert (approach["lasting"], approach["raised"]) == (None, 1.0)
+
+
+def test_in_half_precision_nobody_asks():
+    weights = torch.nn.Parameter(torch.randn(20_000).bfloat16())
+    optimizer = torch.optim.AdamW([weights], lr=1e-3)
+    _, _, schedule = noisy(STEPS)
+    schedule = type(schedule)(optimizer, STEPS)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES)
+    assert schedule._course.scale.may_be_noise
+    assert schedule.report()["approach"]["lasting"] is None
+
+
+@pytest.mark.parametrize("stop", range(1, 22, 2))
+def test_a_run_resumed_anywhere_takes_the_same_lrs(stop):
+    weights, optimizer, schedule = noisy(STEPS)
+    whole = run_noisy(weights, optimizer, schedule, 0.02, LOSSES)
+    weights, optimizer, schedule = noisy(STEPS)
+    run_noisy(weights, optimizer, schedule, 0.02, LOSSES[:stop])
+    file = io.BytesIO()
+    torch.save([weights.detach(), optimizer.state_dict(), schedule.state_dict()], file)
+    file.seek(0)
+    saved, of_optimizer, of_schedule = torch.load(file, weights_only=True)
+    weights, optimizer, schedule = noisy(STEPS)
+    with torch.no_grad():
+        weights.copy_(saved)
+    optimizer.load_state_dict(of_optimizer)
+    schedule.load_state_dict(of_schedule)
+    assert run_noisy(weights, optimizer, schedule, 0.02, LOSSES, since=stop) == whole[stop:]
+    assert schedule.report()["approach"]["raised"] > MOST_RAISED
+
+
+@pytest.mark.parametrize("how", ["without snapshots", "copied"])
+def test_where_the_first_weights_are_gone_the_lr_is_not_raised(how):
+    options = {"rewind": False} if how == "without snapshots" else {}
+    weights, optimizer, schedule = noisy(STEPS, **options)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:5])
+    if how == "copied":
+        weights, optimizer, schedule = copy.deepcopy((weights, optimizer, schedule))
+    else:
+        state = copy.deepcopy(schedule.state_dict())
+        schedule.load_state_dict(state)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES, since=5)
+    approach = schedule.report()["approach"]
+    assert (approach["lasting"], approach["raised"], schedule.ended_by) == (None, 1.0, "scale")
+
+
+def test_a_run_that_breaks_while_it_is_watched_goes_back_and_asks_no_more():
+    losses = np.full(200, 10.0)
+    losses[4:8] = 500.0
+    weights, optimizer, schedule = noisy(200)
+    run_noisy(weights, optimizer, schedule, 0.0, losses)
+    approach = schedule.report()["approach"]
+    assert approach["breaks"]
+    assert approach["lasting"] is None or approach["legs"][1]["to_lr"] < approach["legs"][0]["to_lr"]
+    assert not schedule._course.approach.later.is_watching
+
+
+def test_the_headline_says_that_nothing_lasts():
+    weights, optimizer, schedule = noisy(STEPS)
+    run_noisy(weights, optimizer, schedule, -0.5, LOSSES)  # the next batches say the opposite of the first ones
+    report = schedule.report()
+    if report["approach"]["lasting"] < 1e-3:
+        assert "since nothing of their slope lasts" in headline(report)
