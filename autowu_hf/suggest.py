@@ -180,7 +180,7 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
             if search.obstacle is not None:
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
             scale = search.scale
-            if scale is not None and scale.may_be_noise and later.can_watch and not later.is_watching:
+            if scale is not None and scale.raised_factor(0.0) > 1.0 and later.can_watch and not later.is_watching:
                 later.watch()
                 to_watch = 2 + MOST_WATCHED
             to_watch -= 1

@@ -248,14 +248,21 @@ def trainer_run(
     model: Any = None,
     optimizer: Any = None,
     watch_states: bool = False,
+    asks_later: bool = False,
     options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it."""
+    """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it. ``asks_later``
+    has later batches say how much of the first slope lasts, although P does not lie far below R.
+    """
     from tiny import trainer_for
     from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
+    from autowu_hf.autowu.course import scale
+
+    if asks_later:
+        scale.FAR = 1e-3
 
     if not IS_TRANSFORMERS_5:
         # Its Trainer cannot load an optimizer's state onto "cpu:0", the device of a process among several on a CPU.

@@ -86,14 +86,28 @@ def test_clipping_and_accumulation_change_nothing(tmp_path, one_process):
         )
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """What one process saw that had later batches say how much of the first slope lasts."""
+    return run(trainer_run, tmp_path_factory.mktemp("asked"), processes=1, asks_later=True)
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("killed", [1, 2])
-def test_a_run_that_is_killed_within_its_first_steps_goes_on_bit_for_bit(tmp_path, whole, processes, killed):
-    saving = {"save_strategy": "steps", "save_steps": 1, "processes": processes}
+@pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
+def test_later_batches_say_the_same_under_every_launcher(kind, tmp_path, asked):
+    where = (trainer_run, tmp_path) if kind == "ddp" else (fsdp_trainer_run, tmp_path, kind)
+    for seen in run(*where, asks_later=True):
+        assert seen["all_lrs_equal"]
+        assert seen["approach"]["lasting"] == pytest.approx(asked[0]["approach"]["lasting"], rel=1e-2)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("processes", "killed"), [(1, 1), (1, 2), (2, 1), (2, 2), (1, 5)])
+def test_a_run_that_is_killed_within_its_first_steps_goes_on_bit_for_bit(tmp_path, whole, asked, processes, killed):
+    saving = {"save_strategy": "steps", "save_steps": 1, "processes": processes, "asks_later": killed > 2}
     run(trainer_run, tmp_path, kill_at=killed + 1, killed=True, **saving)
     resumed = run(trainer_run, tmp_path, resume=True, **saving)
-    for seen, before in zip(resumed, whole[processes], strict=True):
+    for seen, before in zip(resumed, asked if killed > 2 else whole[processes], strict=True):
         assert seen["lrs"] == before["lrs"][killed:]
         assert seen["losses"] == before["losses"]
         assert seen["approach"] == before["approach"]

@@ -199,3 +199,24 @@ def test_the_command_prints_it_and_trains_nothing(tmp_path, end, request):
 
 def test_the_names_are_public():
     assert {"suggest_lr", "SuggestedLR"} <= set(autowu_hf.__all__)
+
+
+def test_where_the_gradients_are_mostly_noise_later_batches_raise_the_suggestion():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.Parameter(torch.randn(20_000, generator=torch.Generator().manual_seed(0)))
+
+    def loss_of_noise(model, seed):
+        gradient = torch.randn(20_000, generator=torch.Generator().manual_seed(seed))
+        product = model.weights @ gradient
+        return 10.0 + product - product.detach()
+
+    model = Noisy()
+    before = model.weights.detach().clone()
+    suggestion = suggest_lr(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss_of_noise, range(8))
+    assert suggestion.steps == 8
+    assert suggestion.lr == pytest.approx(10.0 * suggestion.scale.peak_lr)
+    assert suggestion.lasting < 0.025
+    assert "times 10 since" in str(suggestion)
+    assert torch.equal(before, model.weights)

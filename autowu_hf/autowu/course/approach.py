@@ -191,7 +191,7 @@ class Approach:
 
     def _set_out(self, step: int, scale: Scale) -> None:
         self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-        self._watch(step, is_asked=scale.may_be_noise and self.later.can_watch)
+        self._watch(step, is_asked=scale.raised_factor(0.0) > 1.0 and self.later.can_watch)
 
     def _watch(self, step: int, is_asked: bool) -> None:
         """Has the next batches say how much of the first slope lasts, or no more of them."""

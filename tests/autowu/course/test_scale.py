@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from autowu_hf.autowu.course.scale import BlindLossesError, Scale, settled_factor
+from autowu_hf.autowu.course.scale import (
+    LASTING,
+    LEAST_RAISED,
+    MOST_RAISED,
+    BlindLossesError,
+    Scale,
+    settled_factor,
+)
 from autowu_hf.runtime.update_meter import Update
 
 
@@ -102,3 +109,42 @@ def test_a_loss_without_a_scale_is_refused(losses, said):
 def test_an_update_up_the_hill_is_refused(slope):
     with pytest.raises(ValueError, match="do not go down"):
         Scale.from_updates([1.0], [update(slope=slope)], alignment=0.5, momentum=0.0)
+
+
+def noise(far=1e-4, **options):
+    """A scale whose P is that far below R."""
+    return Scale(**{"polyak": far, "trust": 1.5, "alignment": 0.5, "loss": 1.0, "num_steps": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("lasting", "factor"),
+    [
+        (1.0, 1.0),
+        (LASTING, 1.0),
+        (LASTING / LEAST_RAISED * 1.01, 1.0),
+        (LASTING / LEAST_RAISED * 0.99, LEAST_RAISED / 0.99),
+        (LASTING / 50.0, MOST_RAISED),
+        (0.0, MOST_RAISED),
+        (-0.1, MOST_RAISED),
+        (None, 1.0),
+    ],
+)
+def test_the_lr_is_raised_by_what_does_not_last(lasting, factor):
+    assert noise().raised_factor(lasting) == pytest.approx(factor)
+
+
+def test_the_lr_is_raised_in_steps_and_no_further_than_the_weights_allow():
+    far = noise()
+    most = 0.2 * 1.5 / 30.0 / (0.3 * 1e-4)
+    factors = []
+    while math.prod(factors) < 0.99 * most:
+        factors.append(far.raised_factor(0.0, math.prod(factors)))
+    assert max(factors) == MOST_RAISED
+    assert math.prod(factors) == pytest.approx(most)
+    assert far.raised_factor(0.0, most) == 1.0
+    assert far.raised_factor(LASTING / 20.0, 10.0) == pytest.approx(2.0)  # the first raise was enough to ask again
+
+
+@pytest.mark.parametrize("options", [{"far": 1.0}, {"far": 0.02}, {"alignment": 1.0}, {"trust": math.inf}])
+def test_no_batch_raises_the_lr_where_p_is_not_far_below_r_or_less_sure(options):
+    assert noise(**options).raised_factor(0.0) == 1.0

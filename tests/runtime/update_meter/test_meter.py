@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -323,3 +324,34 @@ def test_the_backward_calls_that_a_gradient_adds_up_are_counted():
         nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
     assert meter.num_backwards == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_later_batches_say_how_far_the_loss_has_fallen_since_the_start(clip, given):
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    start = [p.detach().clone() for p in model.parameters()]
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    meter.hold_start(start if given else ())
+    for _ in range(2):
+        step(model, optimizer, x, y, clip=clip)
+    way = [a - b.detach() for a, b in zip(start, model.parameters(), strict=True)]
+    step(model, optimizer, x, y)
+    expected = sum(float((p.grad * d).sum()) for p, d in zip(model.parameters(), way, strict=True))
+    first, _, third = meter.updates
+    assert first.fallen == 0.0
+    assert third.fallen == pytest.approx(expected, rel=1e-4)
+    assert third.fallen > 0.0
+    meter.disarm()
+    assert meter._start == {}
+
+
+def test_a_copy_of_the_meter_has_no_start():
+    model, *_ = model_and_batch()
+    meter = UpdateMeter(torch.optim.SGD(model.parameters(), lr=1e-2), [1.0])
+    meter.arm()
+    meter.hold_start()
+    model, meter = copy.deepcopy((model, meter))
+    assert meter.updates == [update_meter.START_IS_GONE]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from autowu_hf.runtime.update_meter.update import Update, seen_share, sums_of
+from autowu_hf.runtime.update_meter import update
+from autowu_hf.runtime.update_meter.update import NUM_SUMS, Update, product, seen_share, sums_of, total
 
 
 def moved(weights, gradient, change, own_lr=0.1):
@@ -37,3 +38,26 @@ def test_weights_that_are_zero_have_no_size():
     sums = moved([0.0, 0.0], [1.0, 0.0], [-0.1, 0.0])
     assert math.isnan(seen_share(sums))
     assert Update.from_sums(sums, 0.1, 1.0).resolution == math.inf
+
+
+def test_the_way_since_the_start_is_measured_along_the_gradient_before_clipping():
+    w, start = torch.tensor([3.0, 4.0]), torch.tensor([3.5, 3.0])
+    sums = sums_of(w, w - 0.1, torch.tensor([1.0, 2.0]), 0.1, start)
+    assert Update.from_sums(sums, 0.1, clipping=2.0).fallen == pytest.approx(2.0 * (0.5 - 2.0))
+    assert Update.from_sums(sums_of(w, w - 0.1, w, 0.1), 0.1, 1.0).fallen == 0.0
+
+
+def test_sums_of_many_tensors_are_added_in_double_precision():
+    parts = [torch.full((NUM_SUMS,), 1.0 / 3.0, dtype=torch.float64) for _ in range(7)]
+    assert torch.equal(total(parts), sum(parts))
+    assert torch.equal(total([]), torch.zeros(NUM_SUMS, dtype=torch.float64))
+    assert total([torch.ones(NUM_SUMS)]).dtype == torch.float64
+
+
+def test_a_device_without_double_precision_adds_up_in_single(monkeypatch):
+    w = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    exact = float(product(w, w))
+    monkeypatch.setattr(update, "_WITHOUT_FLOAT64", ("cpu",))
+    assert product(w, w).dtype == torch.float32
+    assert float(product(w, w)) == pytest.approx(exact, rel=1e-5)
+    assert Update.from_sums(total([moved([3.0, 4.0], [1.0, 2.0], [-0.1, -0.2])]), 0.1, 1.0).weight_norm == 5.0
