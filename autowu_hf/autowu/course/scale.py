@@ -44,7 +44,7 @@ FAR = 30.0
 gradients are, and about twice for a ViT from scratch, which is on a plateau.
 """
 
-LASTING = 0.25
+LASTING = 0.125
 """The share of the first updates' slope from which P is believed, once later batches have told how much of it lasts."""
 
 LEAST_RAISED, MOST_RAISED = 3.0, 10.0

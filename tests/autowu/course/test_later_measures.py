@@ -40,7 +40,7 @@ def test_what_lasts_is_the_share_of_the_signal(signal):
 
 def test_where_most_of_the_slope_is_noise_the_lr_grows_on_and_that_is_said(caplog):
     with caplog.at_level(logging.INFO, "autowu_hf"):
-        approach, lrs = approach_of(signal=0.2)
+        approach, lrs = approach_of(signal=0.12)
     first, second, *_ = approach["legs"]
     assert approach["raised"] == pytest.approx(LASTING / approach["lasting"])
     assert second["to_lr"] == pytest.approx(approach["raised"] * first["to_lr"])
