@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from .autowu.course.later_measures import LaterMeasures
 from .autowu.course.scale import Scale
 from .autowu.course.scale_search import ScaleSearch
-from .autowu.course.timetable import MOST_WATCHED
 from .autowu.course.words import lasting as in_percent
 from .rewind import snapshot
 from .runtime import collective
@@ -26,6 +25,9 @@ from .runtime.random_state import get_random_state, set_random_state
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+
+_WATCHED = 5  # the batches that are asked how much of the slope lasts, where P may be far too low
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
             scale = search.scale
             if scale is not None and scale.raised_factor(0.0) > 1.0 and later.can_watch and not later.is_watching:
                 later.watch()
-                to_watch = 2 + MOST_WATCHED
+                to_watch = 2 + _WATCHED
             to_watch -= 1
             if scale is not None and to_watch <= 0:
                 break
@@ -201,7 +203,7 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
 def _batches_of(batches: Iterable[Any]) -> Iterator[Any]:
     """As many as may be needed, over and over where there are few; none where there are none."""
     first = list(itertools.islice(batches, 8))
-    return itertools.islice(itertools.cycle(first), 9 + MOST_WATCHED)
+    return itertools.islice(itertools.cycle(first), 9 + _WATCHED)
 
 
 def _device_of_model(model: nn.Module) -> torch.device:

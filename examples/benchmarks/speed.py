@@ -2,6 +2,7 @@
 beside a training step.
 
     python examples/benchmarks/speed.py
+    ACCELERATE_USE_CPU=false python examples/benchmarks/speed.py  # steps and snapshots on a GPU
 
 Both sides of a ratio are timed alternately in one run on one thread; the ratio is of the medians.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from training import ON_CPU
 from transformers import GPT2Config, GPT2LMHeadModel, get_cosine_schedule_with_warmup
 
 import autowu_hf
@@ -32,6 +34,7 @@ from autowu_hf.rewind.rewind import LR_FACTOR
 torch.set_num_threads(1)
 
 
+DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 SIZES = (200, 2_000, 20_000)
 ROUNDS = 40
 WIDTH = 256
@@ -49,11 +52,18 @@ def medians(
     for _ in range(rounds):
         between()
         for function, seconds in zip((first, second), times, strict=True):
+            wait_for_the_device()
             start = time.perf_counter()
             for _ in range(calls):
                 function()
+            wait_for_the_device()
             seconds.append((time.perf_counter() - start) / calls)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def wait_for_the_device() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def minimum_tests() -> None:
@@ -76,7 +86,7 @@ def minimum_tests() -> None:
 
 
 def optimizer() -> torch.optim.Optimizer:
-    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1, device=DEVICE))], lr=1e-3)
 
 
 def steps() -> None:
@@ -89,8 +99,8 @@ def steps() -> None:
         schedule.optimizer.step()
     for _ in range(2):
         decaying.step(1.0)
-    accelerator = Accelerator(cpu=True)
-    loss = torch.ones((), requires_grad=True) * 1.0
+    accelerator = Accelerator(cpu=ON_CPU)
+    loss = torch.ones((), requires_grad=True, device=DEVICE) * 1.0
 
     accelerate_hooks.remove()
     originals = Accelerator.backward, AcceleratedOptimizer.step
@@ -105,6 +115,7 @@ def steps() -> None:
         warming.step()
 
     try:
+        forbid_waiting(with_tap, warming.flush)
         rows = [
             ("warm-up, tap included", *medians(with_tap, cosine.step, ROUNDS, 500, between=warming.flush)),
             ("decay", *medians(decaying.step, cosine.step, ROUNDS, 500)),
@@ -119,11 +130,24 @@ def steps() -> None:
         print(f"{name:>24} {ours * 1e6:>7.2f} us {theirs * 1e6:>7.2f} us {ours / theirs:>7.2f}x")
 
 
+def forbid_waiting(step: Callable[[], object], flush: Callable[[], object]) -> None:
+    """On a GPU: raises an error where an ordinary step waits for it."""
+    if DEVICE.type != "cuda":
+        return
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    for _ in range(100):
+        step()
+    torch.cuda.set_sync_debug_mode("default")
+    flush()
+    print("\n100 steps of the warm-up did not wait for the GPU")
+
+
 def snapshots() -> None:
     """A copy of weights and AdamW's state, and a training step, of a small GPT."""
     config = GPT2Config(vocab_size=1000, n_positions=64, n_embd=WIDTH, n_layer=4, n_head=4, bos_token_id=0)
-    model = GPT2LMHeadModel(config)
-    tokens = torch.randint(0, 1000, (8, 64))
+    model = GPT2LMHeadModel(config).to(DEVICE)
+    tokens = torch.randint(0, 1000, (8, 64), device=DEVICE)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def train_step() -> None:
@@ -155,7 +179,7 @@ def snapshots() -> None:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, one thread")
+    print(f"torch {torch.__version__}, one thread" + ("" if ON_CPU else f", {torch.cuda.get_device_name()}"))
     minimum_tests()
     steps()
     snapshots()

@@ -15,9 +15,8 @@ LOOK = 0.3
 FEWEST_SEEN = 5
 """The steps at the scale's peak after which losses tell anything."""
 
-WATCH, MOST_WATCHED = 0.08, 5
-"""The share of the run whose batches are asked how much of the first slope lasts, and the most of them. There are two
-at least."""
+WATCH, FEWEST_WATCHED, MOST_WATCHED = 0.08, 2, 10
+"""The share of the run whose batches are asked how much of the first slope lasts, the fewest and the most of them."""
 
 PATIENCE = 3
 """The steps for which the LR waits for the measure of a later update, before it grows on without it."""
@@ -46,7 +45,7 @@ class Timetable:
 
     def watch_end(self, since: int) -> int:
         """Where the batches have been asked how much of the slope lasts, for a way that begins after so many steps."""
-        return since + 1 + max(2, min(MOST_WATCHED, round(WATCH * self.num_steps)))
+        return since + 1 + max(FEWEST_WATCHED, min(MOST_WATCHED, round(WATCH * self.num_steps)))
 
     def measure_end(self, leg_end: int) -> int:
         """Where a later update is waited for no more, after a leg that ends after so many steps."""

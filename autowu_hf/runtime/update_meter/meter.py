@@ -238,7 +238,7 @@ class UpdateMeter:
 START_IS_GONE = "the weights from before are gone"
 """Why it cannot be said how far the loss has fallen since, as a part of a sentence."""
 
-_MOST = 8  # the measured steps that nobody has taken in: the schedule is not stepped yet
+_MOST = 16  # the measured steps that nobody has taken in: the schedule is not stepped yet
 _armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
 
 

@@ -64,7 +64,7 @@ def test_in_a_run_of_any_length(steps):
     approach, lrs = approach_of(signal=0.0, steps=steps)
     assert approach["raised"] >= MOST_RAISED
     assert max(lrs) > 0.9 * MOST_RAISED * approach["legs"][0]["to_lr"]
-    assert approach["legs"][1]["since"] <= 8
+    assert approach["legs"][1]["since"] <= 13
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
@@ -86,7 +86,7 @@ def test_in_half_precision_nobody_asks():
     assert schedule.report()["approach"]["lasting"] is None
 
 
-@pytest.mark.parametrize("stop", range(1, 22, 2))
+@pytest.mark.parametrize("stop", range(1, 30, 3))
 def test_a_run_resumed_anywhere_takes_the_same_lrs(stop):
     weights, optimizer, schedule = noisy(STEPS)
     whole = run_noisy(weights, optimizer, schedule, 0.02, LOSSES)

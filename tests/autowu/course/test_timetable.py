@@ -30,6 +30,6 @@ def test_too_short_a_run_is_not_looked_at_but_for_one_step_that_is_measured():
     assert Timetable.of(20, 4).end(4, is_corrected=False) == 4
 
 
-@pytest.mark.parametrize(("steps", "end"), [(10, 5), (30, 5), (60, 8), (400, 8), (10_000, 8)])
+@pytest.mark.parametrize(("steps", "end"), [(10, 5), (30, 5), (60, 8), (400, 13), (10_000, 13)])
 def test_later_batches_are_asked_for_a_few_steps(steps, end):
     assert Timetable.of(steps, None).watch_end(2) == end
