@@ -39,8 +39,8 @@ class SuggestedLR:
             default; other groups keep their ratio to it.
         scale: what it comes from.
         steps: the optimizer steps that were made, and taken back.
-        lasting: the share of the first updates' slope that the batches after them see; None where P is not so low that
-            they were asked.
+        lasting: the share of the first updates' slope that the batches after them see. None where P is not so low that
+            they are asked, and where they cannot be: in half precision, or with fewer than eight.
     """
 
     lr: float
@@ -60,6 +60,8 @@ class SuggestedLR:
         if self.lr != scale.peak_lr:
             share = in_percent(self.lasting)
             which += f", times {self.lr / scale.peak_lr:.2g} since {share} of the slope lasts on later batches"
+        elif scale.raised_factor(0.0) > 1.0 and self.lasting is None:
+            which += ", which may be too low by far, and more batches would tell, in single precision"
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
 
@@ -111,7 +113,7 @@ def suggest_lr(
     if iter(batches) is batches:
         raise ValueError(
             f"batches must be what can be iterated again, got the iterator {type(batches).__name__}, which cannot be "
-            "put back; pass the DataLoader, or a list of three batches"
+            "put back; pass the DataLoader, or a list of eight batches"
         )
 
     def backward(batch: Any) -> float:
@@ -120,7 +122,8 @@ def suggest_lr(
         return float(loss.detach())
 
     with _put_back(model, optimizer):
-        return _search(optimizer, map(backward, _batches_of(batches)))
+        first = list(itertools.islice(batches, 3 + _WATCHED))
+        return _search(optimizer, map(backward, _over_and_over(first)), can_ask=len(first) == 3 + _WATCHED)
 
 
 def _of_trainer(trainer: Any) -> SuggestedLR:
@@ -158,12 +161,13 @@ def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
         yield total
 
 
-def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
-    """Measures optimizer steps until there is a scale.
+def _search(optimizer: Optimizer, losses: Iterator[float], can_ask: bool = True) -> SuggestedLR:
+    """Measures optimizer steps until there is a scale, and asks later batches where it may be too low.
 
     Args:
         optimizer: stepped.
         losses: makes the backward of one optimizer step after another.
+        can_ask: whether there are batches enough that are not those of earlier steps.
     """
     ratios = lr_ratios(optimizer)
     search = ScaleSearch(optimizer, ratios)
@@ -179,17 +183,20 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
             steps += 1
             if not later.is_watching:
                 search.take(loss)
+            elif not loss > 0.0:
+                raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({loss:.3g})")
             if search.obstacle is not None:
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
             scale = search.scale
-            if scale is not None and scale.raised_factor(0.0) > 1.0 and later.can_watch and not later.is_watching:
+            may_raise = scale is not None and scale.raised_factor(0.0) > 1.0 and can_ask and later.can_watch
+            if may_raise and not later.is_watching:
                 later.watch()
                 to_watch = 2 + _WATCHED
             to_watch -= 1
             if scale is not None and to_watch <= 0:
                 break
         if search.scale is not None:
-            lasting = later.take_lasting() if later.is_watching else None
+            lasting = later.take_lasting() if later.is_watching and to_watch <= 0 else None
             factor = search.scale.raised_factor(lasting)
             return SuggestedLR(factor * search.scale.peak_lr, search.scale, steps, lasting)
     finally:
@@ -200,10 +207,9 @@ def _search(optimizer: Optimizer, losses: Iterator[float]) -> SuggestedLR:
     raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}{why}; give it more")
 
 
-def _batches_of(batches: Iterable[Any]) -> Iterator[Any]:
-    """As many as may be needed, over and over where there are few; none where there are none."""
-    first = list(itertools.islice(batches, 8))
-    return itertools.islice(itertools.cycle(first), 9 + _WATCHED)
+def _over_and_over(batches: list[Any]) -> Iterator[Any]:
+    """As many as may be needed; none where there are none."""
+    return itertools.islice(itertools.cycle(batches), 9 + _WATCHED)
 
 
 def _device_of_model(model: nn.Module) -> torch.device:

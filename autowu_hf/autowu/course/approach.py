@@ -69,8 +69,7 @@ class Approach:
         self.unmoved: int | None = None
         self.sweep: Sweep | None = None
         self.is_late = self.wants_back = self.is_over = False
-        obstacle = weights_out_of_reach(optimizer)
-        if obstacle is not None:
+        if (obstacle := weights_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(_is_sharded, optimizer, models))
         self.is_over = self.search.is_over
@@ -87,15 +86,13 @@ class Approach:
         if self.scale is not None and not self.is_over:  # the last leg may be of another run
             factor = self.scale.peak_lr_for(num_steps) / self.scale.peak_lr_for(before)
         self.way.fit(Timetable.of(num_steps, longest), factor)
+        if self.later.is_watching:
+            self._watch(self.way.watched_since)
         if self.sweep is not None:
             self.sweep = self.sweep.timed(num_steps, self.times.longest - sweep_start)
 
     def give_up(self, obstacle: str) -> None:
-        """Measures no more; a scale that is known stays.
-
-        Args:
-            obstacle: why, as a part of a sentence.
-        """
+        """Measures no more, for a reason, as a part of a sentence; a scale that is known stays."""
         if self.scale is None:
             self.search.give_up(obstacle)
             self.is_over = True
@@ -159,9 +156,8 @@ class Approach:
             return
         losses = self.breaks.counted(losses)
         if self.later.is_watching and step >= self.way.watch_end:
-            factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
-            self.way.go_higher(step, factor)
-            self._watch(step, is_asked=factor == MOST_RAISED)
+            self.way.go_higher(step, self.scale.raised_factor(self.later.take_lasting(), self.way.raised))
+            self._watch(step if self.way.raises[-1:] == [MOST_RAISED] else None)
         if self.later.is_settling:
             self._settle(step, losses, num)
         elif self.later.settled is None and self.way.is_first_growth and step == self.way.growth_end:
@@ -191,12 +187,12 @@ class Approach:
 
     def _set_out(self, step: int, scale: Scale) -> None:
         self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-        self._watch(step, is_asked=scale.raised_factor(0.0) > 1.0 and self.later.can_watch)
+        self._watch(step if scale.raised_factor(0.0) > 1.0 and self.later.can_watch else None)
 
-    def _watch(self, step: int, is_asked: bool) -> None:
-        """Has the next batches say how much of the first slope lasts, or no more of them."""
-        if is_asked and self.times.watch_end(step) < self.times.longest:
-            self.way.watched_since = step
+    def _watch(self, since: int | None) -> None:
+        """Has the batches after so many steps say how much of the slope lasts; None, or too little time: no more."""
+        if since is not None and self.times.watch_end(since) + 2 <= self.times.longest:
+            self.way.watched_since = since
             self.later.watch()
         else:
             self.later.stop()
@@ -209,7 +205,7 @@ class Approach:
 
     def _settle(self, step: int, losses: Array, num_losses: int) -> None:
         """Looks at how large an update is by now, and corrects the LR."""
-        factor = self.later.take_settled(step)
+        factor = self.later.take_settled(step, self.way.raised)
         if factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
             self._go_back(step, num_losses, factor * self.way.peak_lr)  # nothing is learned at this LR
         elif factor != 1.0:
@@ -229,6 +225,7 @@ class Approach:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, or the state of an older release."""
+        self.later.stop()
         self.way.load_state_dict(state)
         for name in _SEEN:
             setattr(self, name, state.get(name))  # a state may be older than a name

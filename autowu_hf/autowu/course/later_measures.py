@@ -13,6 +13,7 @@ from ...runtime.update_meter import START_IS_GONE, Update
 from .measuring_lr import say_deaf
 from .scale import ALIGNED, settled_factor
 from .scale_search import ScaleSearch
+from .timetable import MOST_WATCHED
 
 _TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
 
@@ -28,7 +29,7 @@ class LaterMeasures:
         is_settling: whether the step is measured that tells how large an update is by now.
         lastings: the shares of the first updates' slope, per unit of LR, that the batches after them saw, each time
             that they were asked.
-        settled: the norm of a later update as a share of the first ones'; None as above.
+        settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
         factor: by what the LR was multiplied for that.
     """
 
@@ -72,8 +73,8 @@ class LaterMeasures:
         return sum(self.lastings) / len(self.lastings) if self.lastings else None
 
     def _lasting(self, updates: list[Update | str]) -> float | None:
-        scale = self._search.scale
-        if scale is None or any(isinstance(update, str) for update in updates):
+        scale, has_gaps = self._search.scale, len(updates) > 1 + MOST_WATCHED  # the meter holds so many only
+        if scale is None or has_gaps or any(isinstance(update, str) for update in updates):
             return None
         fallen = expected = 0.0
         for update in updates:
@@ -88,18 +89,20 @@ class LaterMeasures:
         self.is_settling = True
         self._arm()
 
-    def take_settled(self, step: int) -> float:
+    def take_settled(self, step: int, raised: float) -> float:
         """Sets ``settled``, which stays unknown where that step was skipped or lost in the weights' precision, and for
         SGD; and ``factor``, which it returns.
 
         Args:
             step: the optimizer steps done.
+            raised: by what the LR was multiplied for how little lasts: less, too, where updates become smaller.
         """
         if self._meter.updates:
             self.settled = self._settled(self._meter.updates[-1])
             self.stop()
         if self.settled is not None:
-            self.factor = settled_factor(self.settled, step)
+            factor = settled_factor(self.settled, step)
+            self.factor = max(factor / raised, 1.0) if factor > 1.0 else factor
         return self.factor
 
     def _settled(self, update: Update | str) -> float | None:
@@ -116,8 +119,9 @@ class LaterMeasures:
         return update.update_norm / first if first > 0.0 else None
 
     def stop(self) -> None:
-        """Measures no more."""
+        """Measures no more, and forgets what was not taken."""
         self.is_watching = self.is_settling = False
+        self._meter.updates.clear()
         self._search.stop()
 
     def _arm(self) -> None:
@@ -159,5 +163,5 @@ class LaterMeasures:
         """
         if self.is_watching and weights:
             self._meter.hold_start(weights)
-        elif self.is_watching:
+        elif self.is_watching and (self._meter.updates or self._way > 0.0):  # else the way begins here
             self._meter.updates.append(START_IS_GONE)

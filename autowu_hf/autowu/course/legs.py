@@ -122,7 +122,7 @@ class Way:
         self.legs.append(Leg(since, self.times.ramp_end(since), last.lr(since - 1), factor * last.to_lr))
 
     def go_higher(self, since: int, factor: float) -> None:
-        """The same, to more than the scale said; nothing, where the factor is 1."""
+        """The same, for what later batches have said; nothing, where the factor is 1."""
         if factor != 1.0:
             self.raises.append(factor)
             self.go_on(since, factor)

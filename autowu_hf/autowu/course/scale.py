@@ -47,9 +47,9 @@ gradients are, and about twice for a ViT from scratch, which is on a plateau.
 LASTING = 0.125
 """The share of the first updates' slope from which P is believed, once later batches have told how much of it lasts."""
 
-LEAST_RAISED, MOST_RAISED = 3.0, 10.0
-"""The least that the LR is raised, for less is within what P is sure of; and the most for one answer of a few batches:
-more of them are asked then.
+LEAST_RAISED, MOST_RAISED = 7.0, 10.0
+"""The least that the LR is raised, since P takes all of the loss for what can be learned: of a language model's it is a
+fifth, so that P is as many times too high. And the most for one answer of a few batches: more are asked then.
 """
 
 
@@ -161,13 +161,13 @@ class Scale:
             raised: by what the LR was multiplied for that already.
 
         Returns:
-            The factor, ``MOST_RAISED`` at most; 1 where all of it would be below ``LEAST_RAISED``.
+            The factor, ``MOST_RAISED`` at most. Together with ``raised`` it is 1, or ``LEAST_RAISED`` at least.
         """
         if lasting is None or not (self.may_be_noise and math.isfinite(self.trust)):
             return 1.0
         most = TRUST_SHARE * self.trust / (FAR * POLYAK_SHARE * self.polyak)
         wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
-        return 1.0 if wanted < LEAST_RAISED else min(max(wanted / raised, 1.0), MOST_RAISED)
+        return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 
     def report(self) -> dict[str, Any]:
         """All of it in numbers and names."""

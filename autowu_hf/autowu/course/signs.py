@@ -41,7 +41,7 @@ class Signs:
 
     Args:
         num_steps: optimizer steps of the run.
-        ramp_end: the steps done when the LR had first grown to the scale's peak.
+        ramp_end: the steps done when the LR had first grown to the scale's peak, or to what later batches made of it.
     """
 
     num_steps: int

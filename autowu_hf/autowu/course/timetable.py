@@ -60,7 +60,7 @@ class Timetable:
 
         Args:
             leg_end: where its last leg is.
-            is_corrected: whether the LR has been looked at after the first leg.
+            is_corrected: whether a later update has been looked at, or the losses have changed the LR.
         """
         if self.num_steps >= FEWEST_STEPS:
             return self.look_end(leg_end)

@@ -93,13 +93,15 @@ def _change(approach: Approach, step: int) -> str:
 
 
 def _raise(approach: Approach, step: int) -> str:
-    """Why the LR grows to more than the scale's."""
+    """Why the LR grows to more than the scale's, or back."""
     return (
         f"AutoWU: {lasting(approach.later.lasting)} of the first updates' slope lasts on the batches up to step "
-        f"{step}, the rest was noise; the learning rate grows on, to {approach.way.peak_lr:.1e}"
+        f"{step}, the rest was noise; the learning rate goes on to {approach.way.peak_lr:.1e}"
     )
 
 
 def lasting(share: float | None) -> str:
     """The share of the slope that lasts, in percent."""
-    return "nothing" if share is None or share < 1e-3 else f"{100.0 * share:.2g} %"
+    if share is None or share < 1e-3:
+        return "nothing"
+    return "all" if share > 0.99 else f"{100.0 * share:.2g} %"

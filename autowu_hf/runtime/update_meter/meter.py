@@ -57,13 +57,14 @@ class UpdateMeter:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
         names = ("updates", "expected_lr", "takes_back_from", "_is_sharded", "_takes_back", "_has_start")
         kept = {name: self.__dict__[name] for name in names}
-        return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, "was_armed": bool(self._hooks)}
+        had = {"was_armed": bool(self._hooks), "had_start": bool(self._start)}
+        return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, **had}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.__dict__.pop("was_armed"):
             self.arm(self._is_sharded, self._takes_back)
-        if self._has_start:
+        if self.__dict__.pop("had_start"):
             self.updates.append(START_IS_GONE)
 
     def arm(self, is_sharded: Callable[[], bool] = bool, takes_back: bool = True) -> None:
@@ -170,8 +171,9 @@ class UpdateMeter:
             if weights is not None and (has_closure or gradient is not None):
                 held = None if gradient is None else _on_host(gradient) * unscale
                 self._before.append((parameter, _on_host(weights), held))
-        if self._has_start and not self._start:
-            self._start = {id(parameter): weights for parameter, weights, _ in self._before}
+        if self._has_start and not self._start:  # a parameter may get its first gradient later
+            readable = {id(p): numbers_of(p) for p in self._parameters() if p.requires_grad}
+            self._start = {key: _on_host(weights) for key, weights in readable.items() if weights is not None}
 
     def _why_idle(self) -> str | None:
         """Why the coming step is not to be measured, as a part of a sentence."""

@@ -36,7 +36,7 @@ class Update:
         gradient_norm: ||g|| at the step.
         lr: of the step.
         fallen: -<g, w - w_0>, by how much the loss of the step's batch has fallen since the weights were w_0, for the
-            steps before it; g is the gradient before clipping. NaN where there is no w_0.
+            steps before it; g is the gradient before clipping. 0 where there is no w_0.
     """
 
     slope: float
@@ -47,7 +47,7 @@ class Update:
     clipping: float
     gradient_norm: float = math.nan
     lr: float = math.nan
-    fallen: float = math.nan
+    fallen: float = 0.0
 
     @classmethod
     def from_sums(cls, sums: Tensor, lr: float, clipping: float) -> Update:

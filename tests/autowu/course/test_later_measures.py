@@ -11,6 +11,7 @@ import pytest
 import torch
 from scale_runs import made, noisy, run, run_noisy, slowly
 
+from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.course.scale import LASTING, MOST_RAISED
 from autowu_hf.autowu.reporting.report import headline
 
@@ -40,7 +41,7 @@ def test_what_lasts_is_the_share_of_the_signal(signal):
 
 def test_where_most_of_the_slope_is_noise_the_lr_grows_on_and_that_is_said(caplog):
     with caplog.at_level(logging.INFO, "autowu_hf"):
-        approach, lrs = approach_of(signal=0.12)
+        approach, lrs = approach_of(signal=0.11)
     first, second, *_ = approach["legs"]
     assert approach["raised"] == pytest.approx(LASTING / approach["lasting"])
     assert second["to_lr"] == pytest.approx(approach["raised"] * first["to_lr"])
@@ -137,3 +138,85 @@ def test_the_headline_says_that_nothing_lasts():
     report = schedule.report()
     if report["approach"]["lasting"] < 1e-3:
         assert "since nothing of their slope lasts" in headline(report)
+
+
+@pytest.mark.parametrize("back_to", [1, 2, 4, 6])
+def test_a_state_that_is_loaded_while_batches_are_asked_starts_anew(back_to):
+    whole = run_noisy(*noisy(STEPS), 0.05, LOSSES)
+    weights, optimizer, schedule = noisy(STEPS)
+    run_noisy(weights, optimizer, schedule, 0.05, LOSSES[:back_to])
+    states = copy.deepcopy((weights.detach(), optimizer.state_dict(), schedule.state_dict()))
+    run_noisy(weights, optimizer, schedule, 0.05, LOSSES[:6], since=back_to)
+    with torch.no_grad():
+        weights.copy_(states[0])
+    optimizer.load_state_dict(states[1])
+    schedule.load_state_dict(states[2])
+    assert run_noisy(weights, optimizer, schedule, 0.05, LOSSES, since=back_to) == whole[back_to:]
+
+
+class Shrinking(torch.optim.Optimizer):
+    """Signs of gradients; the first two updates are 150 times as large as the others."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad.sign(), alpha=-group["lr"] * (150.0 if self.steps <= 2 else 1.0))
+
+
+def test_updates_that_become_smaller_are_corrected_once():
+    weights, optimizer, schedule = noisy(STEPS, make=Shrinking)
+    run_noisy(weights, optimizer, schedule, 5.0, 10.0 * LOSSES)
+    approach = schedule.report()["approach"]
+    assert approach["raised"] > 1.0
+    assert approach["raised"] * approach["factor"] == pytest.approx(min(0.25 / approach["settled"], 20.0), rel=0.01)
+
+
+@pytest.mark.parametrize("steps", [6, 7, 8, 10, 12])
+def test_a_short_run_asks_only_where_a_step_is_left_to_measure(steps):
+    approach, lrs = approach_of(signal=0.0, steps=steps)
+    assert (approach["raised"] == 1.0) == (steps < 8)
+    assert approach["settled"] is not None
+    assert max(lrs) <= 1.001 * approach["legs"][-1]["to_lr"]
+
+
+def test_a_second_answer_that_says_the_opposite_takes_the_raise_back(caplog):
+    weights, optimizer, schedule = noisy(STEPS)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:12])
+    assert schedule._course.approach.way.raised == MOST_RAISED
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run_noisy(weights, optimizer, schedule, 3.0, LOSSES, since=12)
+    approach = schedule.report()["approach"]
+    assert approach["raised"] == pytest.approx(1.0)
+    assert approach["legs"][2]["to_lr"] == pytest.approx(approach["legs"][0]["to_lr"])
+    assert "of their slope lasts" not in headline(schedule.report())
+
+
+def test_optimizer_steps_that_nobody_counts_leave_it_unknown():
+    weights, optimizer, schedule = noisy(STEPS)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:2])
+    for step in range(2, 40):
+        for _ in range(6):
+            optimizer.zero_grad()
+            (weights * torch.randn(len(weights))).sum().backward()
+            optimizer.step()
+        schedule.step(float(LOSSES[step]))
+    assert schedule.report()["approach"]["lasting"] is None
+
+
+@pytest.mark.parametrize(("saved", "steps"), [(5, 8), (7, 9), (9, 11)])
+def test_a_run_resumed_with_too_few_steps_left_decides_without_asking(saved, steps):
+    weights, optimizer, schedule = noisy(STEPS)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:saved])
+    state = copy.deepcopy(schedule.state_dict())
+    schedule = get_autowu_schedule(optimizer, steps)
+    schedule.load_state_dict(state)
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:steps], since=saved)
+    approach = schedule._course.approach
+    assert schedule.ended_by == "scale"
+    assert not approach.later.is_watching

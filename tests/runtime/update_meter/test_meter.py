@@ -349,9 +349,24 @@ def test_later_batches_say_how_far_the_loss_has_fallen_since_the_start(clip, giv
 
 
 def test_a_copy_of_the_meter_has_no_start():
-    model, *_ = model_and_batch()
-    meter = UpdateMeter(torch.optim.SGD(model.parameters(), lr=1e-2), [1.0])
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    meter = UpdateMeter(optimizer, [1.0])
     meter.arm()
     meter.hold_start()
-    model, meter = copy.deepcopy((model, meter))
-    assert meter.updates == [update_meter.START_IS_GONE]
+    assert copy.deepcopy(meter).updates == []  # nothing was measured yet: it starts where the copy is
+    step(model, optimizer, x, y)
+    assert copy.deepcopy(meter).updates[1:] == [update_meter.START_IS_GONE]
+
+
+def test_a_parameter_that_has_its_first_gradient_later_has_a_start():
+    first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = torch.optim.SGD([first, second], lr=0.1, weight_decay=0.1)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    meter.hold_start()
+    for parts in ([first], [second], [second]):
+        optimizer.zero_grad()
+        sum(part.sum() for part in parts).backward()
+        optimizer.step()
+    assert [update.fallen for update in meter.updates] == pytest.approx([0.0, 0.0, 3 * 0.11], rel=1e-3)
