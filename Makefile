@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 OLDEST := .venv-oldest
 # Python compiles what it imports, and keeps it; pip would compile all of torch, which takes longer than all else.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
-PYTEST := -m pytest -n 2 --dist loadfile -q --durations 15
+PYTEST := -m pytest -n 3 --dist loadfile -q --durations 15
 # With those, the tests of parts that use neither library are left out, the long ones that are marked "once", and those
 # of the paper's experiments.
 NUMERICS := autowu loss_curve rewind \
