@@ -110,7 +110,8 @@ class LossTap:
         """
         self._doubts.stepped(has_closure)
         if self._sum is not None and not skipped:
-            self._steps.append(self._sum / self._micro_batches if self._mean else self._sum)
+            is_mean = self._mean and self._micro_batches > 1  # on a GPU, a division is a kernel to launch
+            self._steps.append(self._sum / self._micro_batches if is_mean else self._sum)
         self._sum, self._complete = None, False
 
     def take(self, wanted: bool = True) -> list[Tensor | float] | None:
