@@ -179,11 +179,11 @@ def _search(optimizer: Optimizer, losses: Iterator[float], can_ask: bool = True)
         for loss in losses:
             set_lrs(optimizer, [search.lr * ratio for ratio in ratios])
             optimizer.step()
-            optimizer.zero_grad()
-            steps += 1
             if not later.is_watching:
                 search.take(loss)
-            elif not loss > 0.0:
+            optimizer.zero_grad()
+            steps += 1
+            if later.is_watching and not loss > 0.0:
                 raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({loss:.3g})")
             if search.obstacle is not None:
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")

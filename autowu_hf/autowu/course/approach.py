@@ -156,8 +156,9 @@ class Approach:
             return
         losses = self.breaks.counted(losses)
         if self.later.is_watching and step >= self.way.watch_end:
-            self.way.go_higher(step, self.scale.raised_factor(self.later.take_lasting(), self.way.raised))
-            self._watch(step if self.way.raises[-1:] == [MOST_RAISED] else None)
+            factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
+            self.way.go_higher(step, factor)
+            self._watch(step if factor == MOST_RAISED else None)
         if self.later.is_settling:
             self._settle(step, losses, num)
         elif self.later.settled is None and self.way.is_first_growth and step == self.way.growth_end:

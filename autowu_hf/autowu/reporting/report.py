@@ -207,7 +207,7 @@ def _scale(report: dict[str, Any]) -> str | None:
 def _corrections(approach: dict[str, Any]) -> str:
     """What was done to the scale's LR."""
     said = ""
-    if approach.get("raised", 1.0) != 1.0:
+    if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
     if approach["factor"] != 1.0:
         size = "larger" if approach["factor"] < 1.0 else "smaller"

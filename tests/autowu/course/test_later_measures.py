@@ -197,16 +197,18 @@ def test_a_second_answer_that_says_the_opposite_takes_the_raise_back(caplog):
     assert "of their slope lasts" not in headline(schedule.report())
 
 
-def test_optimizer_steps_that_nobody_counts_leave_it_unknown():
+@pytest.mark.parametrize(("counted", "raised"), [(2, 1.0), (12, MOST_RAISED)])
+def test_optimizer_steps_that_nobody_counts_leave_it_unknown(counted, raised):
     weights, optimizer, schedule = noisy(STEPS)
-    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:2])
-    for step in range(2, 40):
+    run_noisy(weights, optimizer, schedule, 0.0, LOSSES[:counted])
+    for step in range(counted, 40):
         for _ in range(6):
             optimizer.zero_grad()
             (weights * torch.randn(len(weights))).sum().backward()
             optimizer.step()
         schedule.step(float(LOSSES[step]))
-    assert schedule.report()["approach"]["lasting"] is None
+    assert schedule.report()["approach"]["raised"] == raised
+    assert schedule.ended_by == "scale"
 
 
 @pytest.mark.parametrize(("saved", "steps"), [(5, 8), (7, 9), (9, 11)])
