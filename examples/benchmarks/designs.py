@@ -34,7 +34,7 @@ from tasks import TASKS
 from tuning import SEEDS, percent_of_gain
 
 from autowu_hf import DivergedError, get_autowu_schedule
-from autowu_hf.autowu.course import approach, scale, signs, timetable
+from autowu_hf.autowu.course import later_measures, scale, signs, timetable
 
 RUNS = RunTable(
     Path(__file__).with_suffix(".csv"),
@@ -52,7 +52,7 @@ _BLIND: list[Patch] = [
     (timetable, "FEWEST_STEPS", 10**9),
 ]
 _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
-_NO_LATER_MEASURE: Patch = (approach, "settled_factor", lambda settled, num_steps: 1.0)
+_NO_LATER_MEASURE: Patch = (later_measures, "settled_factor", lambda settled, num_steps: 1.0)
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "default": ([], {}),
     "P and R alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),
