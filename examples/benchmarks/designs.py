@@ -52,13 +52,12 @@ _BLIND: list[Patch] = [
     (timetable, "FEWEST_STEPS", 10**9),
 ]
 _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
-_NO_LATER_MEASURE: Patch = (later_measures, "settled_factor", lambda settled, num_steps: 1.0)
+_NO_LATER_MEASURE: Patch = (later_measures, "reach_factor", lambda *args: 1.0)
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "default": ([], {}),
     "P and R alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),
     "without the length": ([_NO_LENGTH], {}),
     "without the later measure": ([_NO_LATER_MEASURE], {}),
-    "a later measure of shrinking updates": ([(scale, "HARDLY_SHRUNK", 0.0)], {}),
     "without a look at the losses": (_BLIND, {}),
     "a look of 15 %": ([(timetable, "LOOK", 0.15)], {}),
     "0.2 P": ([(scale, "POLYAK_SHARE", 0.2)], {}),

@@ -1,8 +1,9 @@
 """The approach: how a run around the scale begins. It measures the scale, grows the LR to it, and sees what is next.
 
 The LR stays tiny for the two steps that measure, grows linearly to the scale's peak over 5 % of the run, or to more
-where later batches say that the first gradients were mostly noise, and stays there. One more step is measured then, and
-the LR corrected where updates have become far larger or smaller. From there on the losses say what remains to be done:
+where later batches say that the first gradients were mostly noise, and stays there. It is measured then how far steps
+take the weights by now, and the LR corrected where that is far more or less than usual. From there on the losses say
+what remains to be done:
 
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
@@ -85,6 +86,8 @@ class Approach:
         before, factor = self.times.num_steps, None
         if self.scale is not None and not self.is_over:  # the last leg may be of another run
             factor = self.scale.peak_lr_for(num_steps) / self.scale.peak_lr_for(before)
+            if factor != 1.0:
+                self.later.start_anew()
         self.way.fit(Timetable.of(num_steps, longest), factor)
         if self.later.is_watching:
             self._watch(self.way.watched_since)
@@ -110,7 +113,7 @@ class Approach:
     @property
     def end(self) -> int:
         """The steps done when the approach is over at the latest."""
-        return self.times.end(self.way.legs[-1].end, self.later.settled is not None or not self.way.is_first_growth)
+        return self.times.end(self.way.legs[-1].end, bool(self.later.reaches) or not self.way.is_first_growth)
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps, in optimizer units, for a group of ratio 1."""
@@ -118,7 +121,7 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        if self.scale is None or self.later.is_settling or step % self.times.look_interval == 0:
+        if self.scale is None or step % self.times.look_interval == 0 or self.later.is_due(step, self.way):
             return True
         way = self.way
         return step in (way.legs[-1].end, self.end, way.growth_end, way.watch_end, self._signs.stall_step)
@@ -159,12 +162,12 @@ class Approach:
             factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
             self._watch(step if factor == MOST_RAISED else None)
-        if self.later.is_settling:
-            self._settle(step, losses, num)
-        elif self.later.settled is None and self.way.is_first_growth and step == self.way.growth_end:
-            self.later.settle()
-        is_measuring = self.later.is_settling and step < self.times.measure_end(self.way.growth_end)
-        if step < self.way.legs[-1].end or is_measuring or self.later.is_watching:
+        factor = self.later.follow(step, self.way, seen.have_halved(losses))
+        if factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
+            self._go_back(step, num, factor * self.way.peak_lr)  # nothing is learned at this LR
+        elif factor != 1.0:
+            self.way.go_on(step, factor)
+        if step < self.way.legs[-1].end or self.later.is_watching:
             return
         is_stalled = not self.breaks.steps and seen.are_stalled(losses, step)
         if is_stalled and self.scale.is_aligned and self.times.longest - step > 3:
@@ -172,7 +175,8 @@ class Approach:
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
             return
         is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.scale.may_be_noise
-        if (is_noisy or seen.have_halved(losses)) and 2.0 * self.way.peak_lr < self.scale.trust < math.inf:
+        may_grow = is_noisy or (seen.have_halved(losses) and not self.later.is_awaited(step))
+        if may_grow and 2.0 * self.way.peak_lr < self.scale.trust < math.inf:
             self.sweep = Sweep.between(self.way.peak_lr, self.scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None
         self.is_over = self.sweep is not None or step >= self.end
@@ -203,14 +207,6 @@ class Approach:
         self.breaks.go_back(num_losses)
         self.later.stop()
         self.way.set_out(step, peak_lr)
-
-    def _settle(self, step: int, losses: Array, num_losses: int) -> None:
-        """Looks at how large an update is by now, and corrects the LR."""
-        factor = self.later.take_settled(step, self.way.raised)
-        if factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
-            self._go_back(step, num_losses, factor * self.way.peak_lr)  # nothing is learned at this LR
-        elif factor != 1.0:
-            self.way.go_on(step, factor)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""

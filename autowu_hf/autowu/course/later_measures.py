@@ -1,4 +1,4 @@
-"""What is measured once the scale is known: how much of the first slope lasts, and how large a later update is."""
+"""What is measured once the scale is known: how much of the first slope lasts, and how far later updates get."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...runtime.update_meter import START_IS_GONE, Update
+from .legs import Way
 from .measuring_lr import say_deaf
-from .scale import ALIGNED, settled_factor
+from .scale import ALIGNED, reach_factor
 from .scale_search import ScaleSearch
-from .timetable import MOST_WATCHED
+from .timetable import MOST_WATCHED, PATIENCE
 
 _TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
 
@@ -26,21 +28,25 @@ class LaterMeasures:
 
     Attributes:
         is_watching: whether the steps are measured that tell how much of the slope lasts.
-        is_settling: whether the step is measured that tells how large an update is by now.
+        since: the steps done when those began that tell how far updates get by now; None where there are no such.
         lastings: the shares of the first updates' slope, per unit of LR, that the batches after them saw, each time
             that they were asked.
-        settled: the norm of a later update as a share of the first ones'; None before, and where it cannot be known.
+        reaches: how far the weights went in these, each time, see ``reach_factor``; None where it cannot be known.
         factor: by what the LR was multiplied for that.
     """
 
     def __init__(self, search: ScaleSearch) -> None:
         self._search = search
         self._meter = search.meter
-        self.is_watching = self.is_settling = False
+        self.is_watching = False
         self.lastings: list[float] = []
-        self.settled: float | None = None
+        self.since: int | None = None
+        self.reaches: list[float | None] = []
         self.factor = 1.0
         self._way = 0.0
+        self._sketch: list[float] = []  # of the weights ``since`` then, and its kind
+        self._kind = ""
+        self._last: int | None = None  # the steps done before the last one of these
 
     def watch(self) -> None:
         """Measures what later batches say of the way that the weights go from here on, or goes on with it."""
@@ -84,43 +90,81 @@ class LaterMeasures:
             self._way += update.lr
         return fallen / expected if expected > 0.0 and math.isfinite(fallen) else None
 
-    def settle(self) -> None:
-        """Measures one more step, now that the optimizer has settled."""
-        self.is_settling = True
-        self._arm()
-
-    def take_settled(self, step: int, raised: float) -> float:
-        """Sets ``settled``, which stays unknown where that step was skipped or lost in the weights' precision, and for
-        SGD; and ``factor``, which it returns.
+    def follow(self, step: int, way: Way, is_urgent: bool) -> float:
+        """Measures how far the weights go from here on, or looks how far they went, where it is time. That cannot be
+        known where the last step was skipped or lost in the weights' precision, and for SGD.
 
         Args:
             step: the optimizer steps done.
-            raised: by what the LR was multiplied for how little lasts: less, too, where updates become smaller.
-        """
-        if self._meter.updates:
-            self.settled = self._settled(self._meter.updates[-1])
-            self.stop()
-        if self.settled is not None:
-            factor = settled_factor(self.settled, step)
-            self.factor = max(factor / raised, 1.0) if factor > 1.0 else factor
-        return self.factor
+            way: the LR's.
+            is_urgent: whether the LR waits for it, to grow on.
 
-    def _settled(self, update: Update | str) -> float | None:
-        search = self._search
-        if isinstance(update, str) or not search.shows(update):
-            return None
+        Returns:
+            By what the LR has to be multiplied now. Only the first time that may be less than 1.
+        """
+        factor = 1.0
+        if self._last is not None and self._meter.updates:
+            reach, is_first = self._reach([*self._meter.updates], step), not self.reaches
+            self.reaches.append(reach)
+            self.stop()
+            wanted = 1.0 if reach is None else reach_factor(reach, step, way.raised, self.factor)
+            factor = wanted if is_first else max(wanted, 1.0)
+            self.factor *= factor
+        starts, is_worth_it = self._next_start(way), factor == 1.0 and not (self.reaches and is_urgent)
+        if self.since is None and is_worth_it and starts is not None and step >= starts:
+            self.since, self._last = step, None
+            self._kind, self._sketch = self._meter.kind_of_sketch, self._meter.sketch().tolist()
+        if self.since is not None and self._last is None and (is_urgent or self._is_before_end(step, way)):
+            self._last = step
+            self._arm()
+        return factor
+
+    def _is_before_end(self, step: int, way: Way) -> bool:
+        """Whether the next step is the last one that tells how far updates get."""
+        return self.since is not None and step + 1 >= way.times.reach_end(self.since)
+
+    def start_anew(self) -> None:
+        """Gives up what is being measured of how far the weights go, since the LR is another one."""
+        self.since, self._last, self._sketch = None, None, []
+
+    def is_due(self, step: int, way: Way) -> bool:
+        """Whether ``follow`` has something to do after so many steps."""
+        if self.since is None:
+            return step == self._next_start(way)
+        return self._last is not None or step == self.since + 1 or self._is_before_end(step, way)
+
+    def is_awaited(self, step: int) -> bool:
+        """Whether it is soon known how far updates get, after so many steps."""
+        return self.since is not None and step < PATIENCE + (self.since if self._last is None else self._last)
+
+    def _next_start(self, way: Way) -> int | None:
+        if not self.reaches:
+            return way.growth_end if way.is_first_growth else None
+        is_once_more = len(self.reaches) == 1 and way.num_lost == 0
+        return way.times.reaches_again(way.legs[-1].end) if is_once_more else None
+
+    def _reach(self, updates: list[Update | str], step: int) -> float | None:
+        search, since, update = self._search, self.since, updates[-1]
+        if isinstance(update, str) or len(updates) > 1 or not search.shows(update):
+            return None  # of more than one, it cannot be told how many there were since
         if search.alignment > ALIGNED and (search.momentum > 0.0 or update.alignment > ALIGNED):
             return None  # SGD's, whose size is that of the gradient, from batch to batch
-        first = math.sqrt(sum(u.update_norm**2 for u in search.updates) / len(search.updates))
+        seen, whole = (_root_mean_square(sizes) for sizes in zip(*map(_sizes, search.updates), strict=True))
         growth = update.lr / search.updates[0].lr
-        if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * first:
+        if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
             say_deaf(update.lr)
             return None
-        return update.update_norm / first if first > 0.0 else None
+        if since is None or search.scale is None or self._kind != self._meter.kind_of_sketch:
+            return None
+        way = float((self._meter.sketch() - torch.tensor(self._sketch, dtype=torch.float64)).norm())
+        per_step = way / ((step - since) * update.lr)
+        reach = per_step / search.scale.size_of(whole, seen)
+        return reach if 0.0 < reach < math.inf else None
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
-        self.is_watching = self.is_settling = False
+        self.is_watching = False
+        self.start_anew()
         self._meter.updates.clear()
         self._search.stop()
 
@@ -136,20 +180,29 @@ class LaterMeasures:
             **self.report(),
             "lastings": [*self.lastings],
             "way": self._way,
-            "is_settling": self.is_settling,
+            "since": self.since,
+            "last": self._last,
+            "sketch": [*self._sketch],
+            "kind": self._kind,
             "is_watching": self.is_watching,
             "seen": seen if self.is_watching else [],
         }
 
     def report(self) -> dict[str, Any]:
         """What was found."""
-        return {"lasting": self.lasting, "settled": self.settled, "factor": self.factor}
+        return {"lasting": self.lasting, "reaches": [*self.reaches], "factor": self.factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned; ``find_start`` has to follow."""
-        self.lastings, self.settled, self.factor = [*state.get("lastings", [])], state["settled"], state["factor"]
-        if state["is_settling"]:
-            self.settle()
+        """Restores what ``state_dict`` returned; ``find_start`` has to follow. Of a release that measured one later
+        update alone, what it made of it stays.
+        """
+        self.lastings, self.factor = [*state.get("lastings", [])], state["factor"]
+        self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
+        if state.get("since") is not None:
+            self.since, self._last = state["since"], state["last"]
+            self._kind, self._sketch = state["kind"], [*state["sketch"]]
+            if self._last is not None:
+                self._arm()
         elif state.get("is_watching"):
             self.watch()
             self._way = state["way"]
@@ -165,3 +218,12 @@ class LaterMeasures:
             self._meter.hold_start(weights)
         elif self.is_watching and (self._meter.updates or self._way > 0.0):  # else the way begins here
             self._meter.updates.append(START_IS_GONE)
+
+
+def _sizes(update: Update) -> tuple[float, float]:
+    """The norm of an update without and with the weights that are all zero."""
+    return update.update_norm, update.resolution * update.weight_norm / update.lr
+
+
+def _root_mean_square(sizes: Sequence[float]) -> float:
+    return math.sqrt(sum(size**2 for size in sizes) / len(sizes))

@@ -36,8 +36,15 @@ gradients, for example, whose advantages cancel. Of a language model with a bill
 ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
-HARDLY_SHRUNK = 2 / 3
-"""The share of the first updates' norm from which a later one counts as one whose size does not depend on the noise."""
+USUAL_REACH, USUAL_SHRINK = 0.2, 1.4
+"""How far AdamW takes the weights with a step, as a share of the first ones: this, or the second over the square root
+of the steps done. The mean of its gradients is over few of them at first, and of noise it becomes smaller.
+"""
+
+LOWERED_FROM, LIFTED_FROM = 0.5, 2.5
+"""The factors between which the LR is not corrected for that. AdamW's lie between 0.5 and 1.9 in all of the benchmark's
+cells, but for updates that shrink long after a transient.
+"""
 
 FAR = 30.0
 """How far below R's LR that of P lies where its gradients may be noise. It is 1000 times for EfficientNet, whose
@@ -169,30 +176,46 @@ class Scale:
         wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
         return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 
+    def size_of(self, whole: float, seen: float) -> float:
+        """The size of the first updates that its LR depends on: P is told by all of an update, R without the tensors
+        that were zero, which the first steps of some optimizers move by much.
+
+        Args:
+            whole: the norm of an update.
+            seen: the same without these tensors.
+        """
+        by_polyak, by_trust = POLYAK_SHARE * self.polyak, TRUST_SHARE * self.trust
+        return whole * min(by_polyak, by_trust * seen / whole) / min(by_polyak, by_trust)
+
     def report(self) -> dict[str, Any]:
         """All of it in numbers and names."""
         return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
 
 
-def settled_factor(settled: float, num_steps: int) -> float:
-    """By what the scale's LR has to be multiplied, once the size of the later updates is known.
+def reach_factor(reach: float, step: int, raised: float = 1.0, done: float = 1.0) -> float:
+    """By what the scale's LR has to be multiplied, once it is known how far later steps take the weights.
 
-    P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles; the scale's
-    shares were chosen with that in them. Where the updates of another optimizer do not (Lion's all have one size), or
-    are a fraction of the first (LAMB's, whose first step moves tensors that were zero by much), its LR differs by that.
-    Adam's, too, keep their size for longer in a transient, whose gradients all have one direction, and shrink later.
+    P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of
+    them go one way; the scale's shares were chosen with that in them. Where those of another optimizer get less far
+    (RMSprop's, which become as small and have no momentum; LAMB's, whose first step moves tensors that were zero by
+    much) or farther (Lion's, which all have one size), its LR differs by that.
 
     Args:
-        settled: the norm of an update as a share of the first ones'.
-        num_steps: the optimizer steps done by then, with that of the update.
+        reach: how far the weights go in some steps, per step and unit of LR, as a share of the first updates' norm.
+        step: the optimizer steps done by then.
+        raised: by what the LR was multiplied for how little lasts (``Scale.raised_factor``): less, too, where updates
+            become smaller.
+        done: by what it was multiplied for this already.
 
     Returns:
-        The factor; 1 where it would be between 1/2 and 3, as Adam's is, or less while the updates shrink.
+        The factor; 1 where it would be near that.
     """
-    factor = min(max(max(0.25, num_steps**-0.5) / settled, 0.01), 20.0)
-    if settled < HARDLY_SHRUNK:
-        factor = max(factor, 1.0)
-    return 1.0 if 0.5 <= factor <= 3.0 else factor
+    usual = max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step))
+    factor = min(max(usual / reach, 0.01), 20.0)
+    if factor > 1.0:
+        factor = max(factor / raised, 1.0)
+    factor /= done
+    return 1.0 if LOWERED_FROM <= factor <= LIFTED_FROM else factor
 
 
 def momentum_of(group: Mapping[str, Any]) -> float:

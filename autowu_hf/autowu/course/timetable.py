@@ -18,8 +18,14 @@ FEWEST_SEEN = 5
 WATCH, FEWEST_WATCHED, MOST_WATCHED = 0.08, 2, 10
 """The share of the run whose batches are asked how much of the first slope lasts, the fewest and the most of them."""
 
+REACH, FEWEST_REACHED, MOST_REACHED = 0.08, 2, 10
+"""The share of the run whose steps tell how far later updates get, the fewest and the most of them."""
+
+AGAIN = 0.2
+"""The share of the run by which that is known again, for updates that go on to become smaller."""
+
 PATIENCE = 3
-"""The steps for which the LR waits for the measure of a later update, before it grows on without it."""
+"""The steps for which the LR waits for that, before it grows on without it."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,17 @@ class Timetable:
         """Where the batches have been asked how much of the slope lasts, for a way that begins after so many steps."""
         return since + 1 + max(FEWEST_WATCHED, min(MOST_WATCHED, round(WATCH * self.num_steps)))
 
-    def measure_end(self, leg_end: int) -> int:
-        """Where a later update is waited for no more, after a leg that ends after so many steps."""
-        return min(leg_end + PATIENCE, self.longest)
+    def reach_end(self, since: int) -> int:
+        """Where it is known how far later updates get, that are measured after so many steps."""
+        return min(since + self._num_reached, self.longest)
+
+    def reaches_again(self, leg_end: int) -> int | None:
+        """When they are measured again, after a leg that ends after so many steps; None in a short run."""
+        return max(round(AGAIN * self.num_steps) - self._num_reached, leg_end) if self.looks else None
+
+    @property
+    def _num_reached(self) -> int:
+        return max(FEWEST_REACHED, min(MOST_REACHED, round(REACH * self.num_steps)))
 
     def look_end(self, end: int) -> int:
         """Where the losses are looked at no more, in a growth that ends after ``end`` steps."""
@@ -60,11 +74,11 @@ class Timetable:
 
         Args:
             leg_end: where its last leg is.
-            is_corrected: whether a later update has been looked at, or the losses have changed the LR.
+            is_corrected: whether later updates have been looked at, or the losses have changed the LR.
         """
         if self.num_steps >= FEWEST_STEPS:
             return self.look_end(leg_end)
-        return leg_end if is_corrected else min(leg_end + 1, self.longest)
+        return leg_end if is_corrected else self.reach_end(leg_end)
 
     @property
     def looks(self) -> bool:

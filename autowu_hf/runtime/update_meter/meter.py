@@ -19,6 +19,8 @@ from .. import collective
 from ..finite import numbers_of
 from ..param_groups import innermost
 from .backward_calls import BackwardCalls
+from .shares import Shares
+from .sketch import kind_of, sketch
 from .update import HALF, Update, obstacle_in, product, seen_share, sums_of, total
 
 
@@ -147,6 +149,19 @@ class UpdateMeter:
         """Whether any parameter has a gradient, or has had one since the last step."""
         return bool(self._backward_calls) or any(p.grad is not None for p in self._parameters())
 
+    def sketch(self) -> Tensor:
+        """Of the weights; see ``sketch``. As under FSDP1 only if ``arm`` was told so before."""
+        return sketch(self._parameters(), self._shares)
+
+    @property
+    def kind_of_sketch(self) -> str:
+        """What it depends on beside the weights."""
+        return kind_of(self._parameters(), self._shares)
+
+    @property
+    def _shares(self) -> Shares:
+        return Shares(self._parameters(), self._is_sharded())
+
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
@@ -193,7 +208,7 @@ class UpdateMeter:
         if self.idle is not None:
             self._backward_calls.clear()
             return
-        lr, parts = self._lr(), []
+        lr, parts, shares = self._lr(), [], self._shares
         own_lrs = {id(p): float(group["lr"]) for group in self._outermost.param_groups for p in group["params"]}
         unreadable = obstacle_in(self._parameters())
         for parameter, weights, gradient in before if unreadable is None else []:
@@ -202,11 +217,10 @@ class UpdateMeter:
                 continue
             w, g, start = weights.to(now.device), left.to(now.device), numbers_of(self._start.get(id(parameter)))
             w0 = None if start is None else start.to(now.device)
-            parts.append(sums_of(w, now, g, own_lrs[id(parameter)], w0) / self._copies(parameter))
+            parts.append(sums_of(w, now, g, own_lrs[id(parameter)], w0) / shares.copies_of(parameter))
         sums = total(parts)
         clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
-        if self._is_sharded() or any(map(_is_dtensor, self._parameters())):
-            sums = collective.gather_sum(sums)
+        sums = shares.gather_sum(sums)
         is_large = seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back else []:
             now = numbers_of(parameter)
@@ -227,15 +241,6 @@ class UpdateMeter:
         else:
             self.updates.append(Update.from_sums(sums, lr, clipping))
 
-    def _copies(self, parameter: Any) -> int:
-        """How many processes hold the same share of a parameter, where shares are summed over the processes."""
-        if _is_dtensor(parameter):
-            places = enumerate(parameter.placements)
-            return math.prod(parameter.device_mesh.size(i) for i, place in places if place.is_replicate())
-        if self._is_sharded() or not any(map(_is_dtensor, self._parameters())):
-            return 1
-        return collective.num_processes()  # one that FSDP2 leaves whole
-
 
 START_IS_GONE = "the weights from before are gone"
 """Why it cannot be said how far the loss has fallen since, as a part of a sentence."""
@@ -253,7 +258,3 @@ def tell_clipping(norm: Any, max_norm: float) -> None:
 
 def _on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-
-def _is_dtensor(parameter: Any) -> bool:
-    return hasattr(parameter, "to_local")

@@ -86,11 +86,11 @@ def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float, start:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
         ||g||^2, -<g, d> and ||d||^2 per unit of the group's own LR, 0 where that is 0; -<g, w - w_0>, or 0; and 1.
     """
-    change = _wide(now) - _wide(before)
+    change = wide(now) - wide(before)
     w2, g2, d2 = (product(t, t) for t in (before, gradient, change))
     down = -product(gradient, change)
     own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((g2, down, d2))]
-    fallen = torch.zeros_like(w2) if start is None else product(gradient, _wide(start) - _wide(before))
+    fallen = torch.zeros_like(w2) if start is None else product(gradient, wide(start) - wide(before))
     return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, torch.ones_like(w2)])
 
 
@@ -114,8 +114,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> as a float64 on their device, or as a float32 where the device has no other; of half precision, in single
     precision first.
     """
-    dtype = torch.float32 if a.device.type in _WITHOUT_FLOAT64 else torch.float64
-    return (_wide(a) * _wide(b)).sum(dtype=dtype)
+    return (wide(a) * wide(b)).sum(dtype=summed_in(a.device))
 
 
 def total(parts: Iterable[Tensor]) -> Tensor:
@@ -127,5 +126,11 @@ def total(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(rows).sum(0) if rows else torch.zeros(NUM_SUMS, dtype=torch.float64)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def summed_in(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has no other."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In single precision, where it is in half precision."""
     return tensor.float() if tensor.dtype in HALF else tensor

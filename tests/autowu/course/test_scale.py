@@ -12,7 +12,7 @@ from autowu_hf.autowu.course.scale import (
     MOST_RAISED,
     BlindLossesError,
     Scale,
-    settled_factor,
+    reach_factor,
 )
 from autowu_hf.runtime.update_meter import Update
 
@@ -63,26 +63,37 @@ def test_p_falls_with_the_length_of_the_run_and_r_for_sgd_only():
 
 
 @pytest.mark.parametrize(
-    ("settled", "num_steps", "factor"),
+    ("reach", "step", "factor"),
     [
-        (0.3, 20, 1.0),  # Adam on noise
+        (0.2, 50, 1.0),  # Adam's mean of noise
+        (0.35, 50, 1.0),  # and of gradients that have one direction
         (0.5, 4, 1.0),
-        (1.0, 20, 0.25),  # Lion
-        (1.0, 6, 6**-0.5),
-        (0.05, 20, 5.0),  # LAMB, whose first update was large
-        (1e-3, 20, 20.0),
-        (100.0, 20, 0.01),
+        (1.0, 49, 0.2),  # Lion
+        (1.0, 4, 1.0),
+        (0.02, 49, 10.0),  # LAMB, whose first update was large
+        (0.03, 4, 20.0),
+        (1e-3, 49, 20.0),
+        (100.0, 49, 0.01),
     ],
 )
-def test_the_size_of_later_updates_corrects_the_scale(settled, num_steps, factor):
-    assert settled_factor(settled, num_steps) == pytest.approx(factor)
+def test_how_far_later_updates_get_corrects_the_scale(reach, step, factor):
+    assert reach_factor(reach, step) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize(("settled", "num_steps"), [(0.5135, 20), (0.6117, 17), (0.66, 1000)])
-def test_updates_that_shrink_slowly_do_not_lower_the_lr(settled, num_steps):
-    """The first two are AdamW's in a transient."""
-    assert settled_factor(settled, num_steps) == 1.0
-    assert settled_factor(0.7, 1000) == pytest.approx(0.25 / 0.7)
+@pytest.mark.parametrize(
+    ("reach", "raised", "done", "factor"),
+    [
+        (0.02, 3.0, 1.0, 10 / 3),
+        (0.02, 5.0, 1.0, 1.0),  # what is left is too little
+        (0.02, 30.0, 1.0, 1.0),  # no raise is taken back
+        (1.0, 30.0, 1.0, 0.2),
+        (0.02, 1.0, 3.0, 10 / 3),
+        (0.02, 1.0, 9.0, 1.0),
+        (0.2, 1.0, 10.0, 0.1),
+    ],
+)
+def test_only_what_was_not_corrected_before_is_corrected(reach, raised, done, factor):
+    assert reach_factor(reach, 49, raised, done) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, -2e-9]])

@@ -23,9 +23,9 @@ def test_nothing_ends_after_the_longest_warm_up_that_was_asked_for(longest):
     assert Timetable.of(40, 100) == Timetable.of(40, None)  # nor after the run
 
 
-def test_too_short_a_run_is_not_looked_at_but_for_one_step_that_is_measured():
+def test_too_short_a_run_is_not_looked_at_but_for_two_steps_that_are_measured():
     times = Timetable.of(20, None)
-    assert times.end(4, is_corrected=False) == 5
+    assert times.end(4, is_corrected=False) == 6
     assert times.end(4, is_corrected=True) == 4
     assert Timetable.of(20, 4).end(4, is_corrected=False) == 4
 
@@ -33,3 +33,15 @@ def test_too_short_a_run_is_not_looked_at_but_for_one_step_that_is_measured():
 @pytest.mark.parametrize(("steps", "end"), [(10, 5), (30, 5), (60, 8), (400, 13), (10_000, 13)])
 def test_later_batches_are_asked_for_a_few_steps(steps, end):
     assert Timetable.of(steps, None).watch_end(2) == end
+
+
+@pytest.mark.parametrize(("steps", "end"), [(10, 6), (50, 8), (84, 11), (400, 14), (10_000, 14)])
+def test_how_far_updates_get_is_told_by_a_few_steps(steps, end):
+    times = Timetable.of(steps, None)
+    assert times.reach_end(4) == end
+    assert Timetable.of(steps, 5).reach_end(4) == 5
+
+
+@pytest.mark.parametrize(("steps", "leg_end", "start"), [(20, 4, None), (50, 4, 6), (50, 9, 9), (400, 20, 70)])
+def test_they_are_measured_again_by_a_fifth_of_the_run(steps, leg_end, start):
+    assert Timetable.of(steps, None).reaches_again(leg_end) == start

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf.runtime.update_meter import sketch as sketches
+from autowu_hf.runtime.update_meter.shares import Shares
+from autowu_hf.runtime.update_meter.sketch import SIZE, kind_of, sketch
+
+
+def tensors(*sizes, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+
+
+def of(parameters):
+    return sketch(parameters, Shares(parameters, is_sharded=False))
+
+
+def norm(parameters):
+    return float(torch.cat([p.detach().flatten().double() for p in parameters]).norm())
+
+
+@pytest.mark.parametrize("sizes", [(10,), (3, 500, 7), (SIZE,)])
+def test_of_few_weights_it_is_exact(sizes):
+    parameters = tensors(*sizes)
+    assert of(parameters).shape == (SIZE,)
+    assert float(of(parameters).norm()) == pytest.approx(norm(parameters), rel=1e-6)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_of_many_weights_it_is_near_also_where_they_are_alike(alike):
+    parameters = [torch.ones(300, 700), torch.ones(50_000)] if alike else tensors((300, 700), 50_000)
+    assert float(of(parameters).norm()) == pytest.approx(norm(parameters), rel=0.08)  # four standard deviations
+
+
+def test_the_distance_of_two_is_that_of_the_weights():
+    before, change = tensors(5000, (40, 30)), tensors(5000, (40, 30), seed=1)
+    after = [w + 1e-3 * d for w, d in zip(before, change, strict=True)]
+    distance = float((of(after) - of(before)).norm())
+    assert distance == pytest.approx(1e-3 * norm(change), rel=0.08)
+    assert torch.equal(of(before), of([w.clone() for w in before]))
+
+
+def test_it_is_the_same_in_pieces(monkeypatch):
+    parameters = tensors(5000, 3, 999)
+    whole = of(parameters)
+    monkeypatch.setattr(sketches, "_CHUNK", 1000)
+    assert float(of(parameters).norm()) == pytest.approx(float(whole.norm()), rel=0.1)
+
+
+def test_half_precision_complex_numbers_and_what_cannot_be_read():
+    assert float(of(tensors(400, dtype=torch.bfloat16)).norm()) == pytest.approx(20.0, rel=0.2)
+    assert float(of([torch.full((8,), 3.0 + 4.0j)]).norm()) == pytest.approx(5.0 * 8**0.5)
+    assert float(of([torch.arange(5)]).norm()) == 0.0
+    assert float(of([nn.Parameter(torch.zeros(0)), torch.ones(4)]).norm()) == pytest.approx(2.0)
+
+
+def test_it_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    of(tensors(10))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_sketches_of_other_devices_or_shares_have_nothing_to_do_with_each_other():
+    whole = tensors(10)
+    assert kind_of(whole, Shares(whole, is_sharded=False)) == "cpu of 1"
+    other = [torch.empty(10, device="meta")]
+    assert kind_of(other, Shares(other, is_sharded=False)) == "meta of 1"
