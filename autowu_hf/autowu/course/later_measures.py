@@ -104,10 +104,10 @@ class LaterMeasures:
         """
         factor = 1.0
         if self._last is not None and self._meter.updates:
-            reach, is_first = self._reach([*self._meter.updates], step), not self.reaches
-            self.reaches.append(reach)
+            found, is_first = self._reach([*self._meter.updates], step), not self.reaches
+            self.reaches.append(found and found[0])
             self.stop()
-            wanted = 1.0 if reach is None else reach_factor(reach, step, way.raised, self.factor)
+            wanted = 1.0 if found is None else reach_factor(found[0], step, found[1], way.raised, self.factor)
             factor = wanted if is_first else max(wanted, 1.0)
             self.factor *= factor
         starts, is_worth_it = self._next_start(way), factor == 1.0 and not (self.reaches and is_urgent)
@@ -143,7 +143,8 @@ class LaterMeasures:
         is_once_more = len(self.reaches) == 1 and way.num_lost == 0
         return way.times.reaches_again(way.legs[-1].end) if is_once_more else None
 
-    def _reach(self, updates: list[Update | str], step: int) -> float | None:
+    def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float] | None:
+        """How far the weights went up to ``step``, and how large the last update is, as shares of the first ones."""
         search, since, update = self._search, self.since, updates[-1]
         if isinstance(update, str) or len(updates) > 1 or not search.shows(update):
             return None  # of more than one, it cannot be told how many there were since
@@ -159,7 +160,7 @@ class LaterMeasures:
         way = float((self._meter.sketch() - torch.tensor(self._sketch, dtype=torch.float64)).norm())
         per_step = way / ((step - since) * update.lr)
         reach = per_step / search.scale.size_of(whole, seen)
-        return reach if 0.0 < reach < math.inf else None
+        return (reach, update.update_norm / seen) if 0.0 < reach < math.inf else None
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""

@@ -38,12 +38,18 @@ ALIGNED = 0.99
 
 USUAL_REACH, USUAL_SHRINK = 0.2, 1.4
 """How far AdamW takes the weights with a step, as a share of the first ones: this, or the second over the square root
-of the steps done. The mean of its gradients is over few of them at first, and of noise it becomes smaller.
+of the steps done. The mean of its gradients is over few of them at first, and becomes smaller as far as they are noise.
+Were they noise alone, the second would be 1.
 """
 
-LOWERED_FROM, LIFTED_FROM = 0.5, 2.5
-"""The factors between which the LR is not corrected for that. AdamW's lie between 0.5 and 1.9 in all of the benchmark's
-cells, but for updates that shrink long after a transient.
+LOWERED_FROM, LIFTED_FROM = 0.6, 2.5
+"""The factors between which the LR is not corrected for how far steps get. AdamW's lie there, but in a transient, and
+for LoRA, whose two factors grow together.
+"""
+
+HARDLY_SHRUNK = 2 / 3
+"""The share of the first updates' norm from which the LR is lowered for that, too. In a transient, all gradients have
+one direction, and AdamW's updates get far, but become smaller.
 """
 
 FAR = 30.0
@@ -192,17 +198,19 @@ class Scale:
         return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
 
 
-def reach_factor(reach: float, step: int, raised: float = 1.0, done: float = 1.0) -> float:
+def reach_factor(reach: float, step: int, size: float = 1.0, raised: float = 1.0, done: float = 1.0) -> float:
     """By what the scale's LR has to be multiplied, once it is known how far later steps take the weights.
 
     P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of
     them go one way; the scale's shares were chosen with that in them. Where those of another optimizer get less far
     (RMSprop's, which become as small and have no momentum; LAMB's, whose first step moves tensors that were zero by
-    much) or farther (Lion's, which all have one size), its LR differs by that.
+    much) or farther (Lion's, which all have one size), its LR differs by that. Where they get farther, the LR is what
+    it were if Adam's gradients were noise.
 
     Args:
         reach: how far the weights go in some steps, per step and unit of LR, as a share of the first updates' norm.
         step: the optimizer steps done by then.
+        size: the norm of the last update, as a share of the first ones'.
         raised: by what the LR was multiplied for how little lasts (``Scale.raised_factor``): less, too, where updates
             become smaller.
         done: by what it was multiplied for this already.
@@ -210,8 +218,9 @@ def reach_factor(reach: float, step: int, raised: float = 1.0, done: float = 1.0
     Returns:
         The factor; 1 where it would be near that.
     """
-    usual = max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step))
-    factor = min(max(usual / reach, 0.01), 20.0)
+    factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, 20.0)
+    if factor < LOWERED_FROM:
+        factor = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, 0.01) if size >= HARDLY_SHRUNK else 1.0
     if factor > 1.0:
         factor = max(factor / raised, 1.0)
     factor /= done

@@ -66,8 +66,9 @@ def test_p_falls_with_the_length_of_the_run_and_r_for_sgd_only():
     ("reach", "step", "factor"),
     [
         (0.2, 50, 1.0),  # Adam's mean of noise
-        (0.35, 50, 1.0),  # and of gradients that have one direction
+        (0.33, 50, 1.0),  # and of gradients that have one direction
         (0.5, 4, 1.0),
+        (0.92, 8, 8**-0.5 / 0.92),  # LoRA
         (1.0, 49, 0.2),  # Lion
         (1.0, 4, 1.0),
         (0.02, 49, 10.0),  # LAMB, whose first update was large
@@ -93,7 +94,14 @@ def test_how_far_later_updates_get_corrects_the_scale(reach, step, factor):
     ],
 )
 def test_only_what_was_not_corrected_before_is_corrected(reach, raised, done, factor):
-    assert reach_factor(reach, 49, raised, done) == pytest.approx(factor)
+    assert reach_factor(reach, 49, 1.0, raised, done) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(0.6, 1.0), (0.7, 8**-0.5 / 0.9)])
+def test_the_lr_is_not_lowered_where_updates_become_smaller(size, factor):
+    """As AdamW's in a transient."""
+    assert reach_factor(0.9, 8, size) == pytest.approx(factor)
+    assert reach_factor(0.02, 49, size) == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, -2e-9]])
