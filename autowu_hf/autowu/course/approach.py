@@ -1,9 +1,9 @@
 """The approach: how a run around the scale begins. It measures the scale, grows the LR to it, and sees what is next.
 
 The LR stays tiny for the two steps that measure, grows linearly to the scale's peak over 5 % of the run, or to more
-where later batches say that the first gradients were mostly noise, and stays there. It is measured then how far steps
-take the weights by now, and the LR corrected where that is far more or less than usual. From there on the losses say
-what remains to be done:
+where later batches say that the first gradients were mostly noise, and stays there. It is measured then, and again by
+a fifth of the run, how far steps take the weights, and the LR corrected where that is far more or less than usual. From
+there on the losses say what remains to be done:
 
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
@@ -113,7 +113,8 @@ class Approach:
     @property
     def end(self) -> int:
         """The steps done when the approach is over at the latest."""
-        return self.times.end(self.way.legs[-1].end, bool(self.later.reaches) or not self.way.is_first_growth)
+        leg_end = max(self.way.legs[-1].end, self.way.growth_end)
+        return self.times.end(leg_end, bool(self.later.reaches) or not self.way.is_first_growth)
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps, in optimizer units, for a group of ratio 1."""

@@ -28,10 +28,10 @@ class LaterMeasures:
 
     Attributes:
         is_watching: whether the steps are measured that tell how much of the slope lasts.
-        since: the steps done when those began that tell how far updates get by now; None where there are no such.
         lastings: the shares of the first updates' slope, per unit of LR, that the batches after them saw, each time
             that they were asked.
-        reaches: how far the weights went in these, each time, see ``reach_factor``; None where it cannot be known.
+        since: the steps done when those began that tell how far updates get by now; None where there are no such.
+        reaches: how far the weights went in those, each time, see ``reach_factor``; None where it cannot be known.
         factor: by what the LR was multiplied for that.
     """
 
@@ -105,7 +105,7 @@ class LaterMeasures:
         factor = 1.0
         if self._last is not None and self._meter.updates:
             found, is_first = self._reach([*self._meter.updates], step), not self.reaches
-            self.reaches.append(found and found[0])
+            self.reaches.append(None if found is None else found[0])
             self.stop()
             wanted = 1.0 if found is None else reach_factor(found[0], step, found[1], way.raised, self.factor)
             factor = wanted if is_first else max(wanted, 1.0)
@@ -125,6 +125,9 @@ class LaterMeasures:
 
     def start_anew(self) -> None:
         """Gives up what is being measured of how far the weights go, since the LR is another one."""
+        if self._last is not None:
+            self._meter.updates.clear()
+            self._search.stop()
         self.since, self._last, self._sketch = None, None, []
 
     def is_due(self, step: int, way: Way) -> bool:
@@ -134,14 +137,14 @@ class LaterMeasures:
         return self._last is not None or step == self.since + 1 or self._is_before_end(step, way)
 
     def is_awaited(self, step: int) -> bool:
-        """Whether it is soon known how far updates get, after so many steps."""
-        return self.since is not None and step < PATIENCE + (self.since if self._last is None else self._last)
+        """Whether the last step is under way that tells how far updates get, after so many steps."""
+        return self._last is not None and step < PATIENCE + self._last
 
     def _next_start(self, way: Way) -> int | None:
         if not self.reaches:
             return way.growth_end if way.is_first_growth else None
-        is_once_more = len(self.reaches) == 1 and way.num_lost == 0
-        return way.times.reaches_again(way.legs[-1].end) if is_once_more else None
+        is_once_more = len(self.reaches) == 1 and not way.has_gone_back
+        return way.times.starts_again(way.legs[-1].end) if is_once_more else None
 
     def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float] | None:
         """How far the weights went up to ``step``, and how large the last update is, as shares of the first ones."""
@@ -157,10 +160,12 @@ class LaterMeasures:
             return None
         if since is None or search.scale is None or self._kind != self._meter.kind_of_sketch:
             return None
-        way = float((self._meter.sketch() - torch.tensor(self._sketch, dtype=torch.float64)).norm())
-        per_step = way / ((step - since) * update.lr)
-        reach = per_step / search.scale.size_of(whole, seen)
-        return (reach, update.update_norm / seen) if 0.0 < reach < math.inf else None
+        then = torch.tensor(self._sketch, dtype=torch.float64, device="cpu")
+        distance = float((self._meter.sketch() - then).norm())
+        first = search.scale.size_of(whole, seen)
+        reach = distance / ((step - since) * update.lr * first) if first > 0.0 else math.inf
+        size = update.update_norm / seen if seen > 0.0 else update.whole_norm / whole
+        return (reach, size) if 0.0 < reach < math.inf else None
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
@@ -223,7 +228,7 @@ class LaterMeasures:
 
 def _sizes(update: Update) -> tuple[float, float]:
     """The norm of an update without and with the weights that are all zero."""
-    return update.update_norm, update.resolution * update.weight_norm / update.lr
+    return update.update_norm, update.whole_norm
 
 
 def _root_mean_square(sizes: Sequence[float]) -> float:

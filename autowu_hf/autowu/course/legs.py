@@ -100,6 +100,11 @@ class Way:
         return 0 if self.watched_since is None else self.times.watch_end(self.watched_since)
 
     @property
+    def has_gone_back(self) -> bool:
+        """Whether the LR has begun anew at 0, since it was too high or nothing was learned."""
+        return sum(leg.from_lr == 0.0 for leg in self.legs) > 1
+
+    @property
     def is_first_growth(self) -> bool:
         """Whether neither the losses nor a later update have changed the LR yet."""
         return len(self.legs) == 1 + len(self.raises)

@@ -191,6 +191,8 @@ class Scale:
             seen: the same without these tensors.
         """
         by_polyak, by_trust = POLYAK_SHARE * self.polyak, TRUST_SHARE * self.trust
+        if math.isinf(by_trust) or whole == 0.0:
+            return whole
         return whole * min(by_polyak, by_trust * seen / whole) / min(by_polyak, by_trust)
 
     def report(self) -> dict[str, Any]:
@@ -219,12 +221,13 @@ def reach_factor(reach: float, step: int, size: float = 1.0, raised: float = 1.0
         The factor; 1 where it would be near that.
     """
     factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, 20.0)
-    if factor < LOWERED_FROM:
-        factor = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, 0.01) if size >= HARDLY_SHRUNK else 1.0
     if factor > 1.0:
         factor = max(factor / raised, 1.0)
     factor /= done
-    return 1.0 if LOWERED_FROM <= factor <= LIFTED_FROM else factor
+    if factor >= LOWERED_FROM:
+        return factor if factor > LIFTED_FROM else 1.0
+    lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, 0.01) / done
+    return min(lowered, 1.0) if size >= HARDLY_SHRUNK else 1.0
 
 
 def momentum_of(group: Mapping[str, Any]) -> float:

@@ -57,7 +57,7 @@ class Timetable:
         """Where it is known how far later updates get, that are measured after so many steps."""
         return min(since + self._num_reached, self.longest)
 
-    def reaches_again(self, leg_end: int) -> int | None:
+    def starts_again(self, leg_end: int) -> int | None:
         """When they are measured again, after a leg that ends after so many steps; None in a short run."""
         return max(round(AGAIN * self.num_steps) - self._num_reached, leg_end) if self.looks else None
 

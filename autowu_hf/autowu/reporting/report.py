@@ -210,8 +210,8 @@ def _corrections(approach: dict[str, Any]) -> str:
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
     if approach["factor"] != 1.0:
-        size = "larger" if approach["factor"] < 1.0 else "smaller"
-        said += f", times {approach['factor']:.2g} since later updates are {size}"
+        far = "farther" if approach["factor"] < 1.0 else "less far"
+        said += f", times {approach['factor']:.2g} since later updates get {far}"
     if approach.get("changes"):
         said += f", the loss having changed by step {approach['changes'][-1]}"
     if approach["breaks"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,16 +12,21 @@ from ..finite import numbers_of
 from .shares import Shares
 from .update import summed_in, wide
 
-SIZE = 1024
-"""The length of a sketch. The distance of two is that of the weights to 2 % (one standard deviation)."""
+SIZE = 1021
+"""The length of a sketch, a prime, so that a row of weights is not as long. The distance of two is that of the weights
+to 2 % (one standard deviation).
+"""
 
 _CHUNK = 1 << 22
+_MASK = (1 << 31) - 1
+_MIXERS = (0x1E3779B1, 0x2545F491, 0x3C6EF372)  # odd or not, below 2^31, so that no product overflows
 
 
 @torch.no_grad()
-def sketch(parameters: Iterable[Tensor], shares: Shares) -> Tensor:
+def sketch(parameters: Sequence[Tensor], shares: Shares) -> Tensor:
     """All weights, added up with random signs in ``SIZE`` sums (the tug-of-war sketch of Alon et al. 1996, with the
-    buckets of Charikar et al. 2002). The signs are the same at every call. One collective where weights are shared out.
+    buckets of Charikar et al. 2002). The signs are the same at every call and on every device. One collective where
+    weights are shared out.
 
     Args:
         parameters: in the order of the optimizer; those that cannot be read are left out.
@@ -30,30 +35,36 @@ def sketch(parameters: Iterable[Tensor], shares: Shares) -> Tensor:
     Returns:
         (SIZE,), float64, on the CPU; the same on every process.
     """
-    parts: dict[torch.device, Tensor] = {}
-    offset = 0
-    for place, parameter in enumerate(parameters):
+    total, first = torch.zeros(SIZE, dtype=torch.float64, device="cpu"), 0
+    for parameter in parameters:
         weights = numbers_of(parameter)
         if weights is None:
             continue
         own = torch.zeros(SIZE, dtype=summed_in(weights.device), device=weights.device)
-        signs = torch.Generator(weights.device).manual_seed(place * shares.num_processes + shares.process)
-        for chunk in torch.split(wide(weights).reshape(-1), _CHUNK):
-            sign = torch.randint(0, 2, chunk.shape, generator=signs, device=chunk.device, dtype=torch.int8) * 2 - 1
-            padded = torch.nn.functional.pad(chunk * sign, (offset, -(offset + len(chunk)) % SIZE))
-            offset = (offset + len(chunk)) % SIZE
-            own += padded.reshape(-1, SIZE).sum(0, dtype=own.dtype)
+        for part in torch.split(weights.reshape(-1), _CHUNK):
+            signed = wide(part) * _signs(first, len(part), shares.process, part.device)
+            around = (first % SIZE, -(first + len(part)) % SIZE)
+            own += torch.nn.functional.pad(signed, around).reshape(-1, SIZE).sum(0, dtype=own.dtype)
+            first += len(part)
         # Copies have other signs on every process, so that the square of their sum is that of all together.
-        own /= math.sqrt(shares.copies_of(parameter))
-        device = weights.device
-        parts[device] = parts[device] + own if device in parts else own
-    total = torch.zeros(SIZE, dtype=torch.float64)
-    for part in parts.values():
-        total += part.cpu()
+        total += own.cpu() / math.sqrt(shares.copies_of(parameter))
     return shares.gather_sum(total)
 
 
-def kind_of(parameters: Iterable[Tensor], shares: Shares) -> str:
+def kind_of(parameters: Sequence[Tensor], shares: Shares) -> str:
     """What a sketch depends on beside the weights. Sketches of other kinds have nothing to do with each other."""
-    devices = sorted({parameter.device.type for parameter in parameters})
-    return f"{'+'.join(devices)} of {shares.num_processes if shares.is_shared else 1}"
+    if shares.is_shared:  # how many weights a process has is its own
+        return f"{len(parameters)} tensors, {shares.num_processes} processes"
+    return f"{len(parameters)} tensors, {sum(p.numel() for p in parameters)} weights"
+
+
+def _signs(first: int, number: int, process: int, device: torch.device) -> Tensor:
+    """Signs of as many weights from the one with number ``first`` on, for a process; by arithmetic, since generators of
+    random numbers differ from device to device.
+    """
+    places = torch.arange(first, first + number, device=device)
+    mixed = (places & _MASK) * _MIXERS[0] + (places >> 31) * _MIXERS[1] + process * _MIXERS[2]
+    for mixer in _MIXERS[1:]:
+        mixed &= _MASK
+        mixed = (mixed ^ (mixed >> 15)) * mixer
+    return (mixed >> 29 & 1).to(torch.int8) * 2 - 1

@@ -37,6 +37,7 @@ class Update:
         lr: of the step.
         fallen: -<g, w - w_0>, by how much the loss of the step's batch has fallen since the weights were w_0, for the
             steps before it; g is the gradient before clipping. 0 where there is no w_0.
+        whole_norm: ||u|| over all weights.
     """
 
     slope: float
@@ -48,6 +49,7 @@ class Update:
     gradient_norm: float = math.nan
     lr: float = math.nan
     fallen: float = 0.0
+    whole_norm: float = math.nan
 
     @classmethod
     def from_sums(cls, sums: Tensor, lr: float, clipping: float) -> Update:
@@ -69,6 +71,7 @@ class Update:
             gradient_norm=math.sqrt(g2),
             lr=lr,
             fallen=clipping * fallen,
+            whole_norm=math.sqrt(d2) / lr,
         )
 
 

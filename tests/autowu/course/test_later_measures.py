@@ -178,12 +178,14 @@ def test_updates_that_become_smaller_are_corrected_once():
     assert 20.0 / LIFTED_FROM <= approach["raised"] * approach["factor"] <= 20.0
 
 
-@pytest.mark.parametrize("steps", [6, 7, 8, 10, 12])
-def test_a_short_run_asks_only_where_a_step_is_left_to_measure(steps):
-    approach, lrs = approach_of(signal=0.0, steps=steps)
-    assert (approach["raised"] == 1.0) == (steps < 8)
-    assert None not in approach["reaches"]
-    assert max(lrs) <= 1.001 * approach["legs"][-1]["to_lr"]
+@pytest.mark.parametrize("signal", [0.0, 5.0])
+@pytest.mark.parametrize("steps", [6, 7, 8, 10, 12, 20, 29])
+def test_a_short_run_asks_only_where_a_step_is_left_to_measure(steps, signal):
+    approach, lrs = approach_of(signal, steps=steps)
+    assert (approach["raised"] == 1.0) == (steps < 8 or signal > 0.0)
+    (reach,) = approach["reaches"]
+    assert reach > 0.1
+    assert max(lrs[2:]) <= 1.001 * max(leg["to_lr"] for leg in approach["legs"])
 
 
 def test_a_second_answer_that_says_the_opposite_takes_the_raise_back(caplog):

@@ -97,6 +97,13 @@ def test_only_what_was_not_corrected_before_is_corrected(reach, raised, done, fa
     assert reach_factor(reach, 49, 1.0, raised, done) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("size", [0.5, 1.0])
+@pytest.mark.parametrize("done", [0.2, 1.0, 5.0])
+def test_the_farther_updates_get_the_lower_is_the_lr(size, done):
+    factors = [reach_factor(0.01 * 1.1**i, 80, size, 1.0, done) for i in range(80)]
+    assert factors == sorted(factors, reverse=True)
+
+
 @pytest.mark.parametrize(("size", "factor"), [(0.6, 1.0), (0.7, 8**-0.5 / 0.9)])
 def test_the_lr_is_not_lowered_where_updates_become_smaller(size, factor):
     """As AdamW's in a transient."""
@@ -128,6 +135,17 @@ def test_a_loss_without_a_scale_is_refused(losses, said):
 def test_an_update_up_the_hill_is_refused(slope):
     with pytest.raises(ValueError, match="do not go down"):
         Scale.from_updates([1.0], [update(slope=slope)], alignment=0.5, momentum=0.0)
+
+
+def test_the_size_of_the_first_updates_is_without_zeros_where_r_holds():
+    by_p = Scale(polyak=1.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert by_p.size_of(whole=8.0, seen=2.0) == 8.0
+    by_r = Scale(polyak=100.0, trust=1.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert by_r.size_of(whole=8.0, seen=2.0) == pytest.approx(2.0)
+    both = Scale(polyak=1.0, trust=3.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert both.size_of(whole=8.0, seen=2.0) == pytest.approx(8.0 * (0.2 * 3.0 / 4) / 0.3)
+    zeros = Scale(polyak=1.0, trust=math.inf, alignment=0.5, loss=1.0, num_steps=2)
+    assert zeros.size_of(whole=8.0, seen=0.0) == 8.0
 
 
 def noise(far=1e-4, **options):

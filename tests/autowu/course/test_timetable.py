@@ -44,4 +44,4 @@ def test_how_far_updates_get_is_told_by_a_few_steps(steps, end):
 
 @pytest.mark.parametrize(("steps", "leg_end", "start"), [(20, 4, None), (50, 4, 6), (50, 9, 9), (400, 20, 70)])
 def test_they_are_measured_again_by_a_fifth_of_the_run(steps, leg_end, start):
-    assert Timetable.of(steps, None).reaches_again(leg_end) == start
+    assert Timetable.of(steps, None).starts_again(leg_end) == start

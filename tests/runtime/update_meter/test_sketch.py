@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from autowu_hf.runtime import collective
 from autowu_hf.runtime.update_meter import sketch as sketches
 from autowu_hf.runtime.update_meter.shares import Shares
 from autowu_hf.runtime.update_meter.sketch import SIZE, kind_of, sketch
@@ -47,7 +48,30 @@ def test_it_is_the_same_in_pieces(monkeypatch):
     parameters = tensors(5000, 3, 999)
     whole = of(parameters)
     monkeypatch.setattr(sketches, "_CHUNK", 1000)
-    assert float(of(parameters).norm()) == pytest.approx(float(whole.norm()), rel=0.1)
+    assert torch.allclose(of(parameters), whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [512, 1000, 1024, 2048])
+def test_a_change_of_one_column_is_seen(width):
+    before = torch.zeros(4000, width)
+    after = before.clone()
+    after[:, 3] = torch.randn(4000, generator=torch.Generator().manual_seed(width))
+    assert float((of([after]) - of([before])).norm()) == pytest.approx(norm([after]), rel=0.1)
+
+
+def test_signs_are_as_often_plus_as_minus_and_others_on_every_process():
+    own, other = (sketches._signs(3, 100_000, process, torch.device("cpu")).double() for process in (0, 1))
+    far = sketches._signs(3 + (1 << 31), 100_000, 0, torch.device("cpu")).double()
+    for values in (own, own[1:] * own[:-1], own[64:] * own[:-64], own * other, own * far):
+        assert abs(float(values.mean())) < 5 / 100_000**0.5
+    assert set(own.tolist()) == {-1.0, 1.0}
+
+
+def test_it_does_not_depend_on_the_default_device():
+    parameters = tensors(100)
+    expected = of(parameters)
+    with torch.device("meta"):
+        assert torch.equal(of(parameters), expected)
 
 
 def test_half_precision_complex_numbers_and_what_cannot_be_read():
@@ -65,8 +89,9 @@ def test_it_leaves_the_random_numbers_alone():
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_sketches_of_other_devices_or_shares_have_nothing_to_do_with_each_other():
+def test_sketches_of_more_weights_or_other_shares_have_nothing_to_do_with_each_other(monkeypatch):
     whole = tensors(10)
-    assert kind_of(whole, Shares(whole, is_sharded=False)) == "cpu of 1"
-    other = [torch.empty(10, device="meta")]
-    assert kind_of(other, Shares(other, is_sharded=False)) == "meta of 1"
+    assert kind_of(whole, Shares(whole, is_sharded=False)) == "1 tensors, 10 weights"
+    monkeypatch.setattr(collective, "num_processes", lambda: 4)
+    assert kind_of(whole, Shares(whole, is_sharded=False)) == "1 tensors, 10 weights"
+    assert kind_of(whole, Shares(whole, is_sharded=True)) == "1 tensors, 4 processes"
