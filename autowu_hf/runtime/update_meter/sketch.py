@@ -36,6 +36,7 @@ def sketch(parameters: Sequence[Tensor], shares: Shares) -> Tensor:
         (SIZE,), float64, on the CPU; the same on every process.
     """
     total, first = torch.zeros(SIZE, dtype=torch.float64, device="cpu"), 0
+    begin = shares.process * SIZE // shares.num_processes  # few weights of a process then have sums of their own
     for parameter in parameters:
         weights = numbers_of(parameter)
         if weights is None:
@@ -43,7 +44,7 @@ def sketch(parameters: Sequence[Tensor], shares: Shares) -> Tensor:
         own = torch.zeros(SIZE, dtype=summed_in(weights.device), device=weights.device)
         for part in torch.split(weights.reshape(-1), _CHUNK):
             signed = wide(part) * _signs(first, len(part), shares.process, part.device)
-            around = (first % SIZE, -(first + len(part)) % SIZE)
+            around = ((begin + first) % SIZE, -(begin + first + len(part)) % SIZE)
             own += torch.nn.functional.pad(signed, around).reshape(-1, SIZE).sum(0, dtype=own.dtype)
             first += len(part)
         # Copies have other signs on every process, so that the square of their sum is that of all together.
