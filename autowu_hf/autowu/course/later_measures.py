@@ -128,7 +128,7 @@ class LaterMeasures:
         if self._last is not None:
             self._meter.updates.clear()
             self._search.stop()
-        self.since, self._last, self._sketch = None, None, []
+        self.since, self._last, self._sketch, self._kind = None, None, [], ""
 
     def is_due(self, step: int, way: Way) -> bool:
         """Whether ``follow`` has something to do after so many steps."""
