@@ -19,7 +19,7 @@ to 2 % (one standard deviation).
 
 _CHUNK = 1 << 18
 _MASK = (1 << 31) - 1
-_MIXERS = (0x1E3779B1, 0x2545F491, 0x3C6EF372)  # odd or not, below 2^31, so that no product overflows
+_MIXERS = (0x1E3779B1, 0x2545F491, 0x3C6EF372)  # below 2^31, so that no product overflows
 
 
 @torch.no_grad()
