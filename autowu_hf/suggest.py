@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import random
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .autowu.course.later_measures import LaterMeasures
-from .autowu.course.scale import Scale
+from .autowu.course.scale import MOST_RAISED, Scale
 from .autowu.course.scale_search import ScaleSearch
 from .autowu.course.words import lasting as in_percent
-from .rewind import snapshot
+from .rewind.trial import trial
 from .runtime import collective
-from .runtime.param_groups import Obstacle, device_of, innermost, lr_ratios, set_lrs, weights_out_of_reach
-from .runtime.random_state import get_random_state, set_random_state
+from .runtime.param_groups import lr_ratios, set_lrs
+from .runtime.random_state import same_random_numbers
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 
-_WATCHED = 5  # the batches that are asked how much of the slope lasts, where P may be far too low
+_ASKED = 5  # the batches that are asked at a time how much of the slope lasts, where P may be far too low
+_FEWEST, _ENOUGH = 3 + _ASKED, 3 + 2 * _ASKED  # batches, two of which measure P and R: to ask once, and twice
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def suggest_lr(
     """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.scale``).
 
     It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches, and six
-    more where the gradients may be mostly noise (``Scale.raised_factor``). It puts everything back: weights, buffers,
-    the optimizer's state and LRs, gradients, random numbers and the order of the data. One process only.
+    or eleven more where the gradients may be mostly noise (``Scale.raised_factor``). It puts everything back: weights,
+    buffers, the optimizer's state and LRs, gradients, random numbers and the order of the data. One process only.
 
     Args:
         trainer_or_model: a Trainer, which has all the rest; or a model.
@@ -109,11 +108,11 @@ def suggest_lr(
     assert optimizer is not None
     assert loss_of is not None
     assert batches is not None
-    model, compute = trainer_or_model, loss_of
+    model, compute = cast("nn.Module", trainer_or_model), loss_of
     if iter(batches) is batches:
         raise ValueError(
             f"batches must be what can be iterated again, got the iterator {type(batches).__name__}, which cannot be "
-            "put back; pass the DataLoader, or a list of eight batches"
+            "put back; pass the DataLoader, or a list of thirteen batches"
         )
 
     def backward(batch: Any) -> float:
@@ -121,18 +120,18 @@ def suggest_lr(
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    with _put_back(model, optimizer):
-        first = list(itertools.islice(batches, 3 + _WATCHED))
-        return _search(optimizer, map(backward, _over_and_over(first)), can_ask=len(first) == 3 + _WATCHED)
+    with trial(model, optimizer):
+        first = list(itertools.islice(batches, _ENOUGH))
+        return _search(optimizer, map(backward, _over_and_over(first)), len(first))
 
 
 def _of_trainer(trainer: Any) -> SuggestedLR:
     model, owned, accelerator = trainer.model, trainer.optimizer, trainer.accelerator
     number_of_loaders = len(accelerator._dataloaders)
-    with _random_numbers(_device_of_model(model)):
+    with same_random_numbers(_device_of_model(model)):
         optimizer = trainer.create_optimizer() if owned is None else owned
         try:
-            with _put_back(model, optimizer):
+            with trial(model, optimizer):
                 steps = _trainer_steps(trainer, iter(trainer.get_train_dataloader()))
                 return _search(optimizer, steps)
         finally:
@@ -161,44 +160,41 @@ def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
         yield total
 
 
-def _search(optimizer: Optimizer, losses: Iterator[float], can_ask: bool = True) -> SuggestedLR:
-    """Measures optimizer steps until there is a scale, and asks later batches where it may be too low.
+def _search(optimizer: Optimizer, losses: Iterator[float], num_batches: float = math.inf) -> SuggestedLR:
+    """Measures optimizer steps until there is a scale, and asks later batches where it may be too low; twice, where the
+    first answer raises it by as much as one may.
 
     Args:
         optimizer: stepped.
         losses: makes the backward of one optimizer step after another.
-        can_ask: whether there are batches enough that are not those of earlier steps.
+        num_batches: how many of them are not those of earlier steps.
     """
     ratios = lr_ratios(optimizer)
     search = ScaleSearch(optimizer, ratios)
     later = LaterMeasures(search)
     search.start()
-    steps = to_watch = 0
-    optimizer.zero_grad()
-    try:
+    steps = 0
+
+    def stepped() -> Iterator[float]:
+        nonlocal steps
+        optimizer.zero_grad()
         for loss in losses:
             set_lrs(optimizer, [search.lr * ratio for ratio in ratios])
             optimizer.step()
-            if not later.is_watching:
-                search.take(loss)
             optimizer.zero_grad()
             steps += 1
-            if later.is_watching and not loss > 0.0:
-                raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({loss:.3g})")
+            yield loss
+
+    taken = stepped()
+    try:
+        for loss in taken:
+            search.take(loss)
             if search.obstacle is not None:
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
-            scale = search.scale
-            may_raise = scale is not None and scale.raised_factor(0.0) > 1.0 and can_ask and later.can_watch
-            if may_raise and not later.is_watching:
-                later.watch()
-                to_watch = 2 + _WATCHED
-            to_watch -= 1
-            if scale is not None and to_watch <= 0:
-                break
-        if search.scale is not None:
-            lasting = later.take_lasting() if later.is_watching and to_watch <= 0 else None
-            factor = search.scale.raised_factor(lasting)
-            return SuggestedLR(factor * search.scale.peak_lr, search.scale, steps, lasting)
+            if search.scale is not None:
+                can_ask = num_batches >= _FEWEST and later.can_watch
+                raised = _raised(search.scale, later, taken, num_batches) if can_ask else 1.0
+                return SuggestedLR(raised * search.scale.peak_lr, search.scale, steps, later.lasting)
     finally:
         later.stop()
         if not search.is_over:  # too few batches, or an error of the user's
@@ -207,53 +203,37 @@ def _search(optimizer: Optimizer, losses: Iterator[float], can_ask: bool = True)
     raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}{why}; give it more")
 
 
+def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batches: float) -> float:
+    """By what later batches raise the scale's LR; 1 where they are not asked, or are too few.
+
+    Args:
+        scale: of the first batches.
+        later: asks them.
+        taken: the losses of one more optimizer step after another.
+        num_batches: as in ``_search``.
+    """
+    raised = 1.0
+    if scale.raised_factor(0.0) == 1.0:
+        return raised
+    later.watch()
+    for number in (1 + _ASKED, _ASKED):  # the first one has no way behind it
+        asked = list(itertools.islice(taken, number))
+        if bad := [loss for loss in asked if not loss > 0.0]:
+            raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({bad[0]:.3g})")
+        if len(asked) < number:
+            break
+        factor = scale.raised_factor(later.take_lasting(), raised)
+        raised *= factor
+        if factor < MOST_RAISED or num_batches < _ENOUGH:
+            break
+    return raised
+
+
 def _over_and_over(batches: list[Any]) -> Iterator[Any]:
     """As many as may be needed; none where there are none."""
-    return itertools.islice(itertools.cycle(batches), 9 + _WATCHED)
+    return itertools.islice(itertools.cycle(batches), 6 + _ENOUGH)
 
 
 def _device_of_model(model: nn.Module) -> torch.device:
     """The device of a model's first parameter; the CPU where it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-@contextlib.contextmanager
-def _random_numbers(device: torch.device) -> Iterator[None]:
-    """Puts the random numbers of Python, numpy and torch back."""
-    states = random.getstate(), np.random.get_state(), get_random_state(device)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        set_random_state(states[2], device)
-
-
-@contextlib.contextmanager
-def _put_back(model: Any, optimizer: Any) -> Iterator[None]:
-    """Puts weights, buffers, gradients, training mode, the optimizer and random numbers back.
-
-    Raises:
-        ValueError: the weights are out of reach.
-    """
-    obstacle: Obstacle | None = weights_out_of_reach(optimizer)
-    if obstacle is not None:
-        raise ValueError(f"suggest_lr cannot work here: {obstacle.reason}; {obstacle.remedy}")
-    inner = innermost(optimizer)
-    before = snapshot.take(optimizer, [model], 0)
-    gradients = [parameter.grad for parameter in model.parameters()]
-    lrs = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in inner.param_groups]
-    modes = [module.training for module in model.modules()]
-    for parameter in model.parameters():
-        parameter.grad = None
-    model.train()
-    try:
-        with _random_numbers(device_of(inner)):
-            yield
-    finally:
-        snapshot.restore(before, optimizer, [model])
-        set_lrs(inner, lrs)
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        for module, mode in zip(model.modules(), modes, strict=True):
-            module.training = mode

@@ -1,7 +1,12 @@
-"""torch's random numbers: the state of the generators that a training step draws from, and its way back."""
+"""Random numbers: the state of the generators that a training step draws from, and its way back."""
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,3 +34,19 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
     torch.set_rng_state(state[:size].clone())
     if device.type != "cpu" and len(state) > size:
         torch.get_device_module(device).set_rng_state(state[size:].clone(), device)
+
+
+@contextlib.contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Draws from the generators of Python, numpy and torch within the block do not show after it.
+
+    Args:
+        device: where the model computes.
+    """
+    states = random.getstate(), np.random.get_state(), get_random_state(device)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        set_random_state(states[2], device)
