@@ -193,15 +193,19 @@ class Approach:
 
     def _set_out(self, step: int, scale: Scale) -> None:
         self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-        self._watch(step if scale.raised_factor(0.0) > 1.0 and self.later.can_watch else None)
+        self._watch(step if scale.raised_factor(0.0) > 1.0 else None)
 
     def _watch(self, since: int | None) -> None:
-        """Has the batches after so many steps say how much of the slope lasts; None, or too little time: no more."""
-        if since is not None and self.times.watch_end(since) + 2 <= self.times.longest:
+        """Has the batches after so many steps say how much of the slope lasts; None: no more."""
+        if since is None:
+            self.later.stop()
+        elif self.times.watch_end(since) + 2 > self.times.longest:
+            self.later.refuse("there are too few steps")
+        elif not self.later.can_watch:
+            self.later.refuse("half precision would hide it")
+        else:
             self.way.watched_since = since
             self.later.watch()
-        else:
-            self.later.stop()
 
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
         self.wants_back = True

@@ -30,6 +30,7 @@ class LaterMeasures:
         is_watching: whether the steps are measured that tell how much of the slope lasts.
         lastings: the shares of the first updates' slope, per unit of LR, that the batches after them saw, each time
             that they were asked.
+        unasked: why nobody could tell that share where it mattered, as a part of a sentence; None elsewhere.
         since: the steps done when those began that tell how far updates get by now; None where there are no such.
         reaches: how far the weights went in those, each time, see ``reach_factor``; None where it cannot be known.
         factor: by what the LR was multiplied for that.
@@ -40,6 +41,7 @@ class LaterMeasures:
         self._meter = search.meter
         self.is_watching = False
         self.lastings: list[float] = []
+        self.unasked: str | None = None
         self.since: int | None = None
         self.reaches: list[float | None] = []
         self.factor = 1.0
@@ -55,6 +57,12 @@ class LaterMeasures:
             self._arm()
             self._meter.hold_start()
 
+    def refuse(self, why: str) -> None:
+        """Asks no later batches, for a reason, as a part of a sentence."""
+        self.stop()
+        if not self.lastings:
+            self.unasked = why
+
     @property
     def can_watch(self) -> bool:
         """Whether it can be told: not in half precision, whose rounding changes the way of the weights."""
@@ -69,9 +77,11 @@ class LaterMeasures:
         """
         found = self._lasting([*self._meter.updates])
         self._meter.updates.clear()
-        if found is not None:
-            self.lastings.append(found)
-        return None if found is None else self.lasting
+        if found is None:
+            self.refuse("some of their steps were not seen")
+            return None
+        self.lastings.append(found)
+        return self.lasting
 
     @property
     def lasting(self) -> float | None:
@@ -196,13 +206,14 @@ class LaterMeasures:
 
     def report(self) -> dict[str, Any]:
         """What was found."""
-        return {"lasting": self.lasting, "reaches": [*self.reaches], "factor": self.factor}
+        return {"lasting": self.lasting, "unasked": self.unasked, "reaches": [*self.reaches], "factor": self.factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned; ``find_start`` has to follow. Of a release that measured one later
         update alone, what it made of it stays.
         """
         self.lastings, self.factor = [*state.get("lastings", [])], state["factor"]
+        self.unasked = state.get("unasked")
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
         if state.get("since") is not None:
             self.since, self._last = state["since"], state["last"]

@@ -55,7 +55,8 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
 
 def events(approach: Approach) -> tuple[int, ...]:
     """How often each of the things has happened that ``news`` tells."""
-    return len(approach.breaks.steps), len(approach.breaks.changes), len(approach.way.raises)
+    is_unasked = int(approach.later.unasked is not None)
+    return len(approach.breaks.steps), len(approach.breaks.changes), len(approach.way.raises), is_unasked
 
 
 def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str]:
@@ -66,13 +67,15 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         before: its ``events`` before.
         step: the steps done.
     """
-    breaks, changes, raises = (now > then for now, then in zip(events(approach), before, strict=True))
+    breaks, changes, raises, is_unasked = (now > then for now, then in zip(events(approach), before, strict=True))
     if breaks or approach.stalled == step:
         yield _setback(approach, step)
     if changes:
         yield _change(approach, step)
     if raises:
         yield _raise(approach, step)
+    if is_unasked:
+        yield _doubt(approach)
 
 
 def _setback(approach: Approach, step: int) -> str:
@@ -97,6 +100,14 @@ def _raise(approach: Approach, step: int) -> str:
     return (
         f"AutoWU: {lasting(approach.later.lasting)} of the first updates' slope lasts on the batches up to step "
         f"{step}, the rest was noise; the learning rate goes on to {approach.way.peak_lr:.1e}"
+    )
+
+
+def _doubt(approach: Approach) -> str:
+    """That the scale may be too low, and why nobody could tell."""
+    return (
+        "AutoWU: P is so far below R that the first gradients may be nearly all noise, and the learning rate far too "
+        f"low; later batches cannot tell, for {approach.later.unasked}"
     )
 
 
