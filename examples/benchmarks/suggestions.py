@@ -6,7 +6,7 @@
     python examples/benchmarks/suggestions.py --table   # the CSV as tables
 
 Each tool suggests an LR for AdamW on every task of ``compare.py`` at both batch sizes, and on every model of
-``real_models.py``, on three seeds: ``suggest_lr`` from two optimizer steps, or eight, the others from 100, with their
+``real_models.py``, on three seeds: ``suggest_lr`` from two to 13 optimizer steps, the others from 100, with their
 own defaults but for the highest LR of torch-lr-finder, 10. The suggestion is compared with the LR that the cosine was
 tuned to in ``compare.csv`` and ``real_models.csv``, at each of the budgets.
 """
@@ -135,7 +135,7 @@ class LossOf(nn.Module):
 
 def by_us(subject: Subject) -> float:
     optimizer = adamw(subject.model, 1e-3)
-    return float(suggest_lr(subject.model, optimizer, subject.loss_of, Batches(subject.batches, 8)))
+    return float(suggest_lr(subject.model, optimizer, subject.loss_of, Batches(subject.batches, 13)))
 
 
 def by_torch_lr_finder(subject: Subject) -> float:

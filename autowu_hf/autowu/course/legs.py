@@ -12,6 +12,9 @@ from .timetable import Timetable
 DECADE = 0.05
 """The share of the run in which the LR of a sweep grows tenfold."""
 
+MOST_LOOKED = 0.15
+"""The share of the run that a sweep may take: nothing of it is kept."""
+
 FEWEST_LOSSES = 10
 """That a growth needs, for the minimum tests to say anything."""
 
@@ -173,4 +176,5 @@ class Sweep:
     def timed(self, num_steps: int, room: int) -> Sweep:
         """The same growth in a run of ``num_steps`` that may take ``room`` steps; at least ``FEWEST_LOSSES``."""
         wanted = round(DECADE * math.log10(self.max_lr / self.min_lr) * num_steps)
-        return replace(self, num_steps=max(FEWEST_LOSSES, min(wanted, room)))
+        most = min(int(MOST_LOOKED * num_steps), room)
+        return replace(self, num_steps=max(FEWEST_LOSSES, min(wanted, most)))

@@ -25,3 +25,15 @@ def test_a_sweep_takes_a_share_of_the_run_for_each_decade():
     assert Sweep.between(1e-3, 1e-1, 1000, room=60) == Sweep(1e-3, 1e-1, 60)
     assert Sweep.between(1e-3, 1e-1, 50, room=40) == Sweep(1e-3, 1e-1, 10)  # as many as a test needs
     assert Sweep.between(1e-3, 1e-1, 1000, room=9) is None
+
+
+@pytest.mark.parametrize("decades", [1, 3, 6])
+@pytest.mark.parametrize("steps", [67, 100, 999, 10_000])
+def test_a_sweep_is_fifteen_percent_of_the_run_at_most(steps, decades):
+    sweep = Sweep.between(1e-6, 10.0 ** (decades - 6), steps, room=steps // 2)
+    assert 10 <= sweep.num_steps <= 0.15 * steps
+    assert sweep.timed(steps, room=steps // 2) == sweep
+
+
+def test_three_decades_and_more_take_fifteen_percent():
+    assert [Sweep.between(1e-6, 10.0**top, 1000, room=500).num_steps for top in (-4, -3, -2, 0)] == [100, 150, 150, 150]
