@@ -16,7 +16,7 @@ With --schedule, a script that has no argument for it gets the schedule of that 
 that it asks transformers or diffusers for, whatever it names itself.
 
 With --suggest-lr, the script runs up to its first ``Trainer.train()``. In the place of training, what ``suggest_lr``
-finds is printed, and the script ends.
+finds is printed, and the script ends. A script that steps an optimizer without a Trainer ends there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ _options: list[str] = []
 
 _launched: list[str] = []
 """The scripts that were started so."""
+
+
+_NO_TRAINER = (
+    "autowu_hf.run: --suggest-lr looks at the first Trainer.train(), and the script {}; in a loop of your own, call "
+    "autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,28 +132,32 @@ def _suggest(arguments: list[str]) -> None:
             "autowu_hf.run: --suggest-lr looks at transformers' Trainer, and transformers is not installed; in a loop "
             "of your own, call autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
         )
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
     from transformers import Trainer
 
-    found = []
+    found: list[autowu_hf.SuggestedLR] = []
 
     def suggest(this: Wrap) -> Function:
         def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+            before_a_step.remove()
             found.append(autowu_hf.suggest_lr(self))
             print(f"suggested learning rate {found[0]}")
             raise SystemExit(0)
 
         return train
 
+    def refuse(*args: Any) -> None:
+        raise SystemExit(_NO_TRAINER.format("steps an optimizer without one; nothing was trained"))
+
+    before_a_step = register_optimizer_step_pre_hook(refuse)
     wrap(Trainer, "train", suggest)
     try:
         _run_to_its_end(arguments)
     finally:
         unwrap(Trainer, "train")
+        before_a_step.remove()
     if not found and not _launched:
-        raise SystemExit(
-            "autowu_hf.run: --suggest-lr looks at the first Trainer.train(), and the script ended without one; in a "
-            "loop of your own, call autowu_hf.suggest_lr(model, optimizer, loss_of, batches)"
-        )
+        raise SystemExit(_NO_TRAINER.format("ended without one"))
 
 
 def _command(name: str) -> Any:

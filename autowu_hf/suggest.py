@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +20,14 @@ from .autowu.course.words import lasting as in_percent
 from .rewind.trial import trial
 from .runtime import collective
 from .runtime.param_groups import lr_ratios, set_lrs
-from .runtime.random_state import same_random_numbers
+from .runtime.random_state import generators_of, same_random_numbers
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 
 _ASKED = 5  # the batches that are asked at a time how much of the slope lasts, where P may be far too low
-_FEWEST, _ENOUGH = 3 + _ASKED, 3 + 2 * _ASKED  # batches, two of which measure P and R: to ask once, and twice
+_ENOUGH = 3 + 2 * _ASKED  # batches, two of which measure P and R, and one begins the way that the others look back on
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def suggest_lr(
     assert loss_of is not None
     assert batches is not None
     model, compute = cast("nn.Module", trainer_or_model), loss_of
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise ValueError(
             f"batches must be what can be iterated again, got the iterator {type(batches).__name__}, which cannot be "
             "put back; pass the DataLoader, or a list of thirteen batches"
@@ -120,7 +121,7 @@ def suggest_lr(
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    with trial(model, optimizer):
+    with same_random_numbers(_device_of_model(model), generators_of(batches)), trial(model, optimizer):
         first = list(itertools.islice(batches, _ENOUGH))
         return _search(optimizer, map(backward, _over_and_over(first)), len(first))
 
@@ -131,12 +132,27 @@ def _of_trainer(trainer: Any) -> SuggestedLR:
     with same_random_numbers(_device_of_model(model)):
         optimizer = trainer.create_optimizer() if owned is None else owned
         try:
-            with trial(model, optimizer):
+            with trial(model, optimizer), _checkpointing(trainer.args, model):
                 steps = _trainer_steps(trainer, iter(trainer.get_train_dataloader()))
                 return _search(optimizer, steps)
         finally:
             trainer.optimizer = owned
             del accelerator._dataloaders[number_of_loaders:]
+
+
+@contextlib.contextmanager
+def _checkpointing(args: Any, model: Any) -> Iterator[None]:
+    """Checkpoints activations within the block, as the Trainer would, so that the batches fit into memory."""
+    name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+    enable = getattr(model, f"{name}_enable", None)
+    is_new = getattr(args, name) and not getattr(model, f"is_{name}", False)
+    if is_new and enable is not None:
+        enable(**{f"{name}_kwargs": getattr(args, f"{name}_kwargs")})
+    try:
+        yield
+    finally:
+        if is_new and enable is not None:
+            getattr(model, f"{name}_disable")()
 
 
 def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
@@ -152,7 +168,7 @@ def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
         total = 0.0
         for micro_batch in micro_batches:
             inputs = trainer._prepare_inputs(micro_batch)
-            with trainer.compute_loss_context_manager():
+            with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
                 loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=num_items)
             loss = loss.mean() / (len(micro_batches) if is_mean else 1)
             loss.backward()
@@ -192,8 +208,7 @@ def _search(optimizer: Optimizer, losses: Iterator[float], num_batches: float = 
             if search.obstacle is not None:
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
             if search.scale is not None:
-                can_ask = num_batches >= _FEWEST and later.can_watch
-                raised = _raised(search.scale, later, taken, num_batches) if can_ask else 1.0
+                raised = _raised(search.scale, later, taken, num_batches - steps) if later.can_watch else 1.0
                 return SuggestedLR(raised * search.scale.peak_lr, search.scale, steps, later.lasting)
     finally:
         later.stop()
@@ -210,13 +225,14 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
         scale: of the first batches.
         later: asks them.
         taken: the losses of one more optimizer step after another.
-        num_batches: as in ``_search``.
+        num_batches: how many of them are not those of earlier steps.
     """
     raised = 1.0
-    if scale.raised_factor(0.0) == 1.0:
+    if scale.raised_factor(0.0) == 1.0 or num_batches <= _ASKED:
         return raised
     later.watch()
     for number in (1 + _ASKED, _ASKED):  # the first one has no way behind it
+        num_batches -= number
         asked = list(itertools.islice(taken, number))
         if bad := [loss for loss in asked if not loss > 0.0]:
             raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({bad[0]:.3g})")
@@ -224,7 +240,7 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
             break
         factor = scale.raised_factor(later.take_lasting(), raised)
         raised *= factor
-        if factor < MOST_RAISED or num_batches < _ENOUGH:
+        if factor < MOST_RAISED or num_batches < _ASKED:
             break
     return raised
 

@@ -185,6 +185,61 @@ print("trained", own.state.global_step)
 """
 
 
+LOOP = """
+import torch
+from accelerate import Accelerator
+accelerator = Accelerator(cpu=True)
+model = torch.nn.Linear(4, 3)
+model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+before = model.weight.detach().clone()
+for _ in range(3):
+    accelerator.backward(model(torch.ones(2, 4)).square().mean())
+    try:
+        optimizer.step()
+    finally:
+        print("moved", not torch.equal(before, model.weight))
+print("trained")
+"""
+
+
+def test_the_command_trains_nothing_in_a_script_without_a_trainer(tmp_path):
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP)
+    said = command("--suggest-lr", str(script), folder=tmp_path, fails=True)
+    assert "steps an optimizer without one; nothing was trained" in said
+    assert "moved False" in said
+    assert "moved True" not in said
+    assert "trained\n" not in said.replace("nothing was trained", "")
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_order_of_the_data_is_put_back(sampled):
+    model, optimizer, data = loop()
+    rows = [(x, y) for xs, ys in data for x, y in zip(xs, ys, strict=True)]
+    generator = torch.Generator().manual_seed(3)
+    options = {"shuffle": True, "generator": generator}
+    if sampled:
+        options = {"sampler": torch.utils.data.RandomSampler(rows, generator=generator)}
+    loader = torch.utils.data.DataLoader(rows, batch_size=32, **options)
+    before = generator.get_state()
+    suggest_lr(model, optimizer, loss_of, loader)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_trainer_looks_in_its_own_precision_and_with_its_own_checkpointing(tmp_path):
+    own = trainer_for(tmp_path, lr_scheduler_type="cosine", bf16=True)
+    name = "activation_checkpointing" if hasattr(own.args, "activation_checkpointing") else "gradient_checkpointing"
+    setattr(own.args, name, True)
+    seen, calls = [], []
+    own.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    setattr(own.model, f"{name}_enable", lambda **kwargs: calls.append([*kwargs]))
+    setattr(own.model, f"{name}_disable", lambda: calls.append("off"))
+    suggest_lr(own)
+    assert seen
+    assert all(seen)
+    assert calls == [[f"{name}_kwargs"], "off"]
+
+
 @pytest.mark.parametrize("end", ["own.train()", "pass", "sys.exit()"])
 def test_the_command_prints_it_and_trains_nothing(tmp_path, end, request):
     script = tmp_path / "script.py"

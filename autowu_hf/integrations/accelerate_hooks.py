@@ -40,9 +40,11 @@ def _clip_grad_norm(this: Wrap) -> Function:
     original = this.original
 
     def clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
-        norm = original(self, parameters, max_norm, *args, **kwargs)
-        if this.is_active:
-            tell_clipping(norm, max_norm)
+        if not this.is_active:
+            return original(self, parameters, max_norm, *args, **kwargs)
+        clipped = [parameters] if isinstance(parameters, Tensor) else list(parameters)  # may be an iterator
+        norm = original(self, clipped, max_norm, *args, **kwargs)
+        tell_clipping(clipped, norm, max_norm)
         return norm
 
     return clip_grad_norm_

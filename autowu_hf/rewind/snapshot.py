@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..runtime import collective
 from ..runtime.finite import OutOfReachError, is_finite, local_share, parts
 from ..runtime.param_groups import layers, states_of
 from .tensors import copied_all, fill, num_bytes, put_back, tensors_in
@@ -189,11 +190,23 @@ def restore(
     return other
 
 
+_FSDP1 = "FullyShardedDataParallel"
+
+
 def is_sharded(optimizer: Optimizer, models: Sequence[nn.Module]) -> bool:
     """Whether every process holds another share of the parameters (FSDP1 or FSDP2)."""
     if any(hasattr(p, "to_local") for p in _parameters(optimizer)):
         return True
-    return any(type(m).__name__ == "FullyShardedDataParallel" for model in models for m in model.modules())
+    return any(type(m).__name__ == _FSDP1 for model in models for m in model.modules())
+
+
+def num_shares(optimizer: Optimizer, models: Sequence[nn.Module]) -> int:
+    """Into how many shares the processes divide the parameters (FSDP1 or FSDP2); 1 where each has all of them."""
+    if any(hasattr(p, "to_local") for p in _parameters(optimizer)):
+        return collective.num_processes()
+    wraps: list[Any] = [m for model in models for m in model.modules() if type(m).__name__ == _FSDP1]
+    divided = [wrap for wrap in wraps if wrap.sharding_strategy.name != "NO_SHARD"]
+    return max((int(wrap.process_group.size()) for wrap in divided), default=1)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

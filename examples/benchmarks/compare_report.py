@@ -236,8 +236,7 @@ def percents(results: Results) -> None:
 def percent(results: Results, cell: Cell, name: str) -> float:
     """One of these gaps; where the tuned cosine gains nothing, 100 or -100."""
     value, tuned = (statistics.median(results.values(cell, method)) for method in (name, "cosine"))
-    chance = TASKS[cell[0]].chance
-    return percent_of_gain(value, tuned, chance) if tuned > chance else math.copysign(100.0, value - tuned)
+    return percent_of_gain(value, tuned, TASKS[cell[0]].chance)
 
 
 def tables(results: Results) -> None:

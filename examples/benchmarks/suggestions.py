@@ -259,7 +259,7 @@ def show(rows: list[Row]) -> None:
         parts = [[decades[cell] for cell in cells if cell in decades] for cells in (small_cells(), real_cells())]
         if not all(parts):
             continue
-        near = [f"{sum(abs(d) <= NEAR + 1e-6 for d in part)} of {len(part)}" for part in (*parts, sum(parts, []))]
+        near = [f"{sum(abs(d) <= NEAR + 1e-6 for d in part)} of {len(part)}" for part in (*parts, [*decades.values()])]
         medians = [f"{statistics.median(map(abs, part)):.2f}" for part in parts]
         worst = max(decades, key=lambda cell: abs(decades[cell]))
         far = f"{sum(d > NEAR for d in decades.values())}, {sum(d < -NEAR for d in decades.values())}"

@@ -87,13 +87,16 @@ def lrs_to_tune(
 def percent_of_gain(value: float, tuned: float, chance: float) -> float:
     """A metric's distance from that of a tuned schedule, in percent of what the latter gains over chance.
 
-    It is cut at 100 either way, so that no single run decides a mean; a run that failed is at -100.
+    It is cut at 100 either way, so that no single run decides a mean; a run that failed is at -100. Where the tuned
+    schedule gains nothing, 100 is better than it, and -100 is worse.
 
     Args:
         value: a metric, higher is better.
-        tuned: of the tuned schedule, above ``chance``.
+        tuned: of the tuned schedule.
         chance: of a model that knows nothing.
     """
+    if tuned <= chance:
+        return 100.0 if value > tuned else -100.0
     percent = 100.0 * (value - tuned) / (tuned - chance)
     return -100.0 if math.isnan(percent) else max(-100.0, min(percent, 100.0))
 

@@ -13,8 +13,9 @@ from margins import assert_above, assert_below, assert_close
 from rank_programs import accelerate_loop, two_models
 from ranks import run_ranks
 from tiny import TinyClassifier, get_schedule
+from torch import nn
 
-from autowu_hf import plot_autowu
+from autowu_hf import get_autowu_schedule, plot_autowu
 from autowu_hf.autowu.reporting.sources import report_from
 from autowu_hf.integrations import accelerate_hooks
 
@@ -276,3 +277,32 @@ def test_wraps_once_keeps_signatures_and_is_removable():
     assert [getattr(owner, name) for owner, name in owners] == originals
     accelerate_hooks.remove()
     assert [getattr(owner, name) for owner, name in owners] == originals
+
+
+def test_each_of_two_optimizers_knows_of_its_own_clipping_only():
+    """Two models are trained together. One is clipped hard, or in two parts, and the scales stay what they were."""
+
+    def polyak(*clipped):
+        accelerator = Accelerator(cpu=True)
+        torch.manual_seed(0)
+        models = [nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)) for _ in range(2)]
+        optimizers = [torch.optim.AdamW(model.parameters()) for model in models]
+        schedules = [get_autowu_schedule(optimizer, 40) for optimizer in optimizers]
+        prepared = accelerator.prepare(*models, *optimizers, *schedules)
+        models, optimizers, schedules = prepared[:2], prepared[2:4], prepared[4:]
+        for _ in range(4):
+            x, y = torch.randn(16, 5), torch.randint(3, (16,))
+            loss = nn.functional.cross_entropy(models[0](x) + models[1](x), y)
+            accelerator.backward(loss)
+            for which in clipped:
+                accelerator.clip_grad_norm_(which(models).parameters(), 0.01)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step(loss)
+                optimizer.zero_grad()
+        return [schedule.scheduler.report()["approach"]["scale"]["polyak"] for schedule in schedules]
+
+    plain = polyak()
+    assert polyak(lambda models: models[0]) == pytest.approx(plain, rel=1e-2)
+    assert polyak(lambda models: models[0], lambda models: models[1]) == pytest.approx(plain, rel=1e-2)
+    assert polyak(lambda models: models[0][0], lambda models: models[0][2]) == pytest.approx(plain, rel=0.1)

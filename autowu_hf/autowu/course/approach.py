@@ -1,9 +1,9 @@
 """The approach: how a run around the scale begins. It measures the scale, grows the LR to it, and sees what is next.
 
 The LR stays tiny for the two steps that measure, grows linearly to the scale's peak over 5 % of the run, or to more
-where later batches say that the first gradients were mostly noise, and stays there. It is measured then, and again by
-a fifth of the run, how far steps take the weights, and the LR corrected where that is far more or less than usual. From
-there on the losses say what remains to be done:
+where later batches say that the first gradients were mostly noise, and stays there. Then, and again by a fifth of the
+run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
+would. From there on the losses say what remains to be done:
 
 * they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
@@ -31,7 +31,7 @@ from .later_measures import LaterMeasures
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .scale import MOST_RAISED, Scale
 from .scale_search import ScaleSearch
-from .signs import FEWEST_TO_RISE, Array, Signs, have_fallen
+from .signs import FEWEST_TO_RISE, Array, Signs, have_risen
 from .timetable import Timetable
 
 _SEEN = ("stalled", "unmoved", "is_over")
@@ -47,7 +47,7 @@ class Approach:
 
     Attributes:
         search: the scale, or the search for it.
-        later: measures what has to be known after the scale.
+        later: measures, once the scale is known, how much of the first slope lasts, and how far later updates get.
         way: the legs of the LR since the scale is known.
         breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned and the run went back; None before.
@@ -72,7 +72,7 @@ class Approach:
         self.is_late = self.wants_back = self.is_over = False
         if (obstacle := weights_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
-        self.search.start(functools.partial(_is_sharded, optimizer, models))
+        self.search.start(functools.partial(_num_shares, optimizer, models))
         self.is_over = self.search.is_over
 
     def plan(self, num_steps: int, longest: int | None, sweep_start: int = 0) -> None:
@@ -164,7 +164,7 @@ class Approach:
             self.way.go_higher(step, factor)
             self._watch(step if factor == MOST_RAISED else None)
         factor = self.later.follow(step, self.way, seen.have_halved(losses))
-        if factor < 1.0 and not have_fallen(losses, 3, 3, 1.0):
+        if factor < 1.0 and have_risen(losses, 3):
             self._go_back(step, num, factor * self.way.peak_lr)  # nothing is learned at this LR
         elif factor != 1.0:
             self.way.go_on(step, factor)
@@ -255,5 +255,5 @@ class Approach:
         }
 
 
-def _is_sharded(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> bool:
-    return snapshot.is_sharded(optimizer, models())
+def _num_shares(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> int:
+    return snapshot.num_shares(optimizer, models())

@@ -31,9 +31,9 @@ class LaterMeasures:
         lastings: the shares of the first updates' slope, per unit of LR, that the batches after them saw, each time
             that they were asked.
         unasked: why nobody could tell that share where it mattered, as a part of a sentence; None elsewhere.
-        since: the steps done when those began that tell how far updates get by now; None where there are no such.
-        reaches: how far the weights went in those, each time, see ``reach_factor``; None where it cannot be known.
-        factor: by what the LR was multiplied for that.
+        since: the steps done when the window began in which it is measured how far steps get; None outside of one.
+        reaches: one for each window, see ``reach_factor``; None where it could not be measured.
+        factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
     """
 
     def __init__(self, search: ScaleSearch) -> None:
@@ -44,9 +44,9 @@ class LaterMeasures:
         self.unasked: str | None = None
         self.since: int | None = None
         self.reaches: list[float | None] = []
-        self.factor = 1.0
+        self.factors: list[float] = []
         self._way = 0.0
-        self._sketch: list[float] = []  # of the weights ``since`` then, and its kind
+        self._sketch: list[float] = []  # of the weights at ``since``, and its kind
         self._kind = ""
         self._last: int | None = None  # the steps done before the last one of these
 
@@ -101,8 +101,7 @@ class LaterMeasures:
         return fallen / expected if expected > 0.0 and math.isfinite(fallen) else None
 
     def follow(self, step: int, way: Way, is_urgent: bool) -> float:
-        """Measures how far the weights go from here on, or looks how far they went, where it is time. That cannot be
-        known where the last step was skipped or lost in the weights' precision, and for SGD.
+        """Begins a window, has its last step measured, or takes what came of it, whichever is due.
 
         Args:
             step: the optimizer steps done.
@@ -119,15 +118,22 @@ class LaterMeasures:
             self.stop()
             wanted = 1.0 if found is None else reach_factor(found[0], step, found[1], way.raised, self.factor)
             factor = wanted if is_first else max(wanted, 1.0)
-            self.factor *= factor
-        starts, is_worth_it = self._next_start(way), factor == 1.0 and not (self.reaches and is_urgent)
-        if self.since is None and is_worth_it and starts is not None and step >= starts:
+            self.factors += [factor] if factor != 1.0 else []
+        starts = self._next_start(way)
+        is_worth_it = factor == 1.0 and not (self.reaches and is_urgent)  # else another leg or the sweep is next
+        is_time = starts is not None and starts <= step <= way.times.longest - 2  # two more: to measure, and to change
+        if self.since is None and is_worth_it and is_time:
             self.since, self._last = step, None
             self._kind, self._sketch = self._meter.kind_of_sketch, self._meter.sketch().tolist()
         if self.since is not None and self._last is None and (is_urgent or self._is_before_end(step, way)):
             self._last = step
             self._arm()
         return factor
+
+    @property
+    def factor(self) -> float:
+        """By what the LR was multiplied for how far later updates get."""
+        return math.prod(self.factors)
 
     def _is_before_end(self, step: int, way: Way) -> bool:
         """Whether the next step is the last one that tells how far updates get."""
@@ -157,12 +163,17 @@ class LaterMeasures:
         return way.times.starts_again(way.legs[-1].end) if is_once_more else None
 
     def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float] | None:
-        """How far the weights went up to ``step``, and how large the last update is, as shares of the first ones."""
+        """How far the weights went up to ``step``, and how large the last update is, as shares of the first ones. None
+        for SGD, where rounding hides the update, and where the weights are others than in the first steps.
+        """
         search, since, update = self._search, self.since, updates[-1]
         if isinstance(update, str) or len(updates) > 1 or not search.shows(update):
             return None  # of more than one, it cannot be told how many there were since
         if search.alignment > ALIGNED and (search.momentum > 0.0 or update.alignment > ALIGNED):
             return None  # SGD's, whose size is that of the gradient, from batch to batch
+        before = search.updates[-1].num_weights  # NaN in a state of an older release
+        if abs(update.num_weights - before) > 1e-6 * before:
+            return None  # some were frozen, or others joined them
         seen, whole = (_root_mean_square(sizes) for sizes in zip(*map(_sizes, search.updates), strict=True))
         growth = update.lr / search.updates[0].lr
         if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
@@ -187,7 +198,7 @@ class LaterMeasures:
     def _arm(self) -> None:
         self._meter.expected_lr = math.inf
         self._meter.updates.clear()
-        self._meter.arm(self._search.is_sharded, takes_back=False)
+        self._meter.arm(self._search.num_shares, takes_back=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
@@ -195,6 +206,7 @@ class LaterMeasures:
         return {
             **self.report(),
             "lastings": [*self.lastings],
+            "factors": [*self.factors],
             "way": self._way,
             "since": self.since,
             "last": self._last,
@@ -212,7 +224,9 @@ class LaterMeasures:
         """Restores what ``state_dict`` returned; ``find_start`` has to follow. Of a release that measured one later
         update alone, what it made of it stays.
         """
-        self.lastings, self.factor = [*state.get("lastings", [])], state["factor"]
+        self.lastings = [*state.get("lastings", [])]
+        of_older = [state["factor"]] if state["factor"] != 1.0 else []
+        self.factors = [*state.get("factors", of_older)]
         self.unasked = state.get("unasked")
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
         if state.get("since") is not None:

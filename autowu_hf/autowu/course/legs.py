@@ -109,7 +109,7 @@ class Way:
 
     @property
     def is_first_growth(self) -> bool:
-        """Whether neither the losses nor a later update have changed the LR yet."""
+        """Whether neither the losses nor how far steps get have changed the LR yet."""
         return len(self.legs) == 1 + len(self.raises)
 
     def fit(self, times: Timetable, factor: float | None) -> None:

@@ -37,14 +37,20 @@ ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
 USUAL_REACH, USUAL_SHRINK = 0.2, 1.4
-"""How far AdamW takes the weights with a step, as a share of the first ones: this, or the second over the square root
-of the steps done. The mean of its gradients is over few of them at first, and becomes smaller as far as they are noise.
-Were they noise alone, the second would be 1.
+"""How far one step of AdamW takes the weights, per unit of LR and as a share of the norm of the first updates: the
+larger one of this and of the second over the square root of the steps done. The mean of its gradients is over few of
+them at first, and becomes smaller as far as they are noise; on noise alone the second would be 1. Measured on the cells
+of ``examples/benchmarks/compare.py``, seed 20.
 """
 
 LOWERED_FROM, LIFTED_FROM = 0.6, 2.5
-"""The factors between which the LR is not corrected for how far steps get. AdamW's lie there, but in a transient, and
-for LoRA, whose two factors grow together.
+"""Between these factors the LR is not corrected for how far steps get. AdamW's lie there, except in a transient and for
+LoRA, whose two matrices grow together. The first was set after runs of LoRA (``examples/benchmarks/README.md``).
+"""
+
+MOST_LOWERED, MOST_LIFTED = 0.01, 20.0
+"""The least and the most that the LR is multiplied by for that: a guard against a measure that went wrong. The
+optimizers of ``examples/benchmarks/optimizers.py`` need 0.2 to 12.
 """
 
 HARDLY_SHRUNK = 2 / 3
@@ -76,7 +82,7 @@ class Scale:
 
     Args:
         polyak: P.
-        trust: R; infinite where all weights are zero.
+        trust: R; infinite where all weights were zero before the first step.
         alignment: of the first update with the gradient (``Update.alignment``). At 1, as for SGD, the update carries no
             scale of its own, and P and R are less sure.
         loss: the mean of the measured steps' losses, in the loss's unit.
@@ -93,7 +99,7 @@ class Scale:
 
     @classmethod
     def from_updates(
-        cls, losses: Sequence[float], updates: Sequence[Update], alignment: float, momentum: float
+        cls, losses: Sequence[float], updates: Sequence[Update], alignment: float, momentum: float, from_zero: bool
     ) -> Scale:
         """The scale of some measured steps.
 
@@ -102,6 +108,8 @@ class Scale:
             updates: (n,).
             alignment: of the run's very first update, before there is any momentum.
             momentum: as the optimizer's groups have it; it counts where the first update was the gradient.
+            from_zero: whether all weights were zero before the run's very first update, as those of a fresh head that
+                is trained alone, or of biases: what they are by the next step tells the LR of that one only.
 
         Raises:
             BlindLossesError: P is below ``BLIND_SHARE`` of R.
@@ -113,7 +121,7 @@ class Scale:
             raise ValueError("the first updates do not go down the gradient")
         weights = math.hypot(*(update.weight_norm for update in updates))
         norm = math.hypot(*(update.update_norm for update in updates))
-        trust = weights / norm if norm > 0.0 and weights > 0.0 else math.inf
+        trust = weights / norm if norm > 0.0 and weights > 0.0 and not from_zero else math.inf
         if math.isfinite(loss) and max(map(abs, losses)) < BLIND_SHARE * slope * trust < math.inf:
             raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
         if not (min(losses) > 0.0 and math.isfinite(loss)):
@@ -189,6 +197,9 @@ class Scale:
         Args:
             whole: the norm of an update.
             seen: the same without these tensors.
+
+        Returns:
+            ``whole`` where P holds the LR, ``seen`` where R does, and between them where the two norms differ in that.
         """
         by_polyak, by_trust = POLYAK_SHARE * self.polyak, TRUST_SHARE * self.trust
         if math.isinf(by_trust) or whole == 0.0:
@@ -206,27 +217,27 @@ def reach_factor(reach: float, step: int, size: float = 1.0, raised: float = 1.0
     P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of
     them go one way; the scale's shares were chosen with that in them. Where those of another optimizer get less far
     (RMSprop's, which become as small and have no momentum; LAMB's, whose first step moves tensors that were zero by
-    much) or farther (Lion's, which all have one size), its LR differs by that. Where they get farther, the LR is what
-    it were if Adam's gradients were noise.
+    much) or farther (Lion's, which all have one size), its LR differs by that. Where they get farther, the LR becomes
+    what it would be if Adam's gradients were noise.
 
     Args:
         reach: how far the weights go in some steps, per step and unit of LR, as a share of the first updates' norm.
         step: the optimizer steps done by then.
-        size: the norm of the last update, as a share of the first ones'.
+        size: the norm of the last update over that of the first ones, per unit of LR.
         raised: by what the LR was multiplied for how little lasts (``Scale.raised_factor``): less, too, where updates
             become smaller.
         done: by what it was multiplied for this already.
 
     Returns:
-        The factor; 1 where it would be near that.
+        The factor, ``MOST_LIFTED`` at most; 1 where it would lie between ``LOWERED_FROM`` and ``LIFTED_FROM``.
     """
-    factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, 20.0)
+    factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, MOST_LIFTED)
     if factor > 1.0:
         factor = max(factor / raised, 1.0)
     factor /= done
     if factor >= LOWERED_FROM:
         return factor if factor > LIFTED_FROM else 1.0
-    lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, 0.01) / done
+    lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
     return min(lowered, 1.0) if size >= HARDLY_SHRUNK else 1.0
 
 

@@ -33,6 +33,7 @@ class ScaleSearch:
         is_blind: whether the losses will tell nothing at any LR (``BlindLossesError``).
         updates: the measured steps that count, oldest first, and ``losses``: theirs.
         alignment: of the run's very first update with the gradient; NaN before.
+        from_zero: whether all weights were zero before that.
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
@@ -53,7 +54,8 @@ class ScaleSearch:
         self.silence = "for the updates are too small or too large"
         self._steps = 0
         self.alignment = math.nan
-        self.is_sharded: Callable[[], bool] = bool
+        self.from_zero = False
+        self.num_shares: Callable[[], int] = int
 
     @property
     def lr(self) -> float:
@@ -65,18 +67,18 @@ class ScaleSearch:
         """Whether no more steps are measured."""
         return self.scale is not None or self.obstacle is not None
 
-    def start(self, is_sharded: Callable[[], bool] = bool) -> None:
+    def start(self, num_shares: Callable[[], int] = int) -> None:
         """Measures from the next optimizer step on.
 
         Args:
-            is_sharded: called at a step: whether every process holds another share of the parameters (FSDP).
+            num_shares: called at a step: into how many shares the processes divide the parameters (FSDP).
         """
-        self.is_sharded = is_sharded
+        self.num_shares = num_shares
         if not self.is_over and not self.meter.has_hooks:
             self.give_up("the optimizer has no hooks for its step, for it does not call Optimizer.__init__")
         if not self.is_over:
             self.meter.takes_back_from, self.meter.expected_lr = self._lr.takes_back_from, self.lr
-            self.meter.arm(is_sharded)
+            self.meter.arm(num_shares)
 
     def begin(self) -> None:
         """Forgets what was measured and not taken in."""
@@ -131,7 +133,7 @@ class ScaleSearch:
                 continue
             self._steps, lr = self._steps + 1, self.lr
             if math.isnan(self.alignment):
-                self.alignment = update.alignment
+                self.alignment, self.from_zero = update.alignment, update.weight_norm == 0.0
             self._weigh(update, loss)
             if self.is_over:
                 return
@@ -147,7 +149,8 @@ class ScaleSearch:
                 )
                 return
             try:
-                self.scale = Scale.from_updates(self.losses, self.updates, self.alignment, self.momentum)
+                of_first = self.alignment, self.momentum, self.from_zero
+                self.scale = Scale.from_updates(self.losses, self.updates, *of_first)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
@@ -195,6 +198,7 @@ class ScaleSearch:
             **self._lr.state_dict(),
             "steps": self._steps,
             "alignment": self.alignment,
+            "from_zero": self.from_zero,
             "losses": [*self.losses],
             "updates": [asdict(update) for update in self.updates],
             "scale": None if self.scale is None else asdict(self.scale),
@@ -211,10 +215,11 @@ class ScaleSearch:
         self._lr.load_state_dict(state)
         self._steps, self.obstacle = state["steps"], state["obstacle"]
         self.alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
+        self.from_zero = state.get("from_zero", False)
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
         self.scale = None if state["scale"] is None else Scale(**state["scale"])
         if self.is_over:
             self.stop()
         else:
-            self.start(self.is_sharded)
+            self.start(self.num_shares)

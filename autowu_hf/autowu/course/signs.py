@@ -104,6 +104,11 @@ def have_fallen(losses: Array, num_first: int, num_last: int, share: float) -> b
     return _share(losses, num_first, num_last) < share
 
 
+def have_risen(losses: Array, num: int) -> bool:
+    """Whether the last ``num`` of the losses (n,) are no less than the first ones; False where too few tell."""
+    return _share(losses, num, num) >= 1.0
+
+
 def _share(losses: Array, num_first: int, num_last: int) -> float:
     """The median of the last losses over that of the first; NaN where too few are there, or finite."""
     if len(losses) <= num_last + 1:

@@ -19,18 +19,20 @@ WATCH, FEWEST_WATCHED, MOST_WATCHED = 0.08, 2, 10
 """The share of the run whose batches are asked how much of the first slope lasts, the fewest and the most of them."""
 
 REACH, FEWEST_REACHED, MOST_REACHED = 0.08, 2, 10
-"""The share of the run whose steps tell how far later updates get, the fewest and the most of them."""
+"""The share of the run whose steps tell how far later updates get, the fewest and the most of them. Adam's mean is over
+about ten gradients, so that more would see another direction.
+"""
 
 AGAIN = 0.2
-"""The share of the run by which that is known again, for updates that go on to become smaller."""
+"""The share of the run by which that is measured a second time, for updates that go on to become smaller."""
 
 PATIENCE = 3
-"""The steps for which the LR waits for that, before it grows on without it."""
+"""The steps for which a growth waits for that, where the steps do not happen (a gradient scaler skips some)."""
 
 
 @dataclass(frozen=True)
 class Timetable:
-    """That of one run.
+    """When the parts of one run's approach are over.
 
     Args:
         num_steps: of the whole run.
@@ -54,11 +56,13 @@ class Timetable:
         return since + 1 + max(FEWEST_WATCHED, min(MOST_WATCHED, round(WATCH * self.num_steps)))
 
     def reach_end(self, since: int) -> int:
-        """Where it is known how far later updates get, that are measured after so many steps."""
-        return min(since + self._num_reached, self.longest)
+        """The steps done when a window is over that began after so many; one is left for the LR to change."""
+        return max(since, min(since + self._num_reached, self.longest - 1))
 
     def starts_again(self, leg_end: int) -> int | None:
-        """When they are measured again, after a leg that ends after so many steps; None in a short run."""
+        """The steps done when the second window begins, after a leg that ends after so many; None in runs too short to
+        look at their losses.
+        """
         return max(round(AGAIN * self.num_steps) - self._num_reached, leg_end) if self.looks else None
 
     @property

@@ -56,7 +56,8 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
 def events(approach: Approach) -> tuple[int, ...]:
     """How often each of the things has happened that ``news`` tells."""
     is_unasked = int(approach.later.unasked is not None)
-    return len(approach.breaks.steps), len(approach.breaks.changes), len(approach.way.raises), is_unasked
+    breaks, changes, raises = approach.breaks.steps, approach.breaks.changes, approach.way.raises
+    return len(breaks), len(changes), len(raises), is_unasked, len(approach.later.factors)
 
 
 def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str]:
@@ -67,7 +68,9 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         before: its ``events`` before.
         step: the steps done.
     """
-    breaks, changes, raises, is_unasked = (now > then for now, then in zip(events(approach), before, strict=True))
+    breaks, changes, raises, is_unasked, factors = (
+        now > then for now, then in zip(events(approach), before, strict=True)
+    )
     if breaks or approach.stalled == step:
         yield _setback(approach, step)
     if changes:
@@ -76,6 +79,8 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         yield _raise(approach, step)
     if is_unasked:
         yield _doubt(approach)
+    if factors:
+        yield _correction(approach, step)
 
 
 def _setback(approach: Approach, step: int) -> str:
@@ -100,6 +105,15 @@ def _raise(approach: Approach, step: int) -> str:
     return (
         f"AutoWU: {lasting(approach.later.lasting)} of the first updates' slope lasts on the batches up to step "
         f"{step}, the rest was noise; the learning rate goes on to {approach.way.peak_lr:.1e}"
+    )
+
+
+def _correction(approach: Approach, step: int) -> str:
+    """Why the LR is another one from now on."""
+    far = "farther" if approach.later.factors[-1] < 1.0 else "less far"
+    return (
+        f"AutoWU: by step {step} the steps take the weights {far} than the first updates promised; the learning rate "
+        f"goes to {approach.way.peak_lr:.1e}"
     )
 
 

@@ -100,6 +100,11 @@ def describe(report: dict[str, Any]) -> str:
     return f"{found}; peak LR {_peak(report)}{restored}, {_decay(report)} decay over {steps} steps"
 
 
+def with_sentence(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with how the LR was found in one sentence, ``found``: after the switch the line in the log."""
+    return {"found": headline(report) if report["switch_step"] is None else describe(report), **report}
+
+
 def is_doubtful(report: dict[str, Any]) -> bool:
     """Whether the peak of a report after the switch is one that the losses do not speak for."""
     approach = report["approach"] or {"breaks_too_often": False, "sweep": None}

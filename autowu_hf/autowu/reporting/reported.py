@@ -22,7 +22,7 @@ from ..warm_up import WarmUp
 from ..way_back import require_finite_parameters
 from .file_names import FileNames
 from .plotting import write_files
-from .report import SCHEDULER_STEPS, log_values, lr_in_words
+from .report import SCHEDULER_STEPS, log_values, lr_in_words, with_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Reported(AdaptiveScheduler):
     def report(self) -> dict[str, Any]:
         """The decision and its evidence, as in ``autowu.json``: numbers, names, lists and None only."""
         tests = [dataclasses.asdict(record) for record in self.tests]
-        return {**self._outline(), "losses": self.losses, "tests": tests}
+        return with_sentence({**self._outline(), "losses": self.losses, "tests": tests})
 
     def _outline(self) -> dict[str, Any]:
         """The report without losses and tests; a state has it too, beside these."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ...runtime.checks import opened
+from .report import with_sentence
 from .report_file import read_report
 
 
@@ -86,4 +87,4 @@ def _read_state(path: str) -> dict[str, Any]:
     state = opened(state)
     losses = state["losses"]
     seen = [*state["course"]["losses_before"], *losses["gathered"].tolist(), *losses["pending"].tolist()]
-    return {**state["outline"], "losses": seen, "tests": state["minimum_test"]["records"]}
+    return with_sentence({**state["outline"], "losses": seen, "tests": state["minimum_test"]["records"]})

@@ -1,6 +1,7 @@
 """What one optimizer step does to the weights, and what its gradient says about it; looked at from outside."""
 
-from .meter import START_IS_GONE, UpdateMeter, tell_clipping
+from .backward_calls import tell_clipping
+from .meter import START_IS_GONE, UpdateMeter
 from .update import Update
 
 __all__ = ["START_IS_GONE", "Update", "UpdateMeter", "tell_clipping"]

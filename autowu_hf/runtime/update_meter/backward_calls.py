@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class BackwardCalls:
 
     def __init__(self) -> None:
         self._heard: dict[int, _Heard] = {}
-        self._told: float | None = None
+        self._told: dict[int, float] = {}
 
     def __bool__(self) -> bool:
         return bool(self._heard)
@@ -51,13 +52,18 @@ class BackwardCalls:
         square = None if numbers is None else numbers.float().square().sum()
         self._heard[id(parameter)] = _Heard(weakref.ref(gradient), square, added + 1, anew + (added == 0))
 
-    def tell_clipping(self, clipping: float) -> None:
-        """By what the gradient was divided, where that is known."""
-        self._told = clipping
+    def listen(self, does: bool) -> None:
+        """Whether it takes in what ``tell_clipping`` tells."""
+        (_listening.add if does else _listening.discard)(self)
+
+    def told_clipping(self, parameters: Iterable[Tensor]) -> list[float]:
+        """By what the gradient of each parameter was divided; none where nobody told of any of them."""
+        told = [self._told.get(id(parameter)) for parameter in parameters]
+        return [] if all(own is None for own in told) else [1.0 if own is None else own for own in told]
 
     def clear(self) -> None:
         """The optimizer was stepped."""
-        self._heard, self._told = {}, None
+        self._heard, self._told = {}, {}
 
     @property
     def num_added(self) -> int:
@@ -75,8 +81,6 @@ class BackwardCalls:
         Args:
             norm: ||g|| at the step.
         """
-        if self._told is not None:
-            return self._told
         if not self._heard or norm <= 0.0:
             return 1.0
         squares = total(heard.square.reshape(1) for heard in self._heard.values() if heard.square is not None)
@@ -87,3 +91,23 @@ class BackwardCalls:
         if ratio < _LOSS_SCALE:
             return max(ratio, 1.0)
         return None
+
+
+_listening: weakref.WeakSet[BackwardCalls] = weakref.WeakSet()
+
+
+def tell_clipping(parameters: Iterable[Tensor], norm: Any, max_norm: float) -> None:
+    """Gradients were clipped through accelerate.
+
+    Args:
+        parameters: whose.
+        norm: that they had together; None: accelerate does not know.
+        max_norm: that they have now at most.
+    """
+    if norm is None or not _listening:
+        return
+    divisor = max((float(norm) + 1e-6) / float(max_norm), 1.0)
+    clipped = [id(parameter) for parameter in parameters]
+    for calls in list(_listening):
+        for key in clipped:  # one that is clipped twice was divided by both
+            calls._told[key] = divisor * calls._told.get(key, 1.0)

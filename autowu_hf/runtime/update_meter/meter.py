@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .. import collective
@@ -50,14 +51,14 @@ class UpdateMeter:
         self._hooks: list[Any] = []
         self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._backward_calls = BackwardCalls()
-        self._is_sharded: Callable[[], bool] = bool
+        self._num_shares: Callable[[], int] = int
         self._takes_back = True
         self._has_start = False
         self._start: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        names = ("updates", "expected_lr", "takes_back_from", "_is_sharded", "_takes_back", "_has_start")
+        names = ("updates", "expected_lr", "takes_back_from", "_num_shares", "_takes_back", "_has_start")
         kept = {name: self.__dict__[name] for name in names}
         had = {"was_armed": bool(self._hooks), "had_start": bool(self._start)}
         return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, **had}
@@ -65,19 +66,18 @@ class UpdateMeter:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.__dict__.pop("was_armed"):
-            self.arm(self._is_sharded, self._takes_back)
+            self.arm(self._num_shares, self._takes_back)
         if self.__dict__.pop("had_start"):
             self.updates.append(START_IS_GONE)
 
-    def arm(self, is_sharded: Callable[[], bool] = bool, takes_back: bool = True) -> None:
+    def arm(self, num_shares: Callable[[], int] = int, takes_back: bool = True) -> None:
         """Measures every step from now on.
 
         Args:
-            is_sharded: called at a step: whether every process holds another share of the parameters, as under FSDP1;
-                FSDP2's parameters say so themselves.
+            num_shares: called at a step: into how many shares the processes divide the parameters; see ``Shares``.
             takes_back: whether steps of weights in half precision are taken back.
         """
-        self._is_sharded, self._takes_back = is_sharded, takes_back
+        self._num_shares, self._takes_back = num_shares, takes_back
         if self._hooks:
             return
         this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
@@ -102,9 +102,9 @@ class UpdateMeter:
             self._optimizer.register_step_post_hook(after),
         ]
         if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
-            leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf]
+            leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf and not is_lazy(p)]
             self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]  # type: ignore[no-untyped-call]
-        _armed.add(self)
+        self._backward_calls.listen(True)
 
     def hold_start(self, weights: Sequence[Tensor] = ()) -> None:
         """Measures, too, what later batches say of the way since w_0 (``Update.fallen``), until it is disarmed.
@@ -122,7 +122,7 @@ class UpdateMeter:
             hook.remove()
         self._hooks, self._before, self._start, self._has_start = [], [], {}, False
         self._backward_calls.clear()
-        _armed.discard(self)
+        self._backward_calls.listen(False)
 
     @property
     def has_hooks(self) -> bool:
@@ -150,17 +150,17 @@ class UpdateMeter:
         return bool(self._backward_calls) or any(p.grad is not None for p in self._parameters())
 
     def sketch(self) -> Tensor:
-        """Of the weights; see ``sketch``. As under FSDP1 only if ``arm`` was told so before."""
+        """The sketch of the weights now; under FSDP1 ``arm`` must have been given ``num_shares`` before."""
         return sketch(self._parameters(), self._shares)
 
     @property
     def kind_of_sketch(self) -> str:
-        """What it depends on beside the weights."""
+        """The tensors and processes that a sketch is of; only sketches of the same kind can be compared."""
         return kind_of(self._parameters(), self._shares)
 
     @property
     def _shares(self) -> Shares:
-        return Shares(self._parameters(), self._is_sharded())
+        return Shares(self._parameters(), self._num_shares())
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -211,15 +211,21 @@ class UpdateMeter:
         lr, parts, shares = self._lr(), [], self._shares
         own_lrs = {id(p): float(group["lr"]) for group in self._outermost.param_groups for p in group["params"]}
         unreadable = obstacle_in(self._parameters())
+        told = self._backward_calls.told_clipping(self._parameters())
+        divisors = dict(zip(map(id, self._parameters()), told, strict=True)) if len({*told}) > 1 else {}
         for parameter, weights, gradient in before if unreadable is None else []:
             now, left = numbers_of(parameter), numbers_of(parameter.grad) if gradient is None else gradient
             if now is None or left is None:
                 continue
             w, g, start = weights.to(now.device), left.to(now.device), numbers_of(self._start.get(id(parameter)))
+            if divisors:  # not all of them were clipped together
+                g = g * divisors[id(parameter)]
             w0 = None if start is None else start.to(now.device)
             parts.append(sums_of(w, now, g, own_lrs[id(parameter)], w0) / shares.copies_of(parameter))
         sums = total(parts)
-        clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
+        clipping: float | None = 1.0 if divisors else told[0] if told else None
+        if clipping is None:
+            clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
         sums = shares.gather_sum(sums)
         is_large = seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back else []:
@@ -246,14 +252,6 @@ START_IS_GONE = "the weights from before are gone"
 """Why it cannot be said how far the loss has fallen since, as a part of a sentence."""
 
 _MOST = 16  # the measured steps that nobody has taken in: the schedule is not stepped yet
-_armed: weakref.WeakSet[UpdateMeter] = weakref.WeakSet()
-
-
-def tell_clipping(norm: Any, max_norm: float) -> None:
-    """Gradients were clipped through accelerate, from ``norm`` (None: it does not know) to at most ``max_norm``."""
-    for meter in list(_armed):
-        if norm is not None:
-            meter._backward_calls.tell_clipping(max((float(norm) + 1e-6) / float(max_norm), 1.0))
 
 
 def _on_host(tensor: Tensor) -> Tensor:

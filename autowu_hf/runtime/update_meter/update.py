@@ -14,7 +14,7 @@ from ..finite import numbers_of
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
 
-NUM_SUMS = 10
+NUM_SUMS = 11
 """The length of ``sums_of``."""
 
 _WITHOUT_FLOAT64 = ("mps",)
@@ -38,6 +38,7 @@ class Update:
         fallen: -<g, w - w_0>, by how much the loss of the step's batch has fallen since the weights were w_0, for the
             steps before it; g is the gradient before clipping. 0 where there is no w_0.
         whole_norm: ||u|| over all weights.
+        num_weights: that have a gradient, those that are zero included.
     """
 
     slope: float
@@ -50,6 +51,7 @@ class Update:
     lr: float = math.nan
     fallen: float = 0.0
     whole_norm: float = math.nan
+    num_weights: float = math.nan
 
     @classmethod
     def from_sums(cls, sums: Tensor, lr: float, clipping: float) -> Update:
@@ -60,7 +62,7 @@ class Update:
             lr: the common LR of the step, positive.
             clipping: as above.
         """
-        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, _ = sums.tolist()
+        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, _ = sums.tolist()
         return cls(
             slope=clipping * down / lr,
             update_norm=math.sqrt(seen_d2) / lr,
@@ -72,6 +74,7 @@ class Update:
             lr=lr,
             fallen=clipping * fallen,
             whole_norm=math.sqrt(d2) / lr,
+            num_weights=number,
         )
 
 
@@ -87,14 +90,16 @@ def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float, start:
 
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
-        ||g||^2, -<g, d> and ||d||^2 per unit of the group's own LR, 0 where that is 0; -<g, w - w_0>, or 0; and 1.
+        ||g||^2, -<g, d> and ||d||^2 per unit of the group's own LR, 0 where that is 0; -<g, w - w_0>, or 0;
+        how many weights they are; and 1.
     """
     change = wide(now) - wide(before)
     w2, g2, d2 = (product(t, t) for t in (before, gradient, change))
     down = -product(gradient, change)
     own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((g2, down, d2))]
     fallen = torch.zeros_like(w2) if start is None else product(gradient, wide(start) - wide(before))
-    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, torch.ones_like(w2)])
+    number = torch.full_like(w2, now.numel())
+    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, torch.ones_like(w2)])
 
 
 def seen_share(sums: Tensor) -> float:

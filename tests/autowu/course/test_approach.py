@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import pickle
+import warnings
 from functools import partial
 
 import numpy as np
@@ -284,6 +285,100 @@ def test_weights_that_are_all_zero_at_first_are_measured():
     approach = schedule.report()["approach"]
     assert 0.9 < approach["reaches"][0] < 1.5  # in the first of the two steps, nothing had a size
     assert 0.13 < approach["factor"] < 0.25
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("what", ["head", "biases", "LoRA's B"])
+def test_what_begins_at_zero_and_is_trained_alone_learns(make, what):
+    torch.manual_seed(0)
+    x = torch.randn(256, 6)
+    y = (x @ torch.randn(6, 3)).argmax(1)
+    body = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3)).requires_grad_(False)
+    zero = {"head": (32, 3), "biases": (32,), "LoRA's B": (4, 32)}[what]
+    trained, down = nn.Parameter(torch.zeros(zero)), torch.randn(6, 4)
+
+    def output(x):
+        if what == "head":
+            return body[:2](x) @ trained
+        return body[2](torch.tanh(body[0](x) + (trained if what == "biases" else x @ down @ trained)))
+
+    optimizer = make([trained], lr=1e-3)
+    schedule, losses = get_autowu_schedule(optimizer, 100), []
+    for _ in range(100):
+        loss = nn.functional.cross_entropy(output(x), y)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+        schedule.step(loss)
+        optimizer.zero_grad()
+    assert schedule.report()["approach"]["scale"]["trust"] == math.inf
+    untuned = losses[0]
+    assert losses[-1] < untuned - 0.05
+    assert losses[-1] < losses[5] - 0.05  # not in a lucky first step
+
+
+def test_that_all_weights_were_zero_stays_in_the_state():
+    model, optimizer, schedule = made(100)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    losses = slowly(100)
+    run(model, optimizer, schedule, losses[:1])
+    _, _, other = made(100)
+    other.load_state_dict(copy.deepcopy(schedule.state_dict()))
+    assert other._course.approach.search.from_zero
+
+
+@pytest.mark.parametrize("step", [10, 35])
+def test_weights_that_are_frozen_before_that_is_measured_leave_it_unknown(step):
+    model, optimizer, schedule = made(400)
+    losses = slowly(400)
+    run(model, optimizer, schedule, losses[:step])
+    model[0].requires_grad_(False)
+    run(model, optimizer, schedule, losses, since=step)
+    approach = schedule.report()["approach"]
+    assert approach["reaches"][-1] is None
+    assert approach["factor"] == 1.0
+
+
+def test_weights_that_join_before_that_is_measured_leave_it_unknown():
+    model, optimizer, schedule = made(400)
+    model[0].requires_grad_(False)
+    losses = slowly(400)
+    run(model, optimizer, schedule, losses[:10])
+    model[0].requires_grad_(True)
+    run(model, optimizer, schedule, losses, since=10)
+    approach = schedule.report()["approach"]
+    assert approach["reaches"] == [None, None]
+
+
+def test_lazy_parameters_do_not_stop_the_schedule_from_being_made():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about lazy modules
+        model = nn.LazyLinear(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = get_autowu_schedule(optimizer, 100)
+    assert schedule.phase == "warmup"
+
+
+@pytest.mark.parametrize("steps", [6, 7, 8, 10, 12, 29, 40])
+@pytest.mark.parametrize("make", [Steady, Shrinking])
+@pytest.mark.parametrize("warm_up", [0, 3, 4, 5, 6, 8])
+def test_the_peak_is_known_by_the_end_of_the_warm_up_that_was_asked_for(steps, make, warm_up):
+    if warm_up >= steps:
+        pytest.skip("longer than the run")
+    model, optimizer, schedule = made(steps, make=make, num_warmup_steps=warm_up)
+    run(model, optimizer, schedule, slowly(steps))
+    assert schedule.switch_step <= (warm_up or steps - 1)
+
+
+def test_that_the_steps_get_less_far_is_said_where_the_lr_changes(caplog):
+    model, optimizer, schedule = made(400, make=Shrinking)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, slowly(400))
+    corrections = schedule._course.approach.later.factors
+    assert caplog.text.count("the steps take the weights less far than the first updates promised") == len(corrections)
+    assert corrections
 
 
 def test_an_lr_that_has_broken_the_run_is_not_raised_again():

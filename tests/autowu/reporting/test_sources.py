@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from tiny import get_schedule
@@ -32,6 +34,17 @@ def test_a_checkpoint_holds_the_report(steps, options, tmp_path):
     assert repr(report_from(path)) == repr(report_from(str(tmp_path)))
     assert repr(report_from(path)) == repr(report_from(scheduler))  # there may be NaN in it
     assert plot_autowu(str(path)).get_suptitle() == plot_autowu(scheduler).get_suptitle()
+
+
+def test_the_report_says_in_a_sentence_what_the_log_says(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        scheduler = trained(60, scale=True, max_warmup_fraction=None, growth=None)
+    found = scheduler.report()["found"]
+    assert f"AutoWU: {found}" in caplog.messages
+    assert found.startswith("scale ")
+    assert f"peak LR {scheduler.peak_lr:.1e}".replace("e-0", "e-") in found
+    begun = trained(15, scale=True, max_warmup_fraction=None, growth=None)
+    assert begun.report()["found"] == plot_autowu(begun).get_suptitle()
 
 
 def test_a_folder_is_drawn_where_there_is_one_report_in_it(tmp_path):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autowu_hf.runtime.update_meter.backward_calls import BackwardCalls
+from autowu_hf.runtime.update_meter.backward_calls import BackwardCalls, tell_clipping
 
 
 def parameter() -> torch.Tensor:
@@ -44,5 +44,21 @@ def test_the_clipping_is_what_the_step_lacks_of_the_gradient():
     assert calls.clipping(7.0) == 1.0  # weight decay was added, say
     assert calls.clipping(6.0 / 1024) == 1.0  # a gradient scaler's
     assert calls.clipping(6.0 / 1500) is None  # that, and a clipping
-    calls.tell_clipping(2.5)
-    assert calls.clipping(1.0) == 2.5
+
+
+def test_what_was_told_of_clipping_belongs_to_the_parameters_that_were_clipped():
+    calls, (p, q, other) = BackwardCalls(), (parameter() for _ in range(3))
+    tell_clipping([p], 5.0, 2.0)
+    assert calls.told_clipping([p]) == []  # it does not listen
+    calls.listen(True)
+    tell_clipping([p, q], 5.0, 2.0)
+    tell_clipping(iter([q]), 2.0, 1.0)
+    assert calls.told_clipping([other]) == []
+    assert calls.told_clipping([p, q, other]) == pytest.approx([2.5, 5.0, 1.0], rel=1e-5)
+    tell_clipping([other], None, 1.0)  # accelerate does not know
+    assert calls.told_clipping([other]) == []
+    calls.clear()
+    assert calls.told_clipping([p, q]) == []
+    calls.listen(False)
+    tell_clipping([p], 5.0, 2.0)
+    assert calls.told_clipping([p]) == []

@@ -151,10 +151,10 @@ def test_what_accelerate_says_of_its_clipping_is_taken_as_it_is():
     meter = UpdateMeter(optimizer, [1.0])
     meter.arm()
     nn.functional.cross_entropy(model(x), y).backward()
-    update_meter.tell_clipping(torch.tensor(8.0), 2.0)
+    update_meter.tell_clipping(model.parameters(), torch.tensor(8.0), 2.0)
     optimizer.step()
     assert meter.updates[0].clipping == pytest.approx(4.0, rel=1e-6)
-    update_meter.tell_clipping(torch.tensor(0.5), 2.0)
+    update_meter.tell_clipping(model.parameters(), torch.tensor(0.5), 2.0)
     optimizer.step()
     assert meter.updates[1].clipping == 1.0
 

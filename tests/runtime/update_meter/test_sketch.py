@@ -16,7 +16,7 @@ def tensors(*sizes, seed=0, dtype=torch.float32):
 
 
 def of(parameters):
-    return sketch(parameters, Shares(parameters, is_sharded=False))
+    return sketch(parameters, Shares(parameters, 1))
 
 
 def norm(parameters):
@@ -91,7 +91,7 @@ def test_it_leaves_the_random_numbers_alone():
 
 def test_sketches_of_more_weights_or_other_shares_have_nothing_to_do_with_each_other(monkeypatch):
     whole = tensors(10)
-    assert kind_of(whole, Shares(whole, is_sharded=False)) == "1 tensors, 10 weights"
+    assert kind_of(whole, Shares(whole, 1)) == "1 tensors, 10 weights"
     monkeypatch.setattr(collective, "num_processes", lambda: 4)
-    assert kind_of(whole, Shares(whole, is_sharded=False)) == "1 tensors, 10 weights"
-    assert kind_of(whole, Shares(whole, is_sharded=True)) == "1 tensors, 4 processes"
+    assert kind_of(whole, Shares(whole, 1)) == "1 tensors, 10 weights"
+    assert kind_of(whole, Shares(whole, 4)) == "1 tensors, 4 processes"
