@@ -47,8 +47,9 @@ def test_the_second_seed_is_for_the_default_and_the_best_of_the_first(designs):
             rows.append(row(designs, design, cell, designs.FIRST_SEED, test))
     assert designs.needed(rows[:-1]) == [("range", *designs.CELLS[-1], designs.FIRST_SEED)]
     later = designs.needed(rows)
-    assert {job[-1] for job in later} == {designs.SECOND_SEED}
-    assert {job[0] for job in later} == {"default", *list(designs.DESIGNS)[-3:]}
+    assert {job[-1] for job in later} == {designs.SECOND_SEED, *designs.MORE_SEEDS}
+    assert {job[0] for job in later if job[-1] == designs.SECOND_SEED} == {"default", *list(designs.DESIGNS)[-3:]}
+    assert {job[0] for job in later if job[-1] in designs.MORE_SEEDS} == set(designs.NEAREST)
 
 
 def test_a_line_has_mean_and_median_gap(designs, capsys):
@@ -56,3 +57,23 @@ def test_a_line_has_mean_and_median_gap(designs, capsys):
     designs.show([row(designs, "0.2 P", CELL, designs.FIRST_SEED, chance + 1.1 * (tuned - chance))])
     *_, line = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in line.strip("|").split("|")][:3] == ["0.2 P", "+10.0 / +10.0", "+10.0 / +10.0"]
+
+
+def test_where_the_tuned_cosine_gains_nothing_a_better_run_counts_as_better(designs):
+    cell = ("waves", 128, 10)
+    tuned = designs.tuned()[cell]
+    assert tuned < designs.TASKS[cell[0]].chance
+    rows = [row(designs, name, cell, designs.FIRST_SEED, tuned + by) for name, by in (("0.2 P", 0.1), ("REX", -0.1))]
+    found = designs.gaps(rows)
+    assert found["0.2 P", designs.FIRST_SEED] == {cell: 100.0}
+    assert found["REX", designs.FIRST_SEED] == {cell: -100.0}
+
+
+def test_the_table_in_the_readme_is_what_the_committed_rows_give(designs, capsys):
+    rows = designs.RUNS.rows()
+    designs.show(rows)
+    printed = capsys.readouterr().out.strip()
+    assert len(printed.splitlines()) == 2 + len(designs.DESIGNS)
+    readme = (designs.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- designs -->\n{printed}\n<!-- end designs -->" in readme
+    assert designs.needed(rows) == []

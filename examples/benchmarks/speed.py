@@ -1,5 +1,5 @@
-"""What AutoWU costs: a minimum test with either engine, a step beside the cosine schedule, and a snapshot for rewind
-beside a training step.
+"""What AutoWU costs: a minimum test with either engine, a step beside the cosine schedule, the steps until the peak is
+known in a real run, and a snapshot for rewind beside a training step.
 
     python examples/benchmarks/speed.py
     ACCELERATE_USE_CPU=false python examples/benchmarks/speed.py  # steps and snapshots on a GPU
@@ -90,11 +90,13 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 def steps() -> None:
-    """A scheduler's step between tests. Backward and optimizer step do nothing, so that what the tap adds shows."""
+    """A scheduler's step between tests, over a range. Backward and optimizer step do nothing, so that what the tap adds
+    shows; a scale could not be measured so, see ``approaches``.
+    """
     total = 10**7
     cosine = get_cosine_schedule_with_warmup(optimizer(), 0, total)
-    warming = autowu_hf.get_autowu_schedule(optimizer(), total, test_every=total)
-    decaying = autowu_hf.get_autowu_schedule(optimizer(), total, num_warmup_steps=1)
+    warming = autowu_hf.get_autowu_schedule(optimizer(), total, test_every=total, scale=False)
+    decaying = autowu_hf.get_autowu_schedule(optimizer(), total, num_warmup_steps=1, scale=False)
     for schedule in (cosine, warming, decaying):
         schedule.optimizer.step()
     for _ in range(2):
@@ -117,7 +119,7 @@ def steps() -> None:
     try:
         forbid_waiting(with_tap, warming.flush)
         rows = [
-            ("warm-up, tap included", *medians(with_tap, cosine.step, ROUNDS, 500, between=warming.flush)),
+            ("growth, tap included", *medians(with_tap, cosine.step, ROUNDS, 500, between=warming.flush)),
             ("decay", *medians(decaying.step, cosine.step, ROUNDS, 500)),
         ]
     finally:
@@ -140,7 +142,50 @@ def forbid_waiting(step: Callable[[], object], flush: Callable[[], object]) -> N
         step()
     torch.cuda.set_sync_debug_mode("default")
     flush()
-    print("\n100 steps of the warm-up did not wait for the GPU")
+    print("\n100 steps of a growth, between tests, did not wait for the GPU")
+
+
+def approaches() -> None:
+    """What the schedule's steps take from the third one until the peak is known, in training around the scale: the
+    median step, and all of them, with the snapshot and the sketches of the weights, as a share of the whole run.
+    """
+    print("\nfrom the third step until the peak is known, around the scale: an MLP of 0.4 M weights, batch 32")
+    print(f"{'run of':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8} {'of the run':>11}")
+    for total in (100, 1_000, 10_000):
+        ours, whole = _seconds_of_steps(total, "autowu")
+        theirs, _ = _seconds_of_steps(total, "cosine")
+        switch = len(ours) + 2
+        median, cosine = statistics.median(ours), statistics.median(theirs)
+        name = f"{total} steps, to {switch}"
+        share = sum(ours) / (whole / switch * total)
+        print(f"{name:>24} {median * 1e6:>7.2f} us {cosine * 1e6:>7.2f} us {median / cosine:>7.1f}x {share:>10.2%}")
+
+
+def _seconds_of_steps(total: int, method: str) -> tuple[list[float], float]:
+    """The seconds in which the schedule was stepped, from the third step until the peak is known (with a cosine, for as
+    many steps as AutoWU takes at most), and the seconds of the training until then.
+    """
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU()]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(512, 10)).to(DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    teacher = torch.randn(256, 10, device=DEVICE)
+    schedule, seconds = get_cosine_schedule_with_warmup(optimizer, 5, total), []
+    if method == "autowu":
+        schedule = autowu_hf.get_autowu_schedule(optimizer, total)
+    begun = time.perf_counter()
+    for _ in range(round(0.3 * total)):
+        x = torch.randn(32, 256, device=DEVICE)
+        loss = torch.nn.functional.cross_entropy(model(x), (x @ teacher).argmax(1))
+        loss.backward()
+        optimizer.step()
+        start = time.perf_counter()
+        schedule.step(loss) if method == "autowu" else schedule.step()
+        seconds.append(time.perf_counter() - start)
+        optimizer.zero_grad()
+        if method == "autowu" and schedule.phase == "decay":
+            break
+    return seconds[2:], time.perf_counter() - begun
 
 
 def snapshots() -> None:
@@ -182,6 +227,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, one thread" + ("" if ON_CPU else f", {torch.cuda.get_device_name()}"))
     minimum_tests()
     steps()
+    approaches()
     snapshots()
 
 

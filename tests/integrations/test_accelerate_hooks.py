@@ -303,6 +303,6 @@ def test_each_of_two_optimizers_knows_of_its_own_clipping_only():
         return [schedule.scheduler.report()["approach"]["scale"]["polyak"] for schedule in schedules]
 
     plain = polyak()
-    assert polyak(lambda models: models[0]) == pytest.approx(plain, rel=1e-2)
-    assert polyak(lambda models: models[0], lambda models: models[1]) == pytest.approx(plain, rel=1e-2)
+    assert polyak(lambda models: models[0]) == pytest.approx(plain, rel=0.1)
+    assert polyak(lambda models: models[0], lambda models: models[1]) == pytest.approx(plain, rel=0.1)
     assert polyak(lambda models: models[0][0], lambda models: models[0][2]) == pytest.approx(plain, rel=0.1)
