@@ -83,10 +83,13 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     monkeypatch.setattr(speed, "SIZES", (50,))
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "WIDTH", 16)
+    monkeypatch.setattr(speed, "LENGTHS", (40,))
     speed.main()
     printed = capsys.readouterr().out
     assert "1/" in printed
-    assert "warm-up, tap included" in printed
+    assert "growth, tap included" in printed
+    (line,) = [line for line in printed.splitlines() if "40 steps, to " in line]
+    assert 2 < int(line.split("to ")[1].split()[0]) <= 12  # around the scale, in training: the peak was found
     assert "at most 12 at a time" in printed
 
 

@@ -36,6 +36,7 @@ torch.set_num_threads(1)
 
 DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 SIZES = (200, 2_000, 20_000)
+LENGTHS = (100, 1_000, 10_000)
 ROUNDS = 40
 WIDTH = 256
 
@@ -151,7 +152,7 @@ def approaches() -> None:
     """
     print("\nfrom the third step until the peak is known, around the scale: an MLP of 0.4 M weights, batch 32")
     print(f"{'run of':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8} {'of the run':>11}")
-    for total in (100, 1_000, 10_000):
+    for total in LENGTHS:
         ours, whole = _seconds_of_steps(total, "autowu")
         theirs, _ = _seconds_of_steps(total, "cosine")
         switch = len(ours) + 2

@@ -101,10 +101,30 @@ def test_how_far_later_updates_get_corrects_the_scale(reach, step, factor):
         (1.0, 30.0, 1.0, 0.2),
         (0.02, 1.0, 3.0, 10 / 3),
         (0.02, 1.0, 9.0, 1.0),
+        (0.2 / 1.5, 1.0, 3.0, 1.0),  # what was lifted before is not lifted again by the way down
     ],
 )
 def test_only_what_was_not_corrected_before_is_corrected(reach, raised, done, factor):
     assert reach_factor(reach, 49, 1.0, raised, done) == pytest.approx(factor)
+
+
+def test_a_raise_is_not_taken_back_where_updates_get_a_little_less_far():
+    assert reach_factor(0.34, 16, 1.0, raised=7.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reach", "size", "factor"),
+    [
+        (0.2 / 2.53, 1.0, 2.53),
+        (0.2 / 2.47, 1.0, 1.0),
+        (0.2 / 0.606, 1.0, 1.0),
+        (0.2 / 0.594, 1.0, 0.594),
+        (0.4, 0.673, 0.5),
+        (0.4, 0.66, 1.0),
+    ],
+)
+def test_the_bounds_of_a_correction_are_where_they_are_said_to_be(reach, size, factor):
+    assert reach_factor(reach, 49, size) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0])
