@@ -194,3 +194,14 @@ def test_a_row_of_a_real_model(real_models, tasks, load, monkeypatch, name):
         norms = [m for m in task.prepare(10).model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert [norm.momentum for norm in norms] == pytest.approx([0.1] * len(norms))
         assert all(float(norm.running_mean.abs().sum()) > 0 for norm in norms)  # those of ImageNet
+
+
+def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, capsys):
+    rows = real_models.RUNS.rows()
+    real_models.show(
+        real_models.reported(rows, list(real_models.REPORTED)), real_models.METHODS, tuple(real_models.AUTOWU)
+    )
+    printed = capsys.readouterr().out.strip()
+    assert "SmolLM2, full, 300 steps" in printed
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- real models -->\n{printed}\n<!-- end real models -->" in readme
