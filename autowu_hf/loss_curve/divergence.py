@@ -10,6 +10,7 @@ from scipy.ndimage import median_filter
 from .gp import Array
 
 _FEWEST = 5
+_A_FEW = 64
 _START_SHARE = 0.05
 _NOISES = 6.0
 _GAINED_NOISES = 3.0
@@ -48,7 +49,19 @@ def noise(losses: Array) -> float:
     Args:
         losses: (n,), n at least 2, finite.
     """
-    return float(np.median(np.abs(np.diff(losses))) / (0.6745 * 2.0**0.5))
+    return float(median(np.abs(np.diff(losses))) / (0.6745 * 2.0**0.5))
+
+
+def median(losses: Array) -> float:
+    """numpy's median, in a tenth of the time where there are a few only.
+
+    Args:
+        losses: (n,), n at least 1, none of them NaN.
+    """
+    if not 0 < len(losses) <= _A_FEW:
+        return float(np.median(losses))
+    ordered = sorted(losses.tolist())
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2.0
 
 
 def _spread(losses: Array) -> float:

@@ -9,6 +9,7 @@ from autowu_hf.loss_curve.divergence import (
     has_gained,
     is_above,
     is_diverged,
+    median,
     noise,
     num_lowest,
     num_sound,
@@ -158,3 +159,10 @@ def test_losses_have_fallen_where_noise_and_drift_do_not_explain_it_and_nothing_
     assert not has_fallen(scale * (falling_on + rises) + shift)
     assert not has_fallen(scale * falling_on[::-1] + shift)
     assert not has_fallen(np.array([3.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 10, 64, 65, 200])
+def test_the_median_is_numpys_to_the_last_bit(n):
+    generator = np.random.default_rng(n)
+    for values in (generator.standard_normal(n), np.where(generator.random(n) < 0.4, np.inf, 1.0), np.ones(n) / 3.0):
+        assert median(values) == np.median(values)

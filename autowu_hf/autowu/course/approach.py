@@ -163,7 +163,8 @@ class Approach:
             factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
             self._watch(step if factor == MOST_RAISED else None)
-        factor = self.later.follow(step, self.way, seen.have_halved(losses))
+        have_halved = seen.have_halved(losses)
+        factor = self.later.follow(step, self.way, have_halved)
         if factor < 1.0 and have_risen(losses, 3):
             self._go_back(step, num, factor * self.way.peak_lr)  # nothing is learned at this LR
         elif factor != 1.0:
@@ -176,7 +177,7 @@ class Approach:
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
             return
         is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.scale.may_be_noise
-        may_grow = is_noisy or (seen.have_halved(losses) and not self.later.is_awaited(step))
+        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step))
         if may_grow and 2.0 * self.way.peak_lr < self.scale.trust < math.inf:
             self.sweep = Sweep.between(self.way.peak_lr, self.scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None

@@ -114,9 +114,9 @@ def _share(losses: Array, num_first: int, num_last: int) -> float:
     if len(losses) <= num_last + 1:
         return math.nan
     first, last = (part[np.isfinite(part)] for part in (losses[:num_first], losses[-num_last:]))
-    if 2 * len(first) < num_first or 2 * len(last) < num_last or np.median(first) <= 0.0:
+    if 2 * len(first) < num_first or 2 * len(last) < num_last or divergence.median(first) <= 0.0:
         return math.nan
-    return float(np.median(last) / np.median(first))
+    return divergence.median(last) / divergence.median(first)
 
 
 def are_broken(losses: Array, num_first: int, num_last: int, since: int) -> bool:
@@ -132,6 +132,6 @@ def are_broken(losses: Array, num_first: int, num_last: int, since: int) -> bool
     first = losses[:num_first][np.isfinite(losses[:num_first])]
     if len(last) < num_last or len(first) < 2:
         return False
-    start = float(np.median(first))
+    start = divergence.median(first)
     level = start + max(LIFT * abs(start), _NOISES * divergence.noise(first))
-    return float(np.median(np.where(np.isfinite(last), last, np.inf))) > level
+    return divergence.median(np.where(np.isfinite(last), last, np.inf)) > level
