@@ -26,7 +26,7 @@ def trial(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         ValueError: the weights are out of reach.
     """
     if (obstacle := weights_out_of_reach(optimizer)) is not None:
-        raise ValueError(f"suggest_lr cannot put the weights back: {obstacle.reason}; {obstacle.remedy}")
+        raise ValueError(f"the weights cannot be put back: {obstacle.reason}; {obstacle.remedy}")
     inner = innermost(optimizer)
     before = snapshot.take(optimizer, [model], 0)
     gradients = [parameter.grad for parameter in model.parameters()]

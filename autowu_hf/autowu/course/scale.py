@@ -49,9 +49,7 @@ LoRA, whose two matrices grow together. The first was set after runs of LoRA (``
 """
 
 MOST_LOWERED, MOST_LIFTED = 0.01, 20.0
-"""The least and the most that the LR is multiplied by for that: a guard against a measure that went wrong. The
-optimizers of ``examples/benchmarks/optimizers.py`` need 0.2 to 12.
-"""
+"""The least and the most that the LR is multiplied by for that: a guard against a measure that went wrong."""
 
 HARDLY_SHRUNK = 2 / 3
 """The share of the first updates' norm from which the LR is lowered for that, too. In a transient, all gradients have
