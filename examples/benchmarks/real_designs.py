@@ -77,20 +77,20 @@ def gaps(rows: list[Row]) -> dict[tuple[str, str], list[float]]:
 
 
 def show(rows: list[Row]) -> None:
-    """Prints a line a task, with the mean gap and the median peak LR of each design, and the means over the tasks."""
+    """Prints a line a task that all designs have run, with their mean gap and median peak LR, and means over tasks."""
     found = gaps(rows)
     print(f"| task | cosine's LR | {' | '.join(f'{design}: mean gap (peak LR)' for design in JUDGED)} |")
     print("|---|---|" + "---|" * len(JUDGED))
     means: dict[str, list[float]] = {design: [] for design in JUDGED}
     for task in JUDGES:
+        if not all(found.get((task, design)) for design in JUDGED):
+            continue
         columns = []
         for design in JUDGED:
             peaks = [float(row["peak_lr"]) for row in rows if RUNS.job(row)[:2] == (task, design)]
-            if peaks and found.get((task, design)):
-                means[design].append(statistics.mean(found[task, design]))
-                columns.append(f"{means[design][-1]:+.1f} ({statistics.median(peaks):.1e})")
-        if len(columns) == len(JUDGED):
-            print(f"| {task} | {tuned_lr(task):g} | {' | '.join(columns)} |")
+            means[design].append(statistics.mean(found[task, design]))
+            columns.append(f"{means[design][-1]:+.1f} ({statistics.median(peaks):.1e})")
+        print(f"| {task} | {tuned_lr(task):g} | {' | '.join(columns)} |")
     if all(means.values()):
         over_all = (f"{statistics.mean(values):+.1f} / {statistics.median(values):+.1f}" for values in means.values())
         print(f"| mean / median |  | {' | '.join(over_all)} |")

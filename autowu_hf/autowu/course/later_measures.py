@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...runtime.update_meter import START_IS_GONE, Update
+from ...runtime.update_meter import START_IS_GONE, Distance, Update
 from .legs import Way
 from .measuring_lr import say_deaf
 from .scale import ALIGNED, reach_factor
@@ -18,6 +18,8 @@ from .scale_search import ScaleSearch
 from .timetable import MOST_WATCHED, PATIENCE
 
 _TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
+_SIZES = ("update_norm", "whole_norm")  # of an update, without and with the tensors that are zero
+_FEWEST_TELLING = 5  # the optimizer's steps in a window, where the schedule counts more of them
 
 
 class LaterMeasures:
@@ -46,8 +48,7 @@ class LaterMeasures:
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
         self._way = 0.0
-        self._sketch: list[float] = []  # of the weights at ``since``, and its kind
-        self._kind = ""
+        self._distance = Distance(search.optimizer, search.meter)  # from the weights at ``since``
         self._last: int | None = None  # the steps done before the last one of these
 
     def watch(self) -> None:
@@ -116,7 +117,7 @@ class LaterMeasures:
             found, is_first = self._reach([*self._meter.updates], step), not self.reaches
             self.reaches.append(None if found is None else found[0])
             self.stop()
-            wanted = 1.0 if found is None else reach_factor(found[0], step, found[1], way.raised, self.factor)
+            wanted = 1.0 if found is None else reach_factor(*found, way.raised, self.factor)
             factor = wanted if is_first else max(wanted, 1.0)
             self.factors += [factor] if factor != 1.0 else []
         starts = self._next_start(way)
@@ -124,7 +125,7 @@ class LaterMeasures:
         is_time = starts is not None and starts <= step <= way.times.longest - 2  # two more: to measure, and to change
         if self.since is None and is_worth_it and is_time:
             self.since, self._last = step, None
-            self._kind, self._sketch = self._meter.kind_of_sketch, self._meter.sketch().tolist()
+            self._distance.start()
         if self.since is not None and self._last is None and (is_urgent or self._is_before_end(step, way)):
             self._last = step
             self._arm()
@@ -144,7 +145,8 @@ class LaterMeasures:
         if self._last is not None:
             self._meter.updates.clear()
             self._search.stop()
-        self.since, self._last, self._sketch, self._kind = None, None, [], ""
+        self.since = self._last = None
+        self._distance.stop()
 
     def is_due(self, step: int, way: Way) -> bool:
         """Whether ``follow`` has something to do after so many steps."""
@@ -162,31 +164,34 @@ class LaterMeasures:
         is_once_more = len(self.reaches) == 1 and not way.has_gone_back
         return way.times.starts_again(way.legs[-1].end) if is_once_more else None
 
-    def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float] | None:
-        """How far the weights went up to ``step``, and how large the last update is, as shares of the first ones. None
-        for SGD, where rounding hides the update, and where the weights are others than in the first steps.
+    def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float, float] | None:
+        """How far the weights went up to ``step``, the optimizer's own steps by then, and how large the last update is;
+        both as shares of the first ones. None for SGD, where rounding hides the update, where the weights are others
+        than in the first steps, and where the optimizer was hardly stepped.
         """
         search, since, update = self._search, self.since, updates[-1]
         if isinstance(update, str) or len(updates) > 1 or not search.shows(update):
-            return None  # of more than one, it cannot be told how many there were since
+            return None  # more than one, so that the schedule is not stepped at each
         if search.alignment > ALIGNED and (search.momentum > 0.0 or update.alignment > ALIGNED):
             return None  # SGD's, whose size is that of the gradient, from batch to batch
         before = search.updates[-1].num_weights  # NaN in a state of an older release
         if abs(update.num_weights - before) > 1e-6 * before:
             return None  # some were frozen, or others joined them
-        seen, whole = (_root_mean_square(sizes) for sizes in zip(*map(_sizes, search.updates), strict=True))
+        seen, whole = (_root_mean_square(getattr(own, size) for own in search.updates) for size in _SIZES)
         growth = update.lr / search.updates[0].lr
         if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
             say_deaf(update.lr)
             return None
-        if since is None or search.scale is None or self._kind != self._meter.kind_of_sketch:
+        if since is None or search.scale is None or (way := self._distance.measured(step - since)) is None:
             return None
-        then = torch.tensor(self._sketch, dtype=torch.float64, device="cpu")
-        distance = float((self._meter.sketch() - then).norm())
+        distance, num_steps = way
+        if num_steps < min(step - since, _FEWEST_TELLING):
+            return None
         first = search.scale.size_of(whole, seen)
-        reach = distance / ((step - since) * update.lr * first) if first > 0.0 else math.inf
+        reach = distance / (num_steps * update.lr * first) if first > 0.0 else math.inf
         size = update.update_norm / seen if seen > 0.0 else update.whole_norm / whole
-        return (reach, size) if 0.0 < reach < math.inf else None
+        done = step * num_steps / (step - since)
+        return (reach, done, size) if 0.0 < reach < math.inf else None
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
@@ -210,8 +215,7 @@ class LaterMeasures:
             "way": self._way,
             "since": self.since,
             "last": self._last,
-            "sketch": [*self._sketch],
-            "kind": self._kind,
+            **self._distance.state_dict(),
             "is_watching": self.is_watching,
             "seen": seen if self.is_watching else [],
         }
@@ -231,7 +235,7 @@ class LaterMeasures:
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
         if state.get("since") is not None:
             self.since, self._last = state["since"], state["last"]
-            self._kind, self._sketch = state["kind"], [*state["sketch"]]
+            self._distance.load_state_dict(state)
             if self._last is not None:
                 self._arm()
         elif state.get("is_watching"):
@@ -251,10 +255,5 @@ class LaterMeasures:
             self._meter.updates.append(START_IS_GONE)
 
 
-def _sizes(update: Update) -> tuple[float, float]:
-    """The norm of an update without and with the weights that are all zero."""
-    return update.update_norm, update.whole_norm
-
-
-def _root_mean_square(sizes: Sequence[float]) -> float:
-    return math.sqrt(sum(size**2 for size in sizes) / len(sizes))
+def _root_mean_square(sizes: Iterable[float]) -> float:
+    return math.sqrt(statistics.fmean(size**2 for size in sizes))

@@ -209,7 +209,7 @@ class Scale:
         return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
 
 
-def reach_factor(reach: float, step: int, size: float = 1.0, raised: float = 1.0, done: float = 1.0) -> float:
+def reach_factor(reach: float, step: float, size: float = 1.0, raised: float = 1.0, done: float = 1.0) -> float:
     """By what the scale's LR has to be multiplied, once it is known how far later steps take the weights.
 
     P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of

@@ -37,6 +37,7 @@ class ScaleSearch:
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
+        is_stepped_at_each: whether the schedule was stepped at each of the backward calls of the last step.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
@@ -45,6 +46,7 @@ class ScaleSearch:
         self.is_blind = False
         self.updates: list[Update] = []
         self.losses: list[float] = []
+        self.optimizer = optimizer
         self.meter = UpdateMeter(optimizer, ratios)
         self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
         size = USUAL_SIZE
@@ -52,7 +54,8 @@ class ScaleSearch:
             size = self.meter.weight_size() or size
         self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence = "for the updates are too small or too large"
-        self._steps = 0
+        self._steps = self._num_calls = 0
+        self.is_stepped_at_each = False
         self.alignment = math.nan
         self.from_zero = False
         self.num_shares: Callable[[], int] = int
@@ -119,6 +122,10 @@ class ScaleSearch:
         """
         updates = [*self.meter.updates]
         self.meter.updates.clear()
+        self._num_calls += 1
+        if updates:
+            self.is_stepped_at_each = self._num_calls == self.num_backwards > 1
+            self._num_calls = 0
         if not updates and self.meter.idle is None and not self.meter.has_gradients():
             self.give_up("no step of the optimizer was seen, and its parameters have no gradients")
             return

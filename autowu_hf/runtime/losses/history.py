@@ -40,6 +40,11 @@ _ACCUMULATED = (
     "the losses that were back-propagated, total += loss.detach() and then scheduler.step(total). Where you do, filter "
     "this warning"
 )
+_STEPPED_AT_EACH = (
+    "the schedule is stepped {num} times for an optimizer step, once after each of its backward calls: call "
+    "scheduler.step(total) after optimizer.step() only, with the sum of the losses that were back-propagated, and let "
+    "num_training_steps count optimizer steps"
+)
 
 
 _COUNTED = 6
@@ -105,15 +110,16 @@ class LossHistory:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=caller_level())
 
-    def say_accumulated(self, num_backwards: int) -> None:
-        """Warns once where a step has several backward calls, and its loss is handed in.
+    def say_accumulated(self, num_backwards: int, is_stepped_at_each: bool) -> None:
+        """Warns once where a step has several backward calls, and its loss is handed in, or the schedule steps at each.
 
         Args:
             num_backwards: the backward calls of a step.
+            is_stepped_at_each: whether the schedule is.
         """
-        if self._is_handed and not self._said_accumulated:
+        if (self._is_handed or is_stepped_at_each) and not self._said_accumulated:
             self._said_accumulated = True
-            said = _ACCUMULATED.format(num=num_backwards)
+            said = (_STEPPED_AT_EACH if is_stepped_at_each else _ACCUMULATED).format(num=num_backwards)
             warnings.warn(said, AccumulatedLossWarning, stacklevel=caller_level())
 
     def _drop_earlier(self, num_new: int) -> None:

@@ -1,7 +1,8 @@
 """What one optimizer step does to the weights, and what its gradient says about it; looked at from outside."""
 
 from .backward_calls import tell_clipping
+from .distance import Distance
 from .meter import START_IS_GONE, UpdateMeter
 from .update import Update
 
-__all__ = ["START_IS_GONE", "Update", "UpdateMeter", "tell_clipping"]
+__all__ = ["START_IS_GONE", "Distance", "Update", "UpdateMeter", "tell_clipping"]

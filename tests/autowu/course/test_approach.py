@@ -258,8 +258,8 @@ def test_weights_that_are_shared_out_in_another_way_leave_it_unknown():
     model, optimizer, schedule = made(400, make=Shrinking)
     losses = slowly(400)
     run(model, optimizer, schedule, losses[:25])
-    assert schedule._course.approach.later._kind == "4 tensors, 163 weights"
-    schedule._course.approach.later._kind = "4 tensors, 2 processes"
+    assert schedule._course.approach.later._distance._kind == "4 tensors, 163 weights"
+    schedule._course.approach.later._distance._kind = "4 tensors, 2 processes"
     run(model, optimizer, schedule, losses, since=25)
     first, second = schedule.report()["approach"]["reaches"]
     assert (first, second) == (None, pytest.approx(1 / 20, rel=0.01))
@@ -766,6 +766,36 @@ def test_micro_batches_by_hand_are_asked_for_their_sum_once(is_summed):
             schedule.step(sum(losses).detach() if is_summed else losses[-1].detach())
             optimizer.zero_grad()
     assert len(caught) == 1
+
+
+def micro_batches(num_micro, steps, at_each):
+    """A loop whose schedule is stepped at each of an optimizer step's micro-batches, or once after them."""
+    model, optimizer, schedule = made(steps * (num_micro if at_each else 1))
+    for i in range(steps):
+        x = torch.randn(num_micro, 8, 6, generator=torch.Generator().manual_seed(i))
+        for j, part in enumerate(x):
+            loss = nn.functional.cross_entropy(model(part), torch.arange(8) % 3) / num_micro  # nothing to be learned
+            loss.backward()
+            if j == num_micro - 1:
+                optimizer.step()
+                optimizer.zero_grad()
+            if at_each or j == num_micro - 1:
+                schedule.step(loss.detach() * num_micro)
+    return schedule
+
+
+@pytest.mark.parametrize("num_micro", [3, 16])
+def test_a_schedule_stepped_at_each_micro_batch_is_told_so_and_counts_the_optimizers_steps(num_micro):
+    with pytest.warns(AccumulatedLossWarning, match="backward calls add up"):
+        once = micro_batches(num_micro, 60, at_each=False).report()["approach"]
+    out_of_order = pytest.warns(UserWarning, match="before `optimizer.step")  # torch's own, which says it, too
+    words = f"stepped {num_micro} times for an optimizer step"
+    with out_of_order, pytest.warns(AccumulatedLossWarning, match=words):
+        each = micro_batches(num_micro, 60, at_each=True).report()["approach"]
+    assert each["scale"]["lr"] == pytest.approx(once["scale"]["lr"], rel=0.1)
+    assert each["factor"] == once["factor"] == 1.0
+    assert each["reaches"]
+    assert all(reach is None or 0.1 < reach < 0.8 for reach in each["reaches"])
 
 
 class Wrapper(torch.optim.Optimizer):
