@@ -25,7 +25,6 @@ from .runtime.random_state import generators_of, same_random_numbers
 if TYPE_CHECKING:
     from transformers import Trainer
 
-
 _ASKED = 5  # the batches that are asked at a time how much of the slope lasts, where P may be far too low
 _ENOUGH = 3 + 2 * _ASKED  # batches, two of which measure P and R, and one begins the way that the others look back on
 
@@ -71,6 +70,7 @@ def suggest_lr(
     optimizer: Optimizer | None = None,
     loss_of: Callable[[Any, Any], Tensor] | None = None,
     batches: Iterable[Any] | None = None,
+    max_grad_norm: float | None = None,
 ) -> SuggestedLR:
     """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.scale``).
 
@@ -92,20 +92,21 @@ def suggest_lr(
 
     Example:
         >>> lr = float(suggest_lr(trainer))
-        >>> print(suggest_lr(model, optimizer, loss_of, loader))
+        >>> print(suggest_lr(model, optimizer, loss_of, loader, max_grad_norm=1.0))
     """
     if collective.num_processes() > 1:
         raise ValueError(
             f"suggest_lr looks at the gradients of one process, got {collective.num_processes()}; run it in one, with "
             "the batch size of one"
         )
-    if hasattr(trainer_or_model, "get_train_dataloader"):
+    is_trainer = hasattr(trainer_or_model, "get_train_dataloader")
+    if max_grad_norm is not None and (is_trainer or not max_grad_norm > 0.0):
+        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}; leave it out, as a Trainer has its own")
+    if is_trainer:
         return _of_trainer(trainer_or_model)
     for name, value in (("optimizer", optimizer), ("loss_of", loss_of), ("batches", batches)):
         if value is None:
-            raise ValueError(
-                f"suggest_lr(model, optimizer, loss_of, batches) needs {name}, got None; or pass a Trainer"
-            )
+            raise ValueError(f"suggest_lr needs {name} beside a model, got None; pass all three, or a Trainer alone")
     assert optimizer is not None
     assert loss_of is not None
     assert batches is not None
@@ -119,11 +120,13 @@ def suggest_lr(
     def backward(batch: Any) -> float:
         loss = compute(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        _clip(model, max_grad_norm)
         return float(loss.detach())
 
     with same_random_numbers(_device_of_model(model), generators_of(batches)), trial(model, optimizer):
         first = list(itertools.islice(batches, _ENOUGH))
-        return _search(optimizer, map(backward, _over_and_over(first)), len(first))
+        over_and_over = itertools.islice(itertools.cycle(first), 6 + _ENOUGH)
+        return _search(optimizer, map(backward, over_and_over), len(first))
 
 
 def _of_trainer(trainer: Any) -> SuggestedLR:
@@ -173,7 +176,13 @@ def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
             loss = loss.mean() / (len(micro_batches) if is_mean else 1)
             loss.backward()
             total += float(loss.detach())
+        _clip(trainer.model, trainer.args.max_grad_norm)
         yield total
+
+
+def _clip(model: nn.Module, max_grad_norm: float | None) -> None:
+    if max_grad_norm:  # the hooks of the measurement see by how much
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
 
 
 def _search(optimizer: Optimizer, losses: Iterator[float], num_batches: float = math.inf) -> SuggestedLR:
@@ -243,11 +252,6 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
         if factor < MOST_RAISED or num_batches < _ASKED:
             break
     return raised
-
-
-def _over_and_over(batches: list[Any]) -> Iterator[Any]:
-    """As many as may be needed; none where there are none."""
-    return itertools.islice(itertools.cycle(batches), 6 + _ENOUGH)
 
 
 def _device_of_model(model: nn.Module) -> torch.device:

@@ -139,13 +139,41 @@ def test_accumulation_changes_nothing_but_rounding_and_noise(tmp_path):
     assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_it_clips_as_the_run_will(make, tmp_path):
+    """SGD's update is the clipped gradient, so that the LR for it is as many times higher; Adam's is no other one."""
+    model, optimizer, data = loop(make)
+    free = suggest_lr(model, optimizer, loss_of, data)
+    clipped = suggest_lr(model, optimizer, loss_of, data, max_grad_norm=0.01)
+    if make is torch.optim.AdamW:
+        assert clipped.lr == pytest.approx(free.lr, rel=0.05)
+        return
+    norms = []
+    for batch in data[:2]:
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm()))
+    assert clipped.scale.polyak / free.scale.polyak == pytest.approx(sum(norms) / 2 / 0.01, rel=0.2)
+
+
+def test_a_trainer_clips_by_its_own_norm(tmp_path):
+    found = {}
+    for norm in (0.0, 0.01):
+        trainer = trainer_for(tmp_path / str(norm), optim="sgd", max_grad_norm=norm)
+        found[norm] = suggest_lr(trainer).scale.polyak
+    assert found[0.01] > 5.0 * found[0.0]
+    with pytest.raises(ValueError, match="a Trainer has its own"):
+        suggest_lr(trainer, max_grad_norm=1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss_of": None}, "needs loss_of, got None"),
+        ({"loss_of": None}, "needs loss_of beside a model, got None"),
         ({"batches": iter([])}, "cannot be put back; pass the DataLoader"),
         ({"batches": []}, "needs the batches of two optimizer steps, got those of 0"),
         ({"loss_of": lambda model, batch: -loss_of(model, batch)}, "losses are not positive"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
     ],
 )
 def test_what_cannot_be_done_is_said(change, message):

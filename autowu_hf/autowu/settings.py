@@ -89,7 +89,7 @@ class AutoWUSettings:
         for name in ("standardize", "rewind_in_checkpoint", "guard", "scale"):
             if not isinstance(getattr(self, name), bool) and (name != "scale" or self.scale is not None):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.scale and not {"min_lr", "max_lr"}.isdisjoint(self._given_range()):
+        if self.scale and not self.has_usual_range:
             raise _range_beside_scale({"min_lr": self.min_lr, "max_lr": self.max_lr})
         self._check_rewind()
         if self.report_dir is not None and (not isinstance(self.report_dir, str) or not self.report_dir):
@@ -102,6 +102,11 @@ class AutoWUSettings:
 
     def _given_range(self) -> list[str]:
         return [name for name in RANGE_OPTIONS if getattr(self, name) != getattr(type(self), name)]
+
+    @property
+    def has_usual_range(self) -> bool:
+        """Whether ``min_lr`` and ``max_lr`` are those that stand for no given range."""
+        return {"min_lr", "max_lr"}.isdisjoint(self._given_range())
 
     @property
     def highest_lr(self) -> float:

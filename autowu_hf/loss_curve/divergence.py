@@ -106,6 +106,18 @@ def has_gained(losses: Array) -> bool:
     return len(y) >= 2 * _FEWEST and _start(y) - float(_middle(y).min()) > _GAINED_NOISES * noise(y[: len(y) // 2])
 
 
+def has_ended_high(losses: Array) -> bool:
+    """Whether the last losses, three or a tenth of them, lie above the first so many: the lowest of them above the
+    highest there.
+
+    Args:
+        losses: (n,), one per optimizer step; those that are not finite are left out.
+    """
+    y = losses[np.isfinite(losses)]
+    few = max(3, len(y) // 10)
+    return len(y) >= 2 * few and bool(y[-few:].min() > y[:few].max())
+
+
 def has_fallen(losses: Array) -> bool:
     """Whether losses have certainly fallen and stayed low: the median of the last third lies below that of the first by
     three standard errors, and that of the last sixth above that of no other by as much. The errors allow for losses

@@ -306,3 +306,29 @@ def test_each_of_two_optimizers_knows_of_its_own_clipping_only():
     assert polyak(lambda models: models[0]) == pytest.approx(plain, rel=0.1)
     assert polyak(lambda models: models[0], lambda models: models[1]) == pytest.approx(plain, rel=0.1)
     assert polyak(lambda models: models[0][0], lambda models: models[0][2]) == pytest.approx(plain, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_group_of_micro_batches_that_is_cut_short_by_the_epoch_counts_as_its_gradient(make):
+    """accelerate divides its gradient by the number of all: Adam's scale is that of whole groups, SGD's fourfold."""
+    scales = {}
+    for accumulation in (1, 4):
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = make(model.parameters(), lr=1e-3)
+        x = torch.randn(8, 4)
+        rows = torch.utils.data.TensorDataset(x, x[:, :3].argmax(1))
+        schedule = get_autowu_schedule(optimizer, 30)
+        prepared = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(rows, batch_size=8), schedule)
+        model, optimizer, loader, scheduler = prepared
+        for _ in range(4):  # epochs of one micro-batch each
+            for inputs, labels in loader:
+                with accelerator.accumulate(model):
+                    accelerator.backward(nn.functional.cross_entropy(model(inputs), labels))
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+        scales[accumulation] = schedule.report()["approach"]["scale"]["polyak"]
+    times = 4.0 if make is torch.optim.SGD else 1.0
+    assert scales[4] == pytest.approx(times * scales[1], rel=0.01)

@@ -5,6 +5,7 @@ import pytest
 
 from autowu_hf.loss_curve.divergence import (
     ceiling,
+    has_ended_high,
     has_fallen,
     has_gained,
     is_above,
@@ -166,3 +167,17 @@ def test_the_median_is_numpys_to_the_last_bit(n):
     generator = np.random.default_rng(n)
     for values in (generator.standard_normal(n), np.where(generator.random(n) < 0.4, np.inf, 1.0), np.ones(n) / 3.0):
         assert median(values) == np.median(values)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([0.2, 0.3, 0.25, 0.2, 0.2, 0.2, 0.2, 0.5, 0.6, 0.7], True),
+        ([0.2, 0.3, 0.25, 0.2, 0.2, 0.2, 0.2, 0.5, 0.6, 0.29], False),  # one of the last lies among the first
+        ([0.2, 0.3, 0.25, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2], False),
+        ([0.2, 0.3, 0.25, 0.5, 0.6], False),  # too few to say
+        ([0.2, 0.3, np.nan, 0.25, 0.2, 0.5, 0.6, 0.7], True),
+    ],
+)
+def test_losses_have_ended_high_where_the_last_lie_above_all_of_the_first(losses, expected):
+    assert has_ended_high(np.array(losses)) == expected

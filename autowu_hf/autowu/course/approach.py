@@ -131,16 +131,16 @@ class Approach:
     def _signs(self) -> Signs:
         return Signs(self.times.num_steps, self.way.ramp_end)
 
-    def advance(self, step: int, losses: Array) -> None:
+    def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
 
         Args:
             step: the steps done.
-            losses: (n,), one of each of them that was not skipped.
+            losses: (n,), one of each of them that was not skipped; of the last one, ``share`` is that of the gradient.
         """
         if self.scale is None:
             if self.search.obstacle is None:
-                self.search.take(float(losses[-1]) if len(losses) else math.nan)
+                self.search.take(share * float(losses[-1]) if len(losses) else math.nan)
             self.is_late = self.search.runs_out(step, self.times.num_steps, self.times.longest)
             self.is_over = self.search.obstacle is not None
             if self.search.scale is not None:

@@ -132,7 +132,7 @@ class Course:
         else:
             self._history.flush()
             legs, before = len(approach.way.legs), events(approach)
-            approach.advance(done, self._history.gathered)
+            approach.advance(done, self._history.gathered, self._history.share)
             for said in news(approach, before, done):
                 self._say(said)
             search = approach.search

@@ -112,6 +112,12 @@ class Way:
         """Whether neither the losses nor how far steps get have changed the LR yet."""
         return len(self.legs) == 1 + len(self.raises)
 
+    def highest_lr(self, num_steps: int) -> float:
+        """The highest LR of the first ``num_steps`` steps that a leg began before."""
+        ends = [leg.since for leg in self.legs[1:]] + [num_steps]
+        begun = [pair for pair in zip(self.legs, ends, strict=True) if pair[0].since < num_steps]
+        return max((leg.lr(min(end, num_steps) - 1) for leg, end in begun), default=0.0)
+
     def fit(self, times: Timetable, factor: float | None) -> None:
         """Fits the last leg, which may be of another run, to a run; its LR changes by a factor. None: it stays."""
         self.times = times

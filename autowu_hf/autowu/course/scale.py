@@ -71,7 +71,7 @@ fifth, so that P is as many times too high. And the most for one answer of a few
 
 
 class BlindLossesError(ValueError):
-    """The losses are next to nothing beside what a step can change, so that they tell nothing, whatever the LR."""
+    """The losses tell nothing, whatever the LR: next to nothing beside what a step changes, or not seen."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Scale:
                 is trained alone, or of biases: what they are by the next step tells the LR of that one only.
 
         Raises:
-            BlindLossesError: P is below ``BLIND_SHARE`` of R.
+            BlindLossesError: P is below ``BLIND_SHARE`` of R, or all losses are NaN.
             ValueError: a loss is not positive, or the mean slope is not, so that P means nothing.
         """
         loss = sum(losses) / len(losses)
@@ -124,7 +124,7 @@ class Scale:
             raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
         if not (min(losses) > 0.0 and math.isfinite(loss)):
             if all(map(math.isnan, losses)):
-                raise ValueError("the first losses were not seen")
+                raise BlindLossesError("the first losses were not seen, or are not a number")
             is_finite = all(map(math.isfinite, losses))
             what = f"positive (the lowest is {min(losses):.3g})" if is_finite else "finite"
             raise ValueError(f"the first losses are not {what}")

@@ -21,8 +21,9 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
     """
     back = "the weights then go back" if rewinds else "only the learning rate goes back then, for rewind is off"
     if approach is None or approach.is_over:
+        given = "" if settings.has_usual_range else ", the range that was given, without the scale,"
         return (
-            f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g} within "
+            f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g}{given} within "
             f"{cap} of {steps} steps. The loss may rise on the way; {back}"
         )
     end = approach.times.ramp_end(2)
@@ -47,9 +48,10 @@ def resumption(steps: int, lr: float, step: int, max_lr: float, end: int) -> str
 
 def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
     """Why there is no scale, and what is done instead."""
+    of_policy = "; of a policy gradient, whose loss says nothing of progress, it will tell none"
     return (
         f"AutoWU cannot tell the scale of the learning rate: {obstacle}; it looks from {settings.min_lr:g} to "
-        f"{settings.max_lr:g} instead"
+        f"{settings.max_lr:g} instead{of_policy if 'not positive' in str(obstacle) else ''}"
     )
 
 

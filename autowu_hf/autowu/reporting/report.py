@@ -164,7 +164,10 @@ def _given(report: dict[str, Any]) -> str:
 
 def _ending(report: dict[str, Any]) -> str:
     if report["ended_by"] == "cap" and _scale(report) is not None:
-        fell = report["rewound_to"] is None and divergence.has_fallen(_losses_of_growth(report))
+        losses = _losses_of_growth(report)
+        if divergence.has_ended_high(losses):
+            return f"the losses rose, without a certain cliff, up to {_highest(report)}"
+        fell = report["rewound_to"] is None and divergence.has_fallen(losses)
         return f"{'the losses fell all the way' if fell else 'no cliff'} up to {_highest(report)}"
     if report["ended_by"] == NOTHING and (report["approach"] or {}).get("is_blind"):
         return str(report["approach"]["obstacle"])

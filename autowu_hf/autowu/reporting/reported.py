@@ -115,9 +115,14 @@ class Reported(AdaptiveScheduler):
 
     @property
     def _highest_lr(self) -> float | None:
-        """The highest LR that a step under tests was made with, that of the last one; None before the switch."""
+        """The highest LR that a step under tests was made with, that of the last one; without tests, that any step was
+        made with. None before the switch.
+        """
         if self.switch_step is None:
             return None
+        approach = self._course.approach
+        if approach is not None and approach.way.legs and approach.sweep is None and approach.scale is not None:
+            return approach.way.highest_lr(self.switch_step // self.ticks_per_step)
         return self.curve.warmup(max(self.switch_step - self.ticks_per_step - self._course.sweep_start, 0))
 
     @property

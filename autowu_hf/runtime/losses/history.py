@@ -110,6 +110,11 @@ class LossHistory:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=caller_level())
 
+    @property
+    def share(self) -> float:
+        """Of the last step's loss, that whose gradient was taken (``LossTap.share``)."""
+        return 1.0 if self._is_handed else self._tap.share
+
     def say_accumulated(self, num_backwards: int, is_stepped_at_each: bool) -> None:
         """Warns once where a step has several backward calls, and its loss is handed in, or the schedule steps at each.
 

@@ -32,6 +32,10 @@ class LossTap:
 
     Args:
         optimizer: the optimizer whose steps count, bare or prepared; None hears every accelerator.
+
+    Attributes:
+        share: of the loss of the last step whose gradient was taken. Less than 1 where an epoch ends before all of a
+            step's micro-batches are there: accelerate divides by the number of all.
     """
 
     def __init__(self, optimizer: Any = None) -> None:
@@ -44,6 +48,8 @@ class LossTap:
         self._micro_batch = -1
         self._by_hand = False
         self._mean = False
+        self._num_wanted = 1
+        self.share = 1.0
         self._complete = False
         self._heard = False
         self._ambiguous = False
@@ -86,7 +92,8 @@ class LossTap:
         self._doubts.backward(is_first=self._sum is None)
         if self._sum is None:
             self._sum, self._micro_batches, self._micro_batch = value, 1, accelerator.step
-            self._mean = gradients.num_steps > 1
+            self._num_wanted = gradients.num_steps
+            self._mean = self._num_wanted > 1
             # A loop that accumulates without accelerator.accumulate() has one backward call per micro-batch.
             self._by_hand = self._mean and accelerator.step == 0 and not gradients.end_of_dataloader
         else:
@@ -112,6 +119,7 @@ class LossTap:
         if self._sum is not None and not skipped:
             is_mean = self._mean and self._micro_batches > 1  # on a GPU, a division is a kernel to launch
             self._steps.append(self._sum / self._micro_batches if is_mean else self._sum)
+            self.share = self._micro_batches / self._num_wanted if self._mean else 1.0
         self._sum, self._complete = None, False
 
     def take(self, wanted: bool = True) -> list[Tensor | float] | None:

@@ -20,7 +20,7 @@ from autowu_hf import get_autowu_schedule, plot_autowu
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
-from autowu_hf.runtime.losses.history import AccumulatedLossWarning
+from autowu_hf.runtime.losses.history import AccumulatedLossWarning, MissingLossWarning
 
 
 def test_a_loss_that_falls_slowly_keeps_to_the_scale():
@@ -796,6 +796,30 @@ def test_a_schedule_stepped_at_each_micro_batch_is_told_so_and_counts_the_optimi
     assert each["factor"] == once["factor"] == 1.0
     assert each["reaches"]
     assert all(reach is None or 0.1 < reach < 0.8 for reach in each["reaches"])
+
+
+@pytest.mark.parametrize("rewind", [None, False])
+def test_where_no_loss_is_ever_seen_the_lr_that_the_optimizer_has_stays(rewind):
+    model, optimizer, schedule = made(100, rewind=rewind)
+    lrs = []
+    with pytest.warns(MissingLossWarning):
+        for i in range(100):
+            x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+            nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+            lrs.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    assert max(lrs) == schedule.peak_lr == 1e-3
+    assert schedule.ended_by == "nothing"
+    assert "the first losses were not seen" in headline(schedule.report())
+
+
+def test_the_highest_lr_of_a_run_that_did_not_grow_on_is_one_that_it_had():
+    model, optimizer, schedule = made(200)
+    lrs = run(model, optimizer, schedule, slowly(200))
+    assert schedule.ended_by == "scale"
+    assert schedule.report()["highest_lr"] == pytest.approx(max(lrs[: schedule.switch_step]))
 
 
 class Wrapper(torch.optim.Optimizer):

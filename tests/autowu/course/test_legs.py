@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from autowu_hf.autowu.course.legs import Leg, Sweep, lr_of_legs
+from autowu_hf.autowu.course.legs import Leg, Sweep, Way, lr_of_legs
 
 
 def test_a_leg_is_linear_and_stays_at_its_end():
@@ -18,6 +18,14 @@ def test_each_step_is_on_the_leg_that_began_last():
     legs = [dataclasses.asdict(leg) for leg in (Leg(2, 5, 0.0, 1.0), Leg(8, 9, 0.0, 0.1))]
     lrs = [lr_of_legs(legs, 1e-5, step) for step in (0, 1, 2, 7, 8, 20)]
     assert lrs == pytest.approx([1e-5, 1e-5, 0.25, 1.0, 0.05, 0.1])
+
+
+def test_the_highest_lr_is_that_of_a_step_that_was_made():
+    way = Way()
+    way.legs = [Leg(2, 5, 0.0, 1.0), Leg(8, 10, 0.0, 0.3)]
+    assert [way.highest_lr(steps) for steps in (2, 3, 5, 6, 8, 30)] == pytest.approx([0.0, 0.25, 0.75, 1.0, 1.0, 1.0])
+    way.legs = [Leg(2, 5, 0.0, 1.0), Leg(4, 10, 0.0, 0.7)]  # it went back before its end
+    assert [way.highest_lr(steps) for steps in (4, 5, 9, 30)] == pytest.approx([0.5, 0.5, 0.5, 0.7])
 
 
 def test_a_sweep_takes_a_share_of_the_run_for_each_decade():

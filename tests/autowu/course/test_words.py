@@ -37,3 +37,28 @@ def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
     assert f"scale {scale:.1e}".replace("e-0", "e-") in line
     assert "from the first gradients; the losses ask for no more at step 60" in line
     assert schedule.log_values()["autowu/scale"] == scale
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_lr": 0.1}, "from 1e-05 to 0.1, the range that was given, without the scale, within 10 of 40 steps"),
+        ({"scale": False}, "from 1e-05 to 1 within 10 of 40 steps"),
+    ],
+)
+def test_that_a_range_leaves_the_scale_out_is_said_at_the_start(options, said, caplog):
+    model, optimizer, schedule = made(40, **options)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, slowly(40)[:1])
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(("first", "is_said"), [(-0.4, True), (float("inf"), False)])
+def test_where_losses_are_negative_it_is_said_that_a_policys_tell_nothing(first, is_said, caplog):
+    model, optimizer, schedule = made(100)
+    losses = slowly(100)[:3]
+    losses[0] = first
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, losses)
+    assert "cannot tell the scale" in caplog.text
+    assert ("of a policy gradient, whose loss says nothing of progress" in caplog.text) == is_said

@@ -106,6 +106,17 @@ def test_the_line_in_the_log_and_the_title_of_the_picture_agree(changes, line, t
 
 
 @pytest.mark.parametrize(
+    ("last", "words"), [(0.5, "no cliff up to 1.9e-2"), (1.5, "the losses rose, without a certain cliff, up to 1.9e-2")]
+)
+def test_losses_that_rose_in_a_growth_around_the_scale_are_not_called_no_cliff(last, words):
+    approach = {"scale": {"lr": 2e-3}, "raised": 1.0, "factor": 1.0, "breaks": [], "sweep": {"num_steps": 20}}
+    losses = [9.0, 9.0, *[0.6] * 15, *[last] * 5]
+    report = switched(ended_by="cap", approach=approach, highest_lr=0.019, losses=losses, losses_before=2)
+    assert f"; {words}, at step 146" in describe(report)
+    assert f"; {words}; back" in headline(report)
+
+
+@pytest.mark.parametrize(
     ("reason", "line"),
     [
         ("cliff", "cliff at step 121, seen at step 146, no minimum seen; "),

@@ -78,8 +78,10 @@ def test_an_accelerate_loop_with_accumulation_gets_the_mean_over_its_micro_batch
     for value, sync in ((3.0, False), (2.0, False), (1.0, True)):  # accelerator.accumulate is not used
         backward(accelerator, value, sync)
     assert heard(tap) == [2.0]
-    backward(accelerator, 4.0)  # a short last group
+    assert tap.share == 1.0
+    backward(accelerator, 4.0)  # a short last group, whose gradient accelerate divides by three
     assert heard(tap) == [4.0]
+    assert tap.share == 1 / 3
 
 
 def test_nothing_is_heard_after_stop_or_when_the_tap_is_gone(accelerator):
