@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 from scale_runs import made, run, slowly
 
@@ -37,6 +38,14 @@ def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
     assert f"scale {scale:.1e}".replace("e-0", "e-") in line
     assert "from the first gradients; the losses ask for no more at step 60" in line
     assert schedule.log_values()["autowu/scale"] == scale
+
+
+def test_losses_that_have_not_fallen_are_not_said_to_ask_for_no_more(caplog):
+    model, optimizer, schedule = made(60)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, 0.5 + 0.02 * (np.arange(60) > 5))
+    assert schedule.ended_by == "scale"
+    assert "the losses have neither fallen nor risen far by step 18; peak LR" in caplog.text
 
 
 @pytest.mark.parametrize(
