@@ -37,7 +37,6 @@ class ScaleSearch:
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
-        is_stepped_at_each: whether the schedule was stepped at each of the backward calls of the last step.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
@@ -55,7 +54,7 @@ class ScaleSearch:
         self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence = "for the updates are too small or too large"
         self._steps = self._num_calls = 0
-        self.is_stepped_at_each = False
+        self._at_each: list[bool] = []
         self.alignment = math.nan
         self.from_zero = False
         self.num_shares: Callable[[], int] = int
@@ -106,6 +105,13 @@ class ScaleSearch:
         """How often gradients were added up for the last step that was measured; 0 where that cannot be told."""
         return self.meter.num_backwards
 
+    @property
+    def is_stepped_at_each(self) -> bool:
+        """Whether the schedule was stepped at each of the backward calls of all steps that were measured; of one alone,
+        a gradient scaler may have skipped those before it.
+        """
+        return all(self._at_each)
+
     def shows(self, update: Update) -> bool:
         """Whether an update can be told from rounding."""
         return self._lr.shows(update.resolution)
@@ -124,7 +130,7 @@ class ScaleSearch:
         self.meter.updates.clear()
         self._num_calls += 1
         if updates:
-            self.is_stepped_at_each = self._num_calls == self.num_backwards > 1
+            self._at_each.append(self._num_calls == self.num_backwards > 1)
             self._num_calls = 0
         if not updates and self.meter.idle is None and not self.meter.has_gradients():
             self.give_up("no step of the optimizer was seen, and its parameters have no gradients")

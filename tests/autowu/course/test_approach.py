@@ -768,8 +768,10 @@ def test_micro_batches_by_hand_are_asked_for_their_sum_once(is_summed):
     assert len(caught) == 1
 
 
-def micro_batches(num_micro, steps, at_each):
-    """A loop whose schedule is stepped at each of an optimizer step's micro-batches, or once after them."""
+def micro_batches(num_micro, steps, at_each, skipped=0):
+    """A loop whose schedule is stepped at each of an optimizer step's micro-batches, or once after them; the first
+    ``skipped`` steps of the optimizer are left out, as by a gradient scaler.
+    """
     model, optimizer, schedule = made(steps * (num_micro if at_each else 1))
     for i in range(steps):
         x = torch.randn(num_micro, 8, 6, generator=torch.Generator().manual_seed(i))
@@ -777,7 +779,8 @@ def micro_batches(num_micro, steps, at_each):
             loss = nn.functional.cross_entropy(model(part), torch.arange(8) % 3) / num_micro  # nothing to be learned
             loss.backward()
             if j == num_micro - 1:
-                optimizer.step()
+                if i >= skipped:
+                    optimizer.step()
                 optimizer.zero_grad()
             if at_each or j == num_micro - 1:
                 schedule.step(loss.detach() * num_micro)
@@ -820,6 +823,12 @@ def test_the_highest_lr_of_a_run_that_did_not_grow_on_is_one_that_it_had():
     lrs = run(model, optimizer, schedule, slowly(200))
     assert schedule.ended_by == "scale"
     assert schedule.report()["highest_lr"] == pytest.approx(max(lrs[: schedule.switch_step]))
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+def test_skipped_steps_are_not_taken_for_a_schedule_stepped_at_each_micro_batch():
+    with pytest.warns(AccumulatedLossWarning, match="2 backward calls add up"):
+        micro_batches(2, 60, at_each=False, skipped=1)  # two scheduler steps to the first one, which has two backwards
 
 
 class Wrapper(torch.optim.Optimizer):
