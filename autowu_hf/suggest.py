@@ -83,6 +83,8 @@ def suggest_lr(
         optimizer: of the model's parameters, in a loop without Trainer.
         loss_of: model and batch -> the scalar loss.
         batches: what is iterated for batches: a DataLoader or a list, but no iterator, which could not be put back.
+        max_grad_norm: to what the loop clips the norm of the gradients; None: it does not, or a Trainer does. SGD's LR
+            depends on it, Adam's does not.
 
     Returns:
         The suggestion.
@@ -104,12 +106,10 @@ def suggest_lr(
         raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}; leave it out, as a Trainer has its own")
     if is_trainer:
         return _of_trainer(trainer_or_model)
-    for name, value in (("optimizer", optimizer), ("loss_of", loss_of), ("batches", batches)):
-        if value is None:
-            raise ValueError(f"suggest_lr needs {name} beside a model, got None; pass all three, or a Trainer alone")
-    assert optimizer is not None
-    assert loss_of is not None
-    assert batches is not None
+    if optimizer is None or loss_of is None or batches is None:
+        given = {"optimizer": optimizer, "loss_of": loss_of, "batches": batches}
+        lacking = next(name for name, value in given.items() if value is None)
+        raise ValueError(f"suggest_lr needs {lacking} beside a model, got None; pass all three, or a Trainer alone")
     model, compute = cast("nn.Module", trainer_or_model), loss_of
     if isinstance(batches, Iterator):
         raise ValueError(

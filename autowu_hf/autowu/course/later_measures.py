@@ -48,7 +48,7 @@ class LaterMeasures:
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
         self._way = 0.0
-        self._distance = Distance(search.optimizer, search.meter)  # from the weights at ``since``
+        self._distance = Distance(search.meter)  # from the weights at ``since``
         self._last: int | None = None  # the steps done before the last one of these
 
     def watch(self) -> None:

@@ -45,7 +45,6 @@ class ScaleSearch:
         self.is_blind = False
         self.updates: list[Update] = []
         self.losses: list[float] = []
-        self.optimizer = optimizer
         self.meter = UpdateMeter(optimizer, ratios)
         self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
         size = USUAL_SIZE

@@ -48,7 +48,7 @@ def resumption(steps: int, lr: float, step: int, max_lr: float, end: int) -> str
 
 def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
     """Why there is no scale, and what is done instead."""
-    of_policy = "; of a policy gradient, whose loss says nothing of progress, it will tell none"
+    of_policy = "; the loss of a policy gradient, which says nothing of progress, tells no learning rate there"
     return (
         f"AutoWU cannot tell the scale of the learning rate: {obstacle}; it looks from {settings.min_lr:g} to "
         f"{settings.max_lr:g} instead{of_policy if 'not positive' in str(obstacle) else ''}"

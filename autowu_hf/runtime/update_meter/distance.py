@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ..param_groups import innermost
 from .meter import UpdateMeter
 
 
@@ -16,12 +15,10 @@ class Distance:
     optimizer's own steps: a loop may step its schedule more often, once a micro-batch, or where a step was skipped.
 
     Args:
-        optimizer: with accelerate's wraps or without.
-        meter: that takes the sketches.
+        meter: of the optimizer; it takes the sketches.
     """
 
-    def __init__(self, optimizer: Any, meter: UpdateMeter) -> None:
-        self._optimizer = innermost(optimizer)
+    def __init__(self, meter: UpdateMeter) -> None:
         self._meter = meter
         self._sketch: list[float] = []
         self._kind = ""
@@ -73,7 +70,7 @@ class Distance:
             if distance is not None and distance._num_steps is not None:
                 distance._num_steps += 1
 
-        self._hook = self._optimizer.register_step_post_hook(count)
+        self._hook = self._meter.optimizer.register_step_post_hook(count)
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""

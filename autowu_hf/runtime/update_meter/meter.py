@@ -33,6 +33,7 @@ class UpdateMeter:
         ratios: of every parameter group, its LR per unit of the common LR.
 
     Attributes:
+        optimizer: the innermost one.
         updates: of the measured steps, oldest first; why, as a part of a sentence, where one could not be measured.
         idle: why the last step that was seen is in no update, it moved no weights, say; None where it is.
         expected_lr: of the steps that are to be measured; at ten times that they are another schedule's.
@@ -46,7 +47,7 @@ class UpdateMeter:
         self.expected_lr = self.takes_back_from = math.inf
         self.num_backwards = 0
         self._outermost = optimizer  # the schedule sets the LRs of its groups
-        self._optimizer: Optimizer = innermost(optimizer)
+        self.optimizer: Optimizer = innermost(optimizer)
         self._ratios = [*ratios]
         self._hooks: list[Any] = []
         self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -98,8 +99,8 @@ class UpdateMeter:
                 meter._backward_calls.hear(parameter)
 
         self._hooks = [
-            self._optimizer.register_step_pre_hook(before),
-            self._optimizer.register_step_post_hook(after),
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
         ]
         if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
             leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf and not is_lazy(p)]
@@ -127,7 +128,7 @@ class UpdateMeter:
     @property
     def has_hooks(self) -> bool:
         """Whether the optimizer calls hooks at its step: not if it never called ``Optimizer.__init__``."""
-        return hasattr(self._optimizer, "_optimizer_step_pre_hooks")
+        return hasattr(self.optimizer, "_optimizer_step_pre_hooks")
 
     @property
     def is_half(self) -> bool:
@@ -163,7 +164,7 @@ class UpdateMeter:
         return Shares(self._parameters(), self._num_shares())
 
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _lr(self) -> float:
         """The common LR, that of a group of ratio 1."""
@@ -175,7 +176,7 @@ class UpdateMeter:
         self._before, self.idle = [], self._why_idle()
         if self.idle is not None:
             return
-        scale = getattr(self._optimizer, "grad_scale", None)  # gradient scalers hand it, and found_inf, to some
+        scale = getattr(self.optimizer, "grad_scale", None)  # gradient scalers hand it, and found_inf, to some
         unscale = 1.0 if scale is None else 1.0 / float(scale)
         if has_closure:  # which leaves its gradients behind
             self._backward_calls.clear()
@@ -192,7 +193,7 @@ class UpdateMeter:
 
     def _why_idle(self) -> str | None:
         """Why the coming step is not to be measured, as a part of a sentence."""
-        overflow = getattr(self._optimizer, "found_inf", None)
+        overflow = getattr(self.optimizer, "found_inf", None)
         lr = self._lr()
         if lr <= 0.0:
             return "the learning rate was 0"

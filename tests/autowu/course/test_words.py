@@ -70,4 +70,4 @@ def test_where_losses_are_negative_it_is_said_that_a_policys_tell_nothing(first,
     with caplog.at_level(logging.INFO, "autowu_hf"):
         run(model, optimizer, schedule, losses)
     assert "cannot tell the scale" in caplog.text
-    assert ("of a policy gradient, whose loss says nothing of progress" in caplog.text) == is_said
+    assert ("the loss of a policy gradient, which says nothing of progress" in caplog.text) == is_said

@@ -16,7 +16,7 @@ from autowu_hf.runtime.update_meter import Distance, UpdateMeter
 def made():
     weights = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.SGD([weights], lr=0.5)
-    distance = Distance(optimizer, UpdateMeter(optimizer, [1.0]))
+    distance = Distance(UpdateMeter(optimizer, [1.0]))
     return weights, optimizer, distance
 
 
@@ -69,7 +69,7 @@ def test_it_goes_on_in_another_process(made, way):
     if way == "copy":
         weights, optimizer, other = copy.deepcopy((weights, optimizer, distance))
     else:
-        other = Distance(optimizer, UpdateMeter(optimizer, [1.0]))
+        other = Distance(UpdateMeter(optimizer, [1.0]))
         other.load_state_dict(distance.state_dict())
     move(weights, optimizer)
     assert other.measured(100) == (pytest.approx(3.0, rel=1e-5), 3)
@@ -88,7 +88,7 @@ def test_a_state_of_an_older_release_takes_the_schedules_count(made):
 def test_the_optimizer_keeps_none_alive():
     weights = torch.nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.SGD([weights], lr=0.5)
-    distance = Distance(optimizer, UpdateMeter(optimizer, [1.0]))
+    distance = Distance(UpdateMeter(optimizer, [1.0]))
     distance.start()
     gone = weakref.ref(distance)
     del distance
