@@ -35,7 +35,7 @@ from tasks import TASKS
 from tuning import SEEDS, percent_of_gain
 
 from autowu_hf import DivergedError, get_autowu_schedule
-from autowu_hf.autowu.course import later_measures, scale, signs, timetable
+from autowu_hf.autowu.course import scale, signs, timetable
 
 RUNS = RunTable(
     Path(__file__).with_suffix(".csv"),
@@ -55,7 +55,7 @@ _BLIND: list[Patch] = [
     (timetable, "FEWEST_STEPS", 10**9),
 ]
 _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
-_NO_LATER_MEASURE: Patch = (later_measures, "reach_factor", lambda *args: 1.0)
+_NO_LATER_MEASURE: Patch = (scale.Scale, "reach_factor", lambda *args: 1.0)
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "default": ([], {}),
     "P and R alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),

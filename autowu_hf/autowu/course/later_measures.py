@@ -13,7 +13,7 @@ from torch import Tensor
 from ...runtime.update_meter import START_IS_GONE, Distance, Update
 from .legs import Way
 from .measuring_lr import say_deaf
-from .scale import ALIGNED, reach_factor
+from .scale import ALIGNED
 from .scale_search import ScaleSearch
 from .timetable import MOST_WATCHED, PATIENCE
 
@@ -34,7 +34,7 @@ class LaterMeasures:
             that they were asked.
         unasked: why nobody could tell that share where it mattered, as a part of a sentence; None elsewhere.
         since: the steps done when the window began in which it is measured how far steps get; None outside of one.
-        reaches: one for each window, see ``reach_factor``; None where it could not be measured.
+        reaches: one for each window, see ``Scale.reach_factor``; None where it could not be measured.
         factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
     """
 
@@ -117,7 +117,8 @@ class LaterMeasures:
             found, is_first = self._reach([*self._meter.updates], step), not self.reaches
             self.reaches.append(None if found is None else found[0])
             self.stop()
-            wanted = 1.0 if found is None else reach_factor(*found, way.raised, self.factor)
+            scale = self._search.scale
+            wanted = 1.0 if found is None or scale is None else scale.reach_factor(*found, way.raised, self.factor)
             factor = wanted if is_first else max(wanted, 1.0)
             self.factors += [factor] if factor != 1.0 else []
         starts = self._next_start(way)

@@ -43,9 +43,14 @@ them at first, and becomes smaller as far as they are noise; on noise alone the 
 of ``examples/benchmarks/compare.py``, seed 20.
 """
 
-LOWERED_FROM, LIFTED_FROM = 0.6, 2.5
+LOWERED_FROM, LIFTED_FROM = 0.6, 1.75
 """Between these factors the LR is not corrected for how far steps get. AdamW's lie there, except in a transient and for
 LoRA, whose two matrices grow together. The first was set after runs of LoRA (``examples/benchmarks/README.md``).
+"""
+
+LIFTED_OVER_TRUST_FROM = 2.5
+"""The same as ``LIFTED_FROM`` where R holds the LR: that is what one update may do to the weights, however little of it
+the next ones leave.
 """
 
 MOST_LOWERED, MOST_LIFTED = 0.01, 20.0
@@ -188,6 +193,37 @@ class Scale:
         wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
         return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 
+    def reach_factor(self, reach: float, step: float, size: float, raised: float = 1.0, done: float = 1.0) -> float:
+        """By what the LR has to be multiplied, once it is known how far later steps take the weights.
+
+        P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of
+        them go one way; the scale's shares were chosen with that in them. Where those of another optimizer get less far
+        (RMSprop's, which become as small and have no momentum; LAMB's, whose first step moves tensors that were zero by
+        much) or farther (Lion's, which all have one size), its LR differs by that. Where they get farther, the LR
+        becomes what it would be if Adam's gradients were noise.
+
+        Args:
+            reach: how far the weights go in some steps, per step and unit of LR, as a share of the first updates' norm.
+            step: the optimizer steps done by then.
+            size: the norm of the last update over that of the first ones, per unit of LR.
+            raised: by what the LR was multiplied for how little lasts (``raised_factor``): less, too, where updates
+                become smaller.
+            done: by what it was multiplied for this already.
+
+        Returns:
+            The factor, ``MOST_LIFTED`` at most; 1 where it would lie between ``LOWERED_FROM`` and ``LIFTED_FROM``, or
+            ``LIFTED_OVER_TRUST_FROM`` where R holds the LR.
+        """
+        factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, MOST_LIFTED)
+        if factor > 1.0:
+            factor = max(factor / raised, 1.0)
+        factor /= done
+        if factor >= LOWERED_FROM:
+            lifted_from = LIFTED_FROM if self.held_by == "polyak" else LIFTED_OVER_TRUST_FROM
+            return factor if factor > lifted_from else 1.0
+        lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
+        return min(lowered, 1.0) if size >= HARDLY_SHRUNK else 1.0
+
     def size_of(self, whole: float, seen: float) -> float:
         """The size of the first updates that its LR depends on: P is told by all of an update, R without the tensors
         that were zero, which the first steps of some optimizers move by much.
@@ -207,36 +243,6 @@ class Scale:
     def report(self) -> dict[str, Any]:
         """All of it in numbers and names."""
         return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
-
-
-def reach_factor(reach: float, step: float, size: float = 1.0, raised: float = 1.0, done: float = 1.0) -> float:
-    """By what the scale's LR has to be multiplied, once it is known how far later steps take the weights.
-
-    P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of
-    them go one way; the scale's shares were chosen with that in them. Where those of another optimizer get less far
-    (RMSprop's, which become as small and have no momentum; LAMB's, whose first step moves tensors that were zero by
-    much) or farther (Lion's, which all have one size), its LR differs by that. Where they get farther, the LR becomes
-    what it would be if Adam's gradients were noise.
-
-    Args:
-        reach: how far the weights go in some steps, per step and unit of LR, as a share of the first updates' norm.
-        step: the optimizer steps done by then.
-        size: the norm of the last update over that of the first ones, per unit of LR.
-        raised: by what the LR was multiplied for how little lasts (``Scale.raised_factor``): less, too, where updates
-            become smaller.
-        done: by what it was multiplied for this already.
-
-    Returns:
-        The factor, ``MOST_LIFTED`` at most; 1 where it would lie between ``LOWERED_FROM`` and ``LIFTED_FROM``.
-    """
-    factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, MOST_LIFTED)
-    if factor > 1.0:
-        factor = max(factor / raised, 1.0)
-    factor /= done
-    if factor >= LOWERED_FROM:
-        return factor if factor > LIFTED_FROM else 1.0
-    lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
-    return min(lowered, 1.0) if size >= HARDLY_SHRUNK else 1.0
 
 
 def momentum_of(group: Mapping[str, Any]) -> float:

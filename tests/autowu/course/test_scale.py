@@ -12,9 +12,11 @@ from autowu_hf.autowu.course.scale import (
     MOST_RAISED,
     BlindLossesError,
     Scale,
-    reach_factor,
 )
 from autowu_hf.runtime.update_meter import Update
+
+BY_P = Scale(polyak=1.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
+BY_R = Scale(polyak=100.0, trust=1.0, alignment=0.5, loss=1.0, num_steps=2)
 
 
 def update(slope=2.0, update_norm=4.0, weight_norm=8.0, resolution=1e-3, alignment=0.5):
@@ -89,14 +91,15 @@ def test_p_falls_with_the_length_of_the_run_and_r_for_sgd_only():
     ],
 )
 def test_how_far_later_updates_get_corrects_the_scale(reach, step, factor):
-    assert reach_factor(reach, step) == pytest.approx(factor)
+    assert BY_P.reach_factor(reach, step, 1.0) == pytest.approx(factor)
+    assert BY_R.reach_factor(reach, step, 1.0) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize(
     ("reach", "raised", "done", "factor"),
     [
         (0.02, 3.0, 1.0, 10 / 3),
-        (0.02, 5.0, 1.0, 1.0),  # what is left is too little
+        (0.02, 6.0, 1.0, 1.0),  # what is left is too little
         (0.02, 30.0, 1.0, 1.0),  # no raise is taken back
         (1.0, 30.0, 1.0, 0.2),
         (0.02, 1.0, 3.0, 10 / 3),
@@ -105,40 +108,43 @@ def test_how_far_later_updates_get_corrects_the_scale(reach, step, factor):
     ],
 )
 def test_only_what_was_not_corrected_before_is_corrected(reach, raised, done, factor):
-    assert reach_factor(reach, 49, 1.0, raised, done) == pytest.approx(factor)
+    assert BY_P.reach_factor(reach, 49, 1.0, raised, done) == pytest.approx(factor)
 
 
 def test_a_raise_is_not_taken_back_where_updates_get_a_little_less_far():
-    assert reach_factor(0.34, 16, 1.0, raised=7.0) == 1.0
+    assert BY_P.reach_factor(0.34, 16, 1.0, raised=7.0) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("reach", "size", "factor"),
+    ("scale", "reach", "size", "factor"),
     [
-        (0.2 / 2.53, 1.0, 2.53),
-        (0.2 / 2.47, 1.0, 1.0),
-        (0.2 / 0.606, 1.0, 1.0),
-        (0.2 / 0.594, 1.0, 0.594),
-        (0.4, 0.673, 0.5),
-        (0.4, 0.66, 1.0),
+        (BY_P, 0.2 / 1.77, 1.0, 1.77),
+        (BY_P, 0.2 / 1.73, 1.0, 1.0),
+        (BY_R, 0.2 / 2.53, 1.0, 2.53),
+        (BY_R, 0.2 / 2.47, 1.0, 1.0),
+        (BY_P, 0.2 / 0.606, 1.0, 1.0),
+        (BY_P, 0.2 / 0.594, 1.0, 0.594),
+        (BY_R, 0.2 / 0.594, 1.0, 0.594),
+        (BY_P, 0.4, 0.673, 0.5),
+        (BY_P, 0.4, 0.66, 1.0),
     ],
 )
-def test_the_bounds_of_a_correction_are_where_they_are_said_to_be(reach, size, factor):
-    assert reach_factor(reach, 49, size) == pytest.approx(factor)
+def test_the_bounds_of_a_correction_are_where_they_are_said_to_be(scale, reach, size, factor):
+    assert scale.reach_factor(reach, 49, size) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0])
 @pytest.mark.parametrize("done", [0.2, 1.0, 5.0])
 def test_the_farther_updates_get_the_lower_is_the_lr(size, done):
-    factors = [reach_factor(0.01 * 1.1**i, 80, size, 1.0, done) for i in range(80)]
+    factors = [BY_P.reach_factor(0.01 * 1.1**i, 80, size, 1.0, done) for i in range(80)]
     assert factors == sorted(factors, reverse=True)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(0.6, 1.0), (0.7, 8**-0.5 / 0.9)])
 def test_the_lr_is_not_lowered_where_updates_become_smaller(size, factor):
     """As AdamW's in a transient."""
-    assert reach_factor(0.9, 8, size) == pytest.approx(factor)
-    assert reach_factor(0.02, 49, size) == pytest.approx(10.0)
+    assert BY_P.reach_factor(0.9, 8, size) == pytest.approx(factor)
+    assert BY_P.reach_factor(0.02, 49, size) == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, -2e-9]])
