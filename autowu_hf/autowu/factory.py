@@ -127,8 +127,9 @@ def get_autowu_schedule(
     name = type(innermost(optimizer)).__name__
     if finds_own_lr(optimizer):
         raise ValueError(
-            f"{name} finds its learning rate by itself, and a schedule's only multiplies it, so AutoWU has nothing "
-            f'to go by; use lr_scheduler_type="constant" with {name}, or "autowu" with another optimizer, say AdamW'
+            f"{name} finds its learning rate by itself, and a schedule's only multiplies it or begins it, so that "
+            f'AutoWU has nothing to go by; use lr_scheduler_type="constant" with {name}, or "autowu" with another '
+            "optimizer, say AdamW"
         )
     if is_schedule_free(optimizer) and collective.is_main_process():
         logger.warning(

@@ -6,13 +6,13 @@ from typing import Any
 
 
 def finds_own_lr(optimizer: Any) -> bool:
-    """Whether an optimizer is known to find its LR by itself, so that a schedule's only multiplies it: Prodigy, DoG,
-    those of D-Adaptation.
+    """Whether an optimizer is known to find its LR by itself, so that a schedule's only multiplies it (Prodigy, DoG,
+    those of D-Adaptation) or is where it begins (Rprop).
 
     Args:
         optimizer: of any kind, with accelerate's and DeepSpeed's wraps or without.
     """
-    return _is_called(optimizer, ("Prodigy", "DAdapt"), ("DoG", "LDoG"))
+    return _is_called(optimizer, ("Prodigy", "DAdapt"), ("DoG", "LDoG", "Rprop"))
 
 
 def is_schedule_free(optimizer: Any) -> bool:

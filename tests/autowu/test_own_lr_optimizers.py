@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from autowu_hf import get_autowu_schedule
 
 
-@pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam", "DAdaptSGD", "LDoG", "ProdigyPlusScheduleFree"])
+@pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam", "DAdaptSGD", "LDoG", "Rprop", "ProdigyPlusScheduleFree"])
 def test_an_optimizer_that_finds_its_own_lr_is_refused(name):
     kind = type(name, (torch.optim.SGD,), {})
     for optimizer in (kind([torch.nn.Parameter(torch.ones(1))], lr=1.0), type("Mine", (kind,), {})):

@@ -140,7 +140,7 @@ class Approach:
         """
         if self.scale is None:
             if self.search.obstacle is None:
-                self.search.take(share * float(losses[-1]) if len(losses) else math.nan)
+                self.search.take(share * float(losses[-1]) if len(losses) else math.nan, self.times.num_steps)
             self.is_late = self.search.runs_out(step, self.times.num_steps, self.times.longest)
             self.is_over = self.search.obstacle is not None
             if self.search.scale is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from ...runtime import collective
@@ -22,13 +23,15 @@ _FINE, _FINE_HALF = 1e-5, 5e-3
 """The least share of the weights that a measured update must make, in full and in half precision."""
 
 _COARSE, _COARSE_HALF = 3e-3, 0.1
-"""The share from which it is too large: it is taken back, and the next step is measured at a hundredth of the LR."""
+"""The share from which it is too large: it is taken back, and the next step is measured at a hundredth of the LR, or,
+where the LR had grown blindly, at one whose update will be a tenth of this.
+"""
 
 DEAF = "the optimizer does not follow its parameter groups' learning rates"
 """Why nothing can be done, as a part of a sentence."""
 
-_SHRINK, _DEAF_SHARE = 100.0, 0.3
-_BLIND_GROWTH, _MOST_GROWTH = 1e3, 1e9
+_SHRINK, _DEAF_SHARE, _SAME = 100.0, 0.3, 1.5
+_GROWTH, _BLIND_GROWTH, _MOST_GROWTH = 1e3, 1e3, 1e9
 
 
 class MeasuringLR:
@@ -40,14 +43,16 @@ class MeasuringLR:
 
     Attributes:
         lr: the LR.
-        is_deaf: whether an update was as large at a hundredth of the LR, so that the optimizer cannot go by it.
+        is_deaf: whether two updates were as large at a hundredth of the LR, so that the optimizer cannot go by it. One
+            may be: torch's ASGD follows its LR a step late.
     """
 
     def __init__(self, is_half: bool, size: float) -> None:
         self.lr = self._first = (FIRST_LR_HALF if is_half else FIRST_LR) * (size / USUAL_SIZE)
         self.is_deaf = False
         self._is_half = is_half
-        self._too_large: float | None = None  # the share that the last update made, where it was
+        self._left: list[float] | None = None  # two shares, as of suits, of an update after which the LR was changed
+        self._is_late = False  # whether the next one is waited for, since the last was as large
 
     @property
     def is_far(self) -> bool:
@@ -78,26 +83,48 @@ class MeasuringLR:
             seen_share: the same without the tensors that are zero.
         """
         fine, coarse = (_FINE_HALF, _COARSE_HALF) if self._is_half else (_FINE, _COARSE)
-        before, self._too_large = self._too_large, None
-        self.is_deaf = before is not None and seen_share > _DEAF_SHARE * before
-        if self.is_deaf:
+        left, self._left = self._left, None
+        was_coarse = left is not None and left[1] >= coarse
+        is_as_large = left is not None and _is_as_large(share, seen_share, left, was_coarse)
+        self._is_late = is_as_large and not self._is_late
+        self.is_deaf = is_as_large and was_coarse and not self._is_late
+        if self._is_late:
+            self._left = left
+        if self._is_late or self.is_deaf:
             return False
         is_coarse = seen_share >= coarse
+        if is_coarse or share < fine:
+            self._left = [share, seen_share]
         if is_coarse:
-            self._too_large = seen_share
-            self.lr /= _SHRINK
+            self.lr *= min(1.0 / _SHRINK, 0.1 * coarse / seen_share) if self.is_far else 1.0 / _SHRINK
+        elif share == 0.0:  # of an optimizer that only looks on at first, perhaps
+            self.lr = min(_GROWTH * self.lr, _MOST_GROWTH * self._first)
         elif share < fine:
-            self.lr *= min(4.0 * fine / share, 1e3) if share > 0.0 else 1e3
+            self.lr *= min(4.0 * fine / share, _GROWTH)
         return share >= fine and not is_coarse
+
+    @property
+    def is_highest(self) -> bool:
+        """Whether it has grown as far as it does where the weights do not move at all."""
+        return self.lr >= _MOST_GROWTH * self._first
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers only."""
-        return {"lr": self.lr, "first_lr": self._first, "too_large": self._too_large}
+        return {"lr": self.lr, "first_lr": self._first, "left": self._left, "is_late": self._is_late}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned, or the state of a release that knew the LR only."""
+        """Restores what ``state_dict`` returned, or the state of an older release."""
         self.lr = state["lr"]
-        self._first, self._too_large = state.get("first_lr", self.lr), state.get("too_large")
+        self._first, self._is_late = state.get("first_lr", self.lr), state.get("is_late", False)
+        too_large = state.get("too_large")
+        self._left = state.get("left", None if too_large is None else [too_large, too_large])
+
+
+def _is_as_large(share: float, seen_share: float, left: Sequence[float], was_coarse: bool) -> bool:
+    """Whether an update is as large as the one that was ``left``, though the LR is another one."""
+    if was_coarse:
+        return seen_share > _DEAF_SHARE * left[1]
+    return 0.0 < share < _SAME * left[0]
 
 
 def say_deaf(lr: float) -> None:
@@ -109,4 +136,14 @@ def say_deaf(lr: float) -> None:
             "parted, or give the schedule the optimizer inside",
             DEAF,
             lr,
+        )
+
+
+def say_plain(num_steps: int) -> None:
+    """Says on the main process that so many steps, if any, are waited for before the scale is measured."""
+    if num_steps > 0 and collective.is_main_process():
+        logger.info(
+            "AutoWU measures the scale after %d steps: the optimizer begins with plain gradients, as RAdam does, and "
+            "these tell nothing of its later steps",
+            num_steps,
         )

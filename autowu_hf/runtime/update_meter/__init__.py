@@ -3,6 +3,6 @@
 from .backward_calls import tell_clipping
 from .distance import Distance
 from .meter import START_IS_GONE, UpdateMeter
-from .update import Update
+from .update import Update, seem_clipped
 
-__all__ = ["START_IS_GONE", "Distance", "Update", "UpdateMeter", "tell_clipping"]
+__all__ = ["START_IS_GONE", "Distance", "Update", "UpdateMeter", "seem_clipped", "tell_clipping"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +106,18 @@ def seen_share(sums: Tensor) -> float:
     """||d|| / ||w|| over the weights that are not all zero, of the same sum as in ``from_sums``; NaN without such."""
     w2, seen_d2 = float(sums[1]), float(sums[4])
     return math.sqrt(seen_d2 / w2) if w2 > 0.0 else math.nan
+
+
+def seem_clipped(updates: Sequence[Update], is_half: bool) -> bool:
+    """Whether gradients have the same norm at every step, as if they were clipped where it could not be seen.
+
+    Args:
+        updates: of the steps.
+        is_half: whether the gradients are in half precision.
+    """
+    norms = [update.gradient_norm for update in updates]
+    is_same = max(norms) - min(norms) < (5e-3 if is_half else 1e-4) * max(norms)
+    return is_same and all(update.clipping == 1.0 for update in updates)
 
 
 def obstacle_in(parameters: Iterable[Tensor]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 
 import numpy as np
@@ -21,6 +22,30 @@ def test_num_warmup_steps_is_the_longest_warm_up():
     schedule = get_autowu_schedule(optimizer, 400, 40)
     run(model, optimizer, schedule, quickly(400))
     assert schedule.switch_step <= 40
+
+
+OTHERS = ("Optimizer", "LBFGS", "SparseAdam", "Rprop", "Muon")
+"""Of torch.optim: with closures, for sparse gradients, with its own step sizes, for matrices alone."""
+OPTIMIZERS = [kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind) and name not in OTHERS]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
+def test_all_of_torchs_optimizers_learn(kind):
+    """Their best LRs lie four decades apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 5))
+    teacher, optimizer = torch.randn(20, 5), kind(model.parameters(), lr=1e-3)
+    schedule, losses = get_autowu_schedule(optimizer, 200), []
+    for _ in range(200):
+        x = torch.randn(32, 20)
+        loss = nn.functional.cross_entropy(model(x), (x @ teacher).argmax(1))
+        loss.backward()
+        optimizer.step()
+        schedule.step(loss)
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert schedule.report()["approach"]["scale"] is not None
+    assert np.mean(losses[-20:]) < 0.5 * losses[0]
 
 
 def test_where_there_is_no_scale_the_range_is_looked_over_and_it_is_said(caplog):

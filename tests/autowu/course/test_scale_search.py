@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,71 @@ def test_half_precision_finds_the_same_and_takes_no_step():
     half, _ = search_on(model, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert half.scale.peak_lr == pytest.approx(plain.scale.peak_lr, rel=0.2)
+
+
+def test_the_first_steps_of_radam_are_not_its_usual_ones(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        search, lrs = search_on(*problem(torch.optim.RAdam))
+    assert len(lrs) == 8  # the sixth is hidden by rounding
+    assert len(set(lrs[:6])) == 1
+    assert "after 5 steps: the optimizer begins with plain gradients" in caplog.text
+    adam, _ = search_on(*problem(torch.optim.AdamW))
+    # Its sixth and seventh step are 0.026 and 0.033 of Adam's (the rectification of its paper), and have less noise.
+    assert 15.0 < search.scale.trust / adam.scale.trust < 60.0
+
+
+def test_a_search_goes_on_within_the_first_steps_of_radam():
+    whole, _ = search_on(*problem(torch.optim.RAdam))
+    model, optimizer = problem(torch.optim.RAdam)
+    state = ScaleSearch(optimizer, [1.0]).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        search = ScaleSearch(optimizer, [1.0])
+        search.start()
+        search.load_state_dict(state)
+        x = torch.randn(32, 6, generator=generator)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = search.lr
+        optimizer.step()
+        search.take(float(loss.detach()))
+        state = search.state_dict()
+        search.stop()
+    assert search.scale == whole.scale
+
+
+def test_an_optimizer_that_follows_its_lr_a_step_late_is_measured_too():
+    plain, _ = search_on(*problem(torch.optim.SGD), factor=1e-2)
+    late, _ = search_on(*problem(torch.optim.ASGD), factor=1e-2)
+    assert late.scale.polyak == pytest.approx(plain.scale.polyak, rel=0.3)
+    assert late.scale.trust == pytest.approx(plain.scale.trust, rel=0.3)
+
+
+class Idle(torch.optim.Optimizer):
+    """Goes along the signs of the gradients; makes no step before the sixth."""
+
+    def __init__(self, parameters, lr, num_idle=5):
+        super().__init__(parameters, {"lr": lr})
+        self.num_idle = num_idle
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.num_idle -= 1
+        for group in self.param_groups if self.num_idle < 0 else []:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad.sign())
+
+
+def test_an_optimizer_that_makes_no_step_at_first_is_waited_for():
+    search, lrs = search_on(*problem(Idle))
+    plain, _ = search_on(*problem(Idle, num_idle=0))
+    assert len(lrs) == 8
+    assert lrs[5] == pytest.approx(1e9 * lrs[0])
+    assert search.scale.trust == pytest.approx(plain.scale.trust, rel=0.01)
+    never, _ = search_on(*problem(Idle, num_idle=100))
+    assert never.runs_out(8, 20, 6) is False
+    assert "by step 8 too few steps say anything, for the optimizer moves no weights" in never.obstacle
 
 
 def test_losses_or_gradients_that_say_nothing_are_an_obstacle():
