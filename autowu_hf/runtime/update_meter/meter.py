@@ -22,7 +22,7 @@ from ..param_groups import innermost
 from .backward_calls import BackwardCalls
 from .shares import Shares
 from .sketch import kind_of, sketch
-from .update import HALF, Update, obstacle_in, product, seen_share, sums_of, total
+from .update import HALF, Update, decay_of, obstacle_in, product, seen_share, sums_of, total
 
 
 class UpdateMeter:
@@ -210,7 +210,8 @@ class UpdateMeter:
             self._backward_calls.clear()
             return
         lr, parts, shares = self._lr(), [], self._shares
-        own_lrs = {id(p): float(group["lr"]) for group in self._outermost.param_groups for p in group["params"]}
+        of_groups = [(float(group["lr"]), decay_of(group), group["params"]) for group in self._outermost.param_groups]
+        own = {id(p): (rate, decay) for rate, decay, parameters in of_groups for p in parameters}
         unreadable = obstacle_in(self._parameters())
         told = self._backward_calls.told_clipping(self._parameters())
         divisors = dict(zip(map(id, self._parameters()), told, strict=True)) if len({*told}) > 1 else {}
@@ -222,7 +223,7 @@ class UpdateMeter:
             if divisors:  # not all of them were clipped together
                 g = g * divisors[id(parameter)]
             w0 = None if start is None else start.to(now.device)
-            parts.append(sums_of(w, now, g, own_lrs[id(parameter)], w0) / shares.copies_of(parameter))
+            parts.append(sums_of(w, now, g, *own[id(parameter)], w0) / shares.copies_of(parameter))
         sums = total(parts)
         clipping: float | None = 1.0 if divisors else told[0] if told else None
         if clipping is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ class Update:
         update_norm: ||u||, over the weights that are not all zero (see ``weight_norm``).
         weight_norm: ||w||, over the same; tensors that are zero throughout say nothing about the size of weights, such
             as LoRA's B or a fresh bias, and are left out of both norms.
-        alignment: -<g, u> / (||g|| ||u||) over all weights, u being per unit of its group's own LR: 1 where the update
-            is the gradient itself, as in SGD's first step.
+        alignment: -<g, u> / (||g|| ||u||) over all weights, u being per unit of its group's own LR, and g with the
+            group's weight decay added: 1 where the update is the gradient itself, as in SGD's first step.
         resolution: ||lr u|| / ||w|| over all weights; far below the precision of the weights, rounding decides.
         clipping: by what the norm of the gradient was divided before the step, at least 1.
         gradient_norm: ||g|| at the step.
@@ -78,7 +79,9 @@ class Update:
         )
 
 
-def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float, start: Tensor | None = None) -> Tensor:
+def sums_of(
+    before: Tensor, now: Tensor, gradient: Tensor, own_lr: float, decay: float = 0.0, start: Tensor | None = None
+) -> Tensor:
     """What one tensor, or one share of it, adds to the numbers of a step, d being the change of its weights.
 
     Args:
@@ -86,20 +89,31 @@ def sums_of(before: Tensor, now: Tensor, gradient: Tensor, own_lr: float, start:
         now: after it, on the same device.
         gradient: at the step.
         own_lr: of its group.
+        decay: of the weights, of its group.
         start: its weights at w_0, on the same device; None where there are none.
 
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
-        ||g||^2, -<g, d> and ||d||^2 per unit of the group's own LR, 0 where that is 0; -<g, w - w_0>, or 0;
-        how many weights they are; and 1.
+        ||g||^2, -<g, d> and ||d||^2 with the decay in g and per unit of the group's own LR, 0 where that is 0;
+        -<g, w - w_0>, or 0; how many weights they are; and 1.
     """
     change = wide(now) - wide(before)
     w2, g2, d2 = (product(t, t) for t in (before, gradient, change))
     down = -product(gradient, change)
-    own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((g2, down, d2))]
+    own_g2, own_down = g2, down
+    if decay != 0.0:
+        decayed = wide(gradient) + decay * wide(before)
+        own_g2, own_down = product(decayed, decayed), -product(decayed, change)
+    own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((own_g2, own_down, d2))]
     fallen = torch.zeros_like(w2) if start is None else product(gradient, wide(start) - wide(before))
     number = torch.full_like(w2, now.numel())
     return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, torch.ones_like(w2)])
+
+
+def decay_of(group: Mapping[str, Any]) -> float:
+    """The weight decay of a parameter group; 0 where it has none, or one that is no number."""
+    decay = group.get("weight_decay")
+    return float(decay) if isinstance(decay, (int, float)) else 0.0
 
 
 def seen_share(sums: Tensor) -> float:

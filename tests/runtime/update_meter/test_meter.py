@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import math
 import weakref
@@ -61,6 +62,17 @@ def test_sgd_moves_along_the_gradient():
     assert update.weight_norm == pytest.approx(float(w.norm()), rel=1e-5)
     assert update.alignment == pytest.approx(1.0, rel=1e-3)
     assert update.clipping == 1.0
+
+
+@pytest.mark.parametrize("decay", [1e-3, 0.3])
+def test_weight_decay_does_not_hide_that_an_update_is_the_gradient(decay):
+    g, w = gradients()
+    update = measured(functools.partial(torch.optim.SGD, weight_decay=decay), lr=1e-2)
+    assert update.slope == pytest.approx(float(g @ (g + decay * w)), rel=1e-3)
+    assert update.alignment == pytest.approx(1.0, rel=1e-3)
+    decoupled = functools.partial(torch.optim.RAdam, weight_decay=decay, decoupled_weight_decay=True)
+    assert measured(decoupled, lr=1e-2).alignment == pytest.approx(1.0, rel=1e-3)
+    assert measured(functools.partial(torch.optim.AdamW, weight_decay=decay)).alignment < 0.95
 
 
 def test_adam_moves_by_the_signs():

@@ -42,7 +42,7 @@ def test_weights_that_are_zero_have_no_size():
 
 def test_the_way_since_the_start_is_measured_along_the_gradient_before_clipping():
     w, start = torch.tensor([3.0, 4.0]), torch.tensor([3.5, 3.0])
-    sums = sums_of(w, w - 0.1, torch.tensor([1.0, 2.0]), 0.1, start)
+    sums = sums_of(w, w - 0.1, torch.tensor([1.0, 2.0]), 0.1, start=start)
     assert Update.from_sums(sums, 0.1, clipping=2.0).fallen == pytest.approx(2.0 * (0.5 - 2.0))
     assert Update.from_sums(sums_of(w, w - 0.1, w, 0.1), 0.1, 1.0).fallen == 0.0
 
