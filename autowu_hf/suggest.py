@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _ASKED = 5  # the batches that are asked at a time how much of the slope lasts, where P may be far too low
 _ENOUGH = 3 + 2 * _ASKED  # batches, two of which measure P and R, and one begins the way that the others look back on
-_BEGINS_PLAIN = "it begins with plain gradients, as RAdam, whose updates become as large as Adam's; ask with AdamW"
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,8 @@ def _search(optimizer: Optimizer, losses: Iterator[float], num_batches: float = 
     try:
         for loss in taken:
             search.take(loss)
-            if (obstacle := _BEGINS_PLAIN if search.begins_plain else search.obstacle) is not None:
-                raise ValueError(f"suggest_lr finds no learning rate for {type(optimizer).__name__}: {obstacle}")
+            if search.obstacle is not None:
+                raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
             if search.scale is not None:
                 raised = _raised(search.scale, later, taken, num_batches - steps) if later.can_watch else 1.0
                 return SuggestedLR(raised * search.scale.peak_lr, search.scale, steps, later.lasting)

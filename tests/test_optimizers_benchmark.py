@@ -11,7 +11,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 CELL = ("digits MLP", "SGD", 10)
-KINDS = ("SGD", "RMSprop", "Adagrad", "Adafactor", "Lion", "LAMB", "AdamP", "Muon")
+KINDS = ("SGD", "RMSprop", "Adagrad", "Adafactor", "Lion", "LAMB", "RAdam", "AdamP", "Muon")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_cheap_tasks_come_first_and_what_takes_hours_is_left_out(optimizers):
     cells = {job[:3] for job in jobs}
     assert ("MiniLM", "Muon", 10) in cells
     assert ("MiniLM", "Muon", 100) not in cells
-    assert len(cells) == 79
+    assert len(cells) == 89
     assert f"each of the {len(cells)} cells" in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 

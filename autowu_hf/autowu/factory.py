@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.param_groups import innermost
-from .own_lr_optimizers import finds_own_lr, is_schedule_free
+from .optimizer_kinds import finds_own_lr, is_schedule_free
 from .scheduler import AutoWUScheduler
 from .settings import AutoWUSettings
 

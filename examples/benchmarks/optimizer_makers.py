@@ -90,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "Adafactor": Kind(of_all(torch.optim.Adafactor), half_decades(1e-3, 1.0)),
     "Lion": Kind(of_all(Lion), half_decades(1e-5, 3.16228e-2)),
     "LAMB": Kind(of_all(Lamb), half_decades(1e-4, 3.16228e-1)),
+    "RAdam": Kind(of_all(torch.optim.RAdam), half_decades(3.16228e-4, 3.16228e-1)),
     "AdamP": Kind(of_all(AdamP), half_decades(3.16228e-5, 1e-1)),
     "Muon": Kind(muon_with_adamw, half_decades(3.16228e-5, 1e-1)),
 }

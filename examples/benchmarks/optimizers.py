@@ -4,11 +4,11 @@
     python examples/benchmarks/optimizers.py           # all that is not in optimizers.csv yet; two worker processes
     python examples/benchmarks/optimizers.py --table   # the CSV as Markdown
 
-SGD with momentum, RMSprop, Adagrad, Adafactor, Lion, LAMB, AdamP, and Muon with AdamW for what is no hidden weight, as
-``optimizer_makers.py`` makes them. Five tasks at their small batch, with 10 and 100 % of their epochs. The cosine with
-5 % of warm-up is tuned for every optimizer, task and budget on a grid of half decades that grows where its edge is the
-best, with two seeds. It and AutoWU, which has no option set, are then run on three other seeds. Gradients are clipped
-at 1.0, as in Trainer.
+SGD with momentum, RMSprop, Adagrad, Adafactor, Lion, LAMB, RAdam, AdamP, and Muon with AdamW for what is no hidden
+weight, as ``optimizer_makers.py`` makes them. Five tasks at their small batch, with 10 and 100 % of their epochs. The
+cosine with 5 % of warm-up is tuned for every optimizer, task and budget on a grid of half decades that grows where its
+edge is the best, with two seeds. It and AutoWU, which has no option set, are then run on three other seeds. Gradients
+are clipped at 1.0, as in Trainer.
 """
 
 from __future__ import annotations

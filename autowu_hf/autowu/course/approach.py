@@ -140,7 +140,7 @@ class Approach:
         """
         if self.scale is None:
             if self.search.obstacle is None:
-                self.search.take(share * float(losses[-1]) if len(losses) else math.nan, self.times.num_steps)
+                self.search.take(share * float(losses[-1]) if len(losses) else math.nan)
             self.is_late = self.search.runs_out(step, self.times.num_steps, self.times.longest)
             self.is_over = self.search.obstacle is not None
             if self.search.scale is not None:
@@ -241,7 +241,7 @@ class Approach:
     def report(self) -> dict[str, Any]:
         """What the picture needs, and the scale."""
         return {
-            "scale": self.search.report(),
+            "scale": self.search.report(self.times.num_steps),
             "obstacle": self.search.obstacle,
             "is_blind": self.search.is_blind,
             "first_lr": self.search.lr,

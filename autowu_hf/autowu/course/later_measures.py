@@ -165,12 +165,12 @@ class LaterMeasures:
         is_once_more = len(self.reaches) == 1 and not way.has_gone_back
         return way.times.starts_again(way.legs[-1].end) if is_once_more else None
 
-    def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float, float] | None:
+    def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float, tuple[float, float]] | None:
         """How far the weights went up to ``step``, the optimizer's own steps by then, and how large the last update is;
         both as shares of the first ones. None for SGD, where rounding hides the update, where the weights are others
         than in the first steps, and where the optimizer was hardly stepped.
         """
-        search, since, update = self._search, self.since, updates[-1]
+        search, scale, since, update = self._search, self._search.scale, self.since, updates[-1]
         if isinstance(update, str) or len(updates) > 1 or not search.shows(update):
             return None  # more than one, so that the schedule is not stepped at each
         if search.alignment > ALIGNED and (search.momentum > 0.0 or update.alignment > ALIGNED):
@@ -183,16 +183,16 @@ class LaterMeasures:
         if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
             say_deaf(update.lr)
             return None
-        if since is None or search.scale is None or (way := self._distance.measured(step - since)) is None:
+        if since is None or scale is None or scale.beta2 or (way := self._distance.measured(step - since)) is None:
             return None
         distance, num_steps = way
         if num_steps < min(step - since, _FEWEST_TELLING):
             return None
-        first = search.scale.size_of(whole, seen)
+        first = scale.size_of(whole, seen)
         reach = distance / (num_steps * update.lr * first) if first > 0.0 else math.inf
-        size = update.update_norm / seen if seen > 0.0 else update.whole_norm / whole
+        sizes = update.update_norm / seen if seen > 0.0 else update.whole_norm / whole, update.whole_norm / whole
         done = step * num_steps / (step - since)
-        return (reach, done, size) if 0.0 < reach < math.inf else None
+        return (reach, done, sizes) if 0.0 < reach < math.inf else None
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""

@@ -137,13 +137,3 @@ def say_deaf(lr: float) -> None:
             DEAF,
             lr,
         )
-
-
-def say_plain(num_steps: int) -> None:
-    """Says on the main process that so many steps, if any, are waited for before the scale is measured."""
-    if num_steps > 0 and collective.is_main_process():
-        logger.info(
-            "AutoWU measures the scale after %d steps: the optimizer begins with plain gradients, as RAdam does, and "
-            "these tell nothing of its later steps",
-            num_steps,
-        )

@@ -13,11 +13,12 @@ Both follow the loss's and the weights' units, so the scale does, too: a loss mu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...runtime.update_meter import Update
+from ..optimizer_kinds import rectification
 
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
@@ -43,7 +44,7 @@ them at first, and becomes smaller as far as they are noise; on noise alone the 
 of ``examples/benchmarks/compare.py``, seed 20.
 """
 
-LOWERED_FROM, LIFTED_FROM = 0.6, 1.75
+LOWERED_FROM, LIFTED_FROM = 0.6, 2.0
 """Between these factors the LR is not corrected for how far steps get. AdamW's lie there, except in a transient and for
 LoRA, whose two matrices grow together. The first was set after runs of LoRA (``examples/benchmarks/README.md``).
 """
@@ -57,8 +58,9 @@ MOST_LOWERED, MOST_LIFTED = 0.01, 20.0
 """The least and the most that the LR is multiplied by for that: a guard against a measure that went wrong."""
 
 HARDLY_SHRUNK = 2 / 3
-"""The share of the first updates' norm from which the LR is lowered for that, too. In a transient, all gradients have
-one direction, and AdamW's updates get far, but become smaller.
+"""The share of the first updates' norm from which the LR may be lowered for that, and below which it may be raised:
+AdamW's get far in a transient, too, but become smaller. Where updates as large as before get less far, they go to and
+fro, and the LR is too high already.
 """
 
 FAR = 30.0
@@ -91,6 +93,7 @@ class Scale:
         loss: the mean of the measured steps' losses, in the loss's unit.
         num_steps: the optimizer steps that were measured.
         momentum: of SGD, in [0, 1): its updates grow to 1 / (1 - momentum) of the first.
+        beta2: of an optimizer that rectifies its updates (RAdam), 0 of others. P and R are those of its last updates.
     """
 
     polyak: float
@@ -99,6 +102,7 @@ class Scale:
     loss: float
     num_steps: int
     momentum: float = 0.0
+    beta2: float = 0.0
 
     @classmethod
     def from_updates(
@@ -142,7 +146,7 @@ class Scale:
 
     @property
     def peak_lr(self) -> float:
-        """min(0.3 P, 0.2 R), the LR for a short run."""
+        """min(0.3 P, 0.2 R), the LR for a short run; of an optimizer that rectifies its updates, for its last ones."""
         return self.peak_lr_for(1)
 
     def peak_lr_for(self, num_steps: int) -> float:
@@ -154,7 +158,13 @@ class Scale:
         """
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
         trust = TRUST_SHARE * self.trust / (horizon if self.is_aligned else 1.0)
-        return min(POLYAK_SHARE * self.polyak / horizon, trust) * (1.0 - self.momentum)
+        return min(POLYAK_SHARE * self.polyak / horizon, trust) * (1.0 - self.momentum) / self.rectified(num_steps)
+
+    def rectified(self, num_steps: int) -> float:
+        """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
+        if self.beta2 == 0.0 or num_steps == 1:
+            return 1.0
+        return rectification(self.beta2, max(num_steps / 2.0, 8.0)) or 1.0  # the eighth is measured, or earlier ones
 
     @property
     def is_aligned(self) -> bool:
@@ -171,7 +181,8 @@ class Scale:
         """Whether P may be far too low, because it comes from gradients that are nearly all noise: where R would allow
         an LR that is ``FAR`` times as high. On a plateau P is too high, and R is near or holds the LR.
         """
-        return FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust and not self.is_aligned
+        is_far = FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust
+        return is_far and not self.is_aligned and self.beta2 == 0.0
 
     def raised_factor(self, lasting: float | None, raised: float = 1.0) -> float:
         """By what the LR has to be multiplied, once later batches have told how much of the slope was noise.
@@ -193,7 +204,9 @@ class Scale:
         wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
         return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 
-    def reach_factor(self, reach: float, step: float, size: float, raised: float = 1.0, done: float = 1.0) -> float:
+    def reach_factor(
+        self, reach: float, step: float, sizes: tuple[float, float], raised: float = 1.0, done: float = 1.0
+    ) -> float:
         """By what the LR has to be multiplied, once it is known how far later steps take the weights.
 
         P and R are told by the first updates. Adam's become smaller, as its mean of noisy gradients settles, and ten of
@@ -205,7 +218,8 @@ class Scale:
         Args:
             reach: how far the weights go in some steps, per step and unit of LR, as a share of the first updates' norm.
             step: the optimizer steps done by then.
-            size: the norm of the last update over that of the first ones, per unit of LR.
+            sizes: the norm of the last update over that of the first ones, per unit of LR: without and with the tensors
+                that were zero.
             raised: by what the LR was multiplied for how little lasts (``raised_factor``): less, too, where updates
                 become smaller.
             done: by what it was multiplied for this already.
@@ -220,9 +234,9 @@ class Scale:
         factor /= done
         if factor >= LOWERED_FROM:
             lifted_from = LIFTED_FROM if self.held_by == "polyak" else LIFTED_OVER_TRUST_FROM
-            return factor if factor > lifted_from else 1.0
+            return factor if factor > lifted_from and sizes[1] < HARDLY_SHRUNK else 1.0
         lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
-        return min(lowered, 1.0) if size >= HARDLY_SHRUNK else 1.0
+        return min(lowered, 1.0) if sizes[0] >= HARDLY_SHRUNK else 1.0
 
     def size_of(self, whole: float, seen: float) -> float:
         """The size of the first updates that its LR depends on: P is told by all of an update, R without the tensors
@@ -240,14 +254,7 @@ class Scale:
             return whole
         return whole * min(by_polyak, by_trust * seen / whole) / min(by_polyak, by_trust)
 
-    def report(self) -> dict[str, Any]:
-        """All of it in numbers and names."""
-        return {**asdict(self), "lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
-
-
-def momentum_of(group: Mapping[str, Any]) -> float:
-    """m of a parameter group, so that SGD's updates grow to 1 / (1 - m) of the first."""
-    momentum, dampening = (float(group.get(name) or 0.0) for name in ("momentum", "dampening"))
-    if not 0.0 < momentum < 1.0 or dampening >= 1.0:
-        return 0.0
-    return max(1.0 - (1.0 - momentum) / (1.0 - dampening), 0.0)
+    def report(self, num_steps: int = 1) -> dict[str, Any]:
+        """All of it in numbers and names, for a run of so many steps."""
+        found = {"lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
+        return {**asdict(self), **found, "rectified": self.rectified(num_steps)}

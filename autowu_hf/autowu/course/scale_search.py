@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ...runtime import collective
 from ...runtime.update_meter import Update, UpdateMeter, seem_clipped
-from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf, say_plain
-from .scale import ALIGNED, BlindLossesError, Scale, momentum_of
+from ..optimizer_kinds import AVERAGED, momentum_of, rectification, rectified_by, steps_of
+from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
+from .scale import BlindLossesError, Scale
 
 PATIENCE = 0.1
 """The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
 
 _LONGEST = 8
 _MEASURES = 2
-_PLAIN, _PLAIN_SHARE = 5, 0.05
-"""RAdam's first steps (Liu et al. 2020, arXiv 1908.03265) go along the mean of the gradients, and tell nothing of those
-that follow. These are tiny at first and become as large as Adam's: they are measured by this share of the run.
-"""
 _UNLIKE = 5.0  # times larger, per unit of LR, so that the last update was still made at the LR from before
 _ROUNDING = "no update of the first steps could be told from rounding"
 
@@ -41,26 +38,24 @@ class ScaleSearch:
         from_zero: whether all weights were zero before the run's very first update.
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
-        begins_plain: whether its first steps are plain gradients, as RAdam's, and not its usual updates.
         silence: why the last step that said nothing did not, as a part of a sentence.
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
         self.scale: Scale | None = None
         self.obstacle: str | None = None
-        self.is_blind = self.from_zero = self.begins_plain = False
+        self.is_blind = self.from_zero = False
         self.updates: list[Update] = []
         self.losses: list[float] = []
         self.meter = UpdateMeter(optimizer, ratios)
         self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
-        self._has_betas = any("betas" in group for group in optimizer.param_groups)
+        self._beta2 = rectified_by(optimizer)
         size = USUAL_SIZE
         if collective.num_processes() == 1:  # else the processes might see other weights, and take other LRs
             size = self.meter.weight_size() or size
         self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence = "for the updates are too small or too large"
         self._steps = self._num_calls = 0
-        self._num_plain: int | None = None  # the steps left that are not the optimizer's usual ones; None: unknown
         self._at_each: list[bool] = []
         self.alignment = math.nan
         self.num_shares: Callable[[], int] = int
@@ -126,12 +121,11 @@ class ScaleSearch:
         """Measures no more."""
         self.meter.disarm()
 
-    def take(self, loss: float, num_steps: int = 0) -> None:
+    def take(self, loss: float) -> None:
         """Takes in the loss of the optimizer step just done.
 
         Args:
             loss: of all processes.
-            num_steps: of the run; 0: unknown.
         """
         updates = [*self.meter.updates]
         self.meter.updates.clear()
@@ -148,7 +142,8 @@ class ScaleSearch:
             if isinstance(update, str):
                 self.give_up(update)
                 return
-            if not self._is_usual(update, num_steps):
+            self.from_zero = self.from_zero or update.weight_norm == 0.0
+            if not self._tells(update):
                 continue
             self._steps, lr = self._steps + 1, self.lr
             if math.isnan(self.alignment):
@@ -169,7 +164,8 @@ class ScaleSearch:
                 return
             try:
                 of_first = self.alignment, self.momentum, self.from_zero
-                self.scale = Scale.from_updates(self.losses, self.updates, *of_first)
+                found = Scale.from_updates(self.losses, self.updates, *of_first)
+                self.scale = replace(found, beta2=self._beta2)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
@@ -192,31 +188,32 @@ class ScaleSearch:
         self.give_up(f"by step {step} too few steps say anything, {self.silence}")
         return step > _LONGEST
 
-    def _is_usual(self, update: Update, num_steps: int) -> bool:
-        """Whether the optimizer makes such steps later, too; if not, ``silence`` says why."""
+    def _tells(self, update: Update) -> bool:
+        """Whether an update tells anything of later ones; if not, ``silence`` says why."""
         if update.gradient_norm == 0.0:
             self.silence = "for the gradients are zero"
-            return False
-        if self._num_plain is None:
-            self.from_zero = update.weight_norm == 0.0
-            self.begins_plain = update.alignment > ALIGNED and self._has_betas
-            self._num_plain = max(_PLAIN, round(_PLAIN_SHARE * num_steps)) if self.begins_plain else 0
-            say_plain(self._num_plain)
-        if self._num_plain > 0:
-            self._num_plain -= 1
-            self.silence = "for the optimizer begins with plain gradients"
-            return False
-        is_idle = update.resolution == 0.0 and self._lr.is_highest
-        self.silence = "for the optimizer moves no weights" if is_idle else self.silence
-        return not is_idle
+        elif self._rectification == 0.0:
+            self.silence = "for the optimizer does not rectify its first steps"
+        elif update.resolution == 0.0 and self._lr.is_highest:
+            self.silence = "for the optimizer moves no weights"
+        else:
+            return True
+        return False
+
+    @property
+    def _rectification(self) -> float:
+        """The size of the last update as a share of Adam's first one; 1 of other optimizers."""
+        if self._beta2 == 0.0:
+            return 1.0
+        return AVERAGED * rectification(self._beta2, max(steps_of(self.meter.optimizer), 1.0))
 
     def _weigh(self, update: Update, loss: float) -> None:
         """Takes an update in, if it is of a size that says something; if not, the next one has another LR."""
         seen = update.lr * update.update_norm
         if self._lr.suits(update.resolution, seen / update.weight_norm if update.weight_norm > 0.0 else 0.0):
-            if self.updates and not update.whole_norm < _UNLIKE * self.updates[-1].whole_norm:
+            if self.updates and not update.whole_norm / self._rectification < _UNLIKE * self.updates[-1].whole_norm:
                 self.updates, self.losses = [], []
-            self.updates.append(update)
+            self.updates.append(update.enlarged(1.0 / self._rectification))
             self.losses.append(loss)
         elif self._lr.is_deaf:
             say_deaf(update.lr)
@@ -230,7 +227,6 @@ class ScaleSearch:
         return {
             **self._lr.state_dict(),
             "steps": self._steps,
-            "num_plain": self._num_plain,
             "alignment": self.alignment,
             "from_zero": self.from_zero,
             "losses": [*self.losses],
@@ -240,16 +236,15 @@ class ScaleSearch:
             "is_blind": self.is_blind,
         }
 
-    def report(self) -> dict[str, Any] | None:
-        """The scale in numbers and names; None without one."""
-        return None if self.scale is None else self.scale.report()
+    def report(self, num_steps: int) -> dict[str, Any] | None:
+        """The scale in numbers and names, for a run of so many steps; None without one."""
+        return None if self.scale is None else self.scale.report(num_steps)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""
         self._lr.load_state_dict(state)
         self._steps, self.obstacle = state["steps"], state["obstacle"]
         self.alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
-        self._num_plain = state.get("num_plain", None if math.isnan(self.alignment) else 0)
         self.from_zero = state.get("from_zero", False)
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]

@@ -218,6 +218,8 @@ def _scale(report: dict[str, Any]) -> str | None:
 def _corrections(approach: dict[str, Any]) -> str:
     """What was done to the scale's LR."""
     said = ""
+    if (rectified := (approach["scale"] or {}).get("rectified", 1.0)) < 1.0:
+        said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
     if approach["factor"] != 1.0:

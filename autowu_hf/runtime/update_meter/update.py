@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Update:
     fallen: float = 0.0
     whole_norm: float = math.nan
     num_weights: float = math.nan
+
+    def enlarged(self, times: float) -> Update:
+        """The same update, so many times as large."""
+        sizes = {name: times * getattr(self, name) for name in ("slope", "update_norm", "whole_norm", "resolution")}
+        return dataclasses.replace(self, **sizes)
 
     @classmethod
     def from_sums(cls, sums: Tensor, lr: float, clipping: float) -> Update:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -80,15 +78,26 @@ def test_half_precision_finds_the_same_and_takes_no_step():
     assert half.scale.peak_lr == pytest.approx(plain.scale.peak_lr, rel=0.2)
 
 
-def test_the_first_steps_of_radam_are_not_its_usual_ones(caplog):
-    with caplog.at_level(logging.INFO, "autowu_hf"):
-        search, lrs = search_on(*problem(torch.optim.RAdam))
-    assert len(lrs) == 8  # the sixth is hidden by rounding
+def test_radam_has_the_scale_of_adam_whose_updates_its_own_become():
+    search, lrs = search_on(*problem(torch.optim.RAdam))
+    assert len(lrs) == 8  # five are not rectified, and rounding hides the sixth
     assert len(set(lrs[:6])) == 1
-    assert "after 5 steps: the optimizer begins with plain gradients" in caplog.text
     adam, _ = search_on(*problem(torch.optim.AdamW))
-    # Its sixth and seventh step are 0.026 and 0.033 of Adam's (the rectification of its paper), and have less noise.
-    assert 15.0 < search.scale.trust / adam.scale.trust < 60.0
+    for name in ("polyak", "trust"):
+        assert 1 / 3 < getattr(search.scale, name) / getattr(adam.scale, name) < 3.0
+    assert search.scale.beta2 == 0.999
+    assert search.scale.alignment < 0.99
+    late = problem(torch.optim.RAdam)
+    search_on(*late, steps=7)
+    again, lrs = search_on(*late)  # the optimizer's own count goes on
+    assert len(lrs) <= 3
+    assert again.scale.trust == pytest.approx(search.scale.trust, rel=0.5)
+
+
+def test_the_first_steps_of_radam_do_not_hide_that_all_weights_were_zero():
+    model, optimizer = problem(torch.optim.RAdam, size=0.0)
+    search, _ = search_on(model, optimizer)
+    assert search.scale.trust == float("inf")
 
 
 def test_a_search_goes_on_within_the_first_steps_of_radam():

@@ -1,0 +1,91 @@
+"""Optimizers that are not like most: those that a schedule has no say in, and those whose first steps tell little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..runtime.param_groups import innermost
+
+_RECTIFYING = ("RAdam", "Ranger")
+_LEAST_RHO = 5.0  # from which an update is rectified; before, it is the mean of the gradients, or none
+
+AVERAGED = 0.5
+"""The size of Adam's update in its seventh step, as a share of its first one: it is along a mean of noisy gradients."""
+
+
+def finds_own_lr(optimizer: Any) -> bool:
+    """Whether an optimizer is known to find its LR by itself, so that a schedule's only multiplies it (Prodigy, DoG,
+    those of D-Adaptation) or is where it begins (Rprop).
+
+    Args:
+        optimizer: of any kind, with accelerate's and DeepSpeed's wraps or without.
+    """
+    return _is_called(optimizer, ("Prodigy", "DAdapt"), ("DoG", "LDoG", "Rprop"))
+
+
+def is_schedule_free(optimizer: Any) -> bool:
+    """Whether it is one of the schedule-free optimizers, which average where others decay; arguments as above."""
+    return _is_called(optimizer, ("ScheduleFree",), ())
+
+
+def _is_called(optimizer: Any, parts: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Whether a class of an optimizer, or of one inside it, has one of the parts in its name, or one of the names."""
+    while optimizer is not None:
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in names or any(part in kind.__name__ for part in parts):
+                return True
+        optimizer = getattr(optimizer, "optimizer", None)
+    return False
+
+
+def rectified_by(optimizer: Any) -> float:
+    """beta2 of an optimizer that rectifies its updates, as RAdam (Liu et al. 2020, arXiv 1908.03265, algorithm 2),
+    known by the name of its class or by ``rectify=True`` in its groups; 0 of any other.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    optimizer = innermost(optimizer)
+    is_named = any(name in kind.__name__ for kind in type(optimizer).__mro__ for name in _RECTIFYING)
+    for group in optimizer.param_groups:
+        if (is_named or group.get("rectify")) and len(group.get("betas") or ()) > 1:
+            beta2 = float(group["betas"][1])
+            return beta2 if 2.0 / (1.0 - beta2) - 1.0 > _LEAST_RHO else 0.0
+    return 0.0
+
+
+def rectification(beta2: float, step: float) -> float:
+    """r_t, the size of an update that is rectified, as a share of Adam's.
+
+    Args:
+        beta2: in (0, 1).
+        step: t, of the optimizer, from 1.
+
+    Returns:
+        In [0, 1): 0 in the first steps, which are not rectified; 0.03 at the seventh, 0.2 at the hundredth, and 0.6 at
+        the thousandth one, with the usual 0.999.
+    """
+    most = 2.0 / (1.0 - beta2) - 1.0
+    power = beta2**step
+    rho = most - 2.0 * step * power / (1.0 - power)
+    if rho <= _LEAST_RHO:
+        return 0.0
+    return math.sqrt((rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho))
+
+
+def steps_of(optimizer: Any) -> float:
+    """The steps that an optimizer has made, by its own count; 0 where it keeps none."""
+    optimizer = innermost(optimizer)
+    of_weights = [own["step"] for own in optimizer.state.values() if isinstance(own, dict) and "step" in own]
+    counts = of_weights or [group["step"] for group in optimizer.param_groups if "step" in group]
+    return max(map(float, counts), default=0.0)
+
+
+def momentum_of(group: Mapping[str, Any]) -> float:
+    """m of a parameter group, so that SGD's updates grow to 1 / (1 - m) of the first."""
+    momentum, dampening = (float(group.get(name) or 0.0) for name in ("momentum", "dampening"))
+    if not 0.0 < momentum < 1.0 or dampening >= 1.0:
+        return 0.0
+    return max(1.0 - (1.0 - momentum) / (1.0 - dampening), 0.0)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from autowu_hf import get_autowu_schedule
+from autowu_hf.autowu.optimizer_kinds import momentum_of, rectification, rectified_by, steps_of
+
+
+@pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam", "DAdaptSGD", "LDoG", "Rprop", "ProdigyPlusScheduleFree"])
+def test_an_optimizer_that_finds_its_own_lr_is_refused(name):
+    kind = type(name, (torch.optim.SGD,), {})
+    for optimizer in (kind([torch.nn.Parameter(torch.ones(1))], lr=1.0), type("Mine", (kind,), {})):
+        if isinstance(optimizer, type):
+            optimizer = optimizer([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+        with pytest.raises(ValueError, match=r'finds its learning rate by itself, .* use lr_scheduler_type="constant"'):
+            get_autowu_schedule(optimizer, 100)
+        with pytest.raises(ValueError, match="finds its learning rate by itself"):
+            get_autowu_schedule(Accelerator(cpu=True).prepare(optimizer), 100)
+
+
+def test_a_schedule_free_optimizer_is_warned_of(caplog):
+    kind = type("AdamWScheduleFree", (torch.optim.AdamW,), {})
+    get_autowu_schedule(kind([torch.nn.Parameter(torch.ones(1))]), 100)
+    assert caplog.text.count("AdamWScheduleFree is made to go without a schedule") == 1
+
+
+def one_weight(kind, **options):
+    return kind([torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))], **options)
+
+
+def test_what_rectifies_its_updates_is_known():
+    for optimizer in (one_weight(torch.optim.RAdam), one_weight(type("Ranger", (torch.optim.Adam,), {}))):
+        assert rectified_by(optimizer) == rectified_by(Accelerator(cpu=True).prepare(optimizer)) == 0.999
+    other = one_weight(torch.optim.AdamW)
+    assert rectified_by(other) == 0.0
+    other.param_groups[0]["rectify"] = True
+    assert rectified_by(other) == 0.999
+    assert rectified_by(one_weight(torch.optim.RAdam, betas=(0.9, 0.5))) == 0.0  # it never does
+
+
+@pytest.mark.parametrize("beta2", [0.99, 0.999])
+def test_the_rectification_is_that_of_torch(beta2):
+    """Of a constant gradient, Adam's update is 1."""
+    optimizer = one_weight(torch.optim.RAdam, lr=1.0, betas=(0.9, beta2), eps=0.0)
+    weight = optimizer.param_groups[0]["params"][0]
+    for step in range(1, 200):
+        before = float(weight.detach())
+        weight.grad = torch.full_like(weight, 3.0)
+        optimizer.step()
+        assert steps_of(optimizer) == step
+        update = before - float(weight.detach())
+        share = rectification(beta2, step)
+        assert update == pytest.approx(3.0 if share == 0.0 else share, rel=1e-9)
+        assert (share == 0.0) is (step <= 5)
+
+
+def test_an_optimizer_without_a_count_of_its_steps_has_made_none():
+    assert steps_of(one_weight(torch.optim.SGD, lr=0.1)) == 0.0
+    counting = one_weight(torch.optim.SGD, lr=0.1)
+    counting.param_groups[0]["step"] = 7
+    assert steps_of(counting) == 7.0
+
+
+def test_the_momentum_is_that_by_which_updates_grow():
+    assert momentum_of({"momentum": 0.9}) == pytest.approx(0.9)
+    assert momentum_of({"momentum": 0.9, "dampening": 0.9}) == pytest.approx(0.0)
+    assert momentum_of({"lr": 1.0}) == momentum_of({"momentum": 1.0}) == 0.0
