@@ -75,6 +75,14 @@ def rectification(beta2: float, step: float) -> float:
     return math.sqrt((rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho))
 
 
+def num_unrectified(beta2: float, done: float) -> int:
+    """How many of an optimizer's first steps are not rectified; 0 where it has ``done`` more than these, or never does
+    it (a beta2 of 0).
+    """
+    number = sum(beta2 > 0.0 and rectification(beta2, step) == 0.0 for step in range(1, 10))
+    return number if done <= number else 0
+
+
 def steps_of(optimizer: Any) -> float:
     """The steps that an optimizer has made, by its own count; 0 where it keeps none."""
     optimizer = innermost(optimizer)

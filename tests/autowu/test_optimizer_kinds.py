@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.optimizer_kinds import momentum_of, rectification, rectified_by, steps_of
+from autowu_hf.autowu.optimizer_kinds import momentum_of, num_unrectified, rectification, rectified_by, steps_of
 
 
 @pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam", "DAdaptSGD", "LDoG", "Rprop", "ProdigyPlusScheduleFree"])
@@ -54,6 +54,11 @@ def test_the_rectification_is_that_of_torch(beta2):
         share = rectification(beta2, step)
         assert update == pytest.approx(3.0 if share == 0.0 else share, rel=1e-9)
         assert (share == 0.0) is (step <= 5)
+
+
+def test_the_first_steps_are_not_rectified():
+    assert [num_unrectified(0.999, done) for done in (0.0, 1.0, 5.0, 6.0, 1000.0)] == [5, 5, 5, 0, 0]
+    assert num_unrectified(0.0, 0.0) == 0
 
 
 def test_an_optimizer_without_a_count_of_its_steps_has_made_none():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime import collective
 from ...runtime.update_meter import Update, UpdateMeter, seem_clipped
-from ..optimizer_kinds import AVERAGED, momentum_of, rectification, rectified_by, steps_of
+from ..optimizer_kinds import AVERAGED, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import BlindLossesError, Scale
 
@@ -69,6 +69,11 @@ class ScaleSearch:
     def is_over(self) -> bool:
         """Whether no more steps are measured."""
         return self.scale is not None or self.obstacle is not None
+
+    @property
+    def num_first(self) -> int:
+        """The steps after which there is a scale, where all tell something that are of the optimizer's usual kind."""
+        return _MEASURES + num_unrectified(self._beta2, steps_of(self.meter.optimizer))
 
     def start(self, num_shares: Callable[[], int] = int) -> None:
         """Measures from the next optimizer step on.

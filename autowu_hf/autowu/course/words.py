@@ -26,13 +26,15 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
             f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g}{given} within "
             f"{cap} of {steps} steps. The loss may rise on the way; {back}"
         )
-    end = approach.times.ramp_end(2)
+    first = approach.search.num_first
+    end = approach.times.ramp_end(first)
     last = approach.times.look_end(end)
+    said = f"AutoWU measures the scale of the learning rate in the first {first} of {steps} steps"
     if steps < FEWEST_STEPS:
-        return f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, and grows to it"
+        return f"{said}, and grows to it"
     return (
-        f"AutoWU measures the scale of the learning rate in the first 2 of {steps} steps, grows to it by step {end}, "
-        f"and watches the losses until step {last} at most. The loss may rise on the way; {back}"
+        f"{said}, grows to it by step {end}, and watches the losses until step {last} at most. The loss may rise on "
+        f"the way; {back}"
     )
 
 

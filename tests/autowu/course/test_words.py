@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from scale_runs import made, run, slowly
 
 
@@ -27,6 +28,17 @@ def test_the_first_step_says_what_will_be_done(steps, expected, caplog):
     if steps == 400:
         assert lrs[20] == max(lrs)
         assert lrs[18] < max(lrs)
+
+
+def test_of_radam_it_is_said_when_it_is_measured_and_why_the_lr_is_larger(caplog):
+    model, optimizer, schedule = made(200, make=torch.optim.RAdam)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, slowly(200))
+    first, *_, last = caplog.messages
+    assert first.startswith("AutoWU measures the scale of the learning rate in the first 7 of 200 steps")
+    assert "over 0.22 since the optimizer's rectified updates are as much smaller in this run" in last
+    assert schedule.report()["approach"]["scale"]["rectified"] == pytest.approx(0.2153, abs=1e-4)
+    assert schedule.peak_lr > schedule.report()["approach"]["scale"]["lr"]
 
 
 def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
