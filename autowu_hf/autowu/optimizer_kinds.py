@@ -8,7 +8,6 @@ from typing import Any
 
 from ..runtime.param_groups import innermost
 
-_RECTIFYING = ("RAdam", "Ranger")
 _LEAST_RHO = 5.0  # from which an update is rectified; before, it is the mean of the gradients, or none
 
 AVERAGED = 0.5
@@ -47,9 +46,8 @@ def rectified_by(optimizer: Any) -> float:
     Args:
         optimizer: with accelerate's wraps or without.
     """
-    optimizer = innermost(optimizer)
-    is_named = any(name in kind.__name__ for kind in type(optimizer).__mro__ for name in _RECTIFYING)
-    for group in optimizer.param_groups:
+    is_named = _is_called(optimizer, ("RAdam",), ("Ranger",))
+    for group in innermost(optimizer).param_groups:
         if (is_named or group.get("rectify")) and len(group.get("betas") or ()) > 1:
             beta2 = float(group["betas"][1])
             return beta2 if 2.0 / (1.0 - beta2) - 1.0 > _LEAST_RHO else 0.0

@@ -33,6 +33,7 @@ def one_weight(kind, **options):
 def test_what_rectifies_its_updates_is_known():
     for optimizer in (one_weight(torch.optim.RAdam), one_weight(type("Ranger", (torch.optim.Adam,), {}))):
         assert rectified_by(optimizer) == rectified_by(Accelerator(cpu=True).prepare(optimizer)) == 0.999
+    assert rectified_by(one_weight(type("Ranger21", (torch.optim.Adam,), {}))) == 0.0
     other = one_weight(torch.optim.AdamW)
     assert rectified_by(other) == 0.0
     other.param_groups[0]["rectify"] = True

@@ -49,9 +49,9 @@ LOWERED_FROM, LIFTED_FROM = 0.6, 2.0
 LoRA, whose two matrices grow together. The first was set after runs of LoRA (``examples/benchmarks/README.md``).
 """
 
-LIFTED_OVER_TRUST_FROM = 2.5
-"""The same as ``LIFTED_FROM`` where R holds the LR: that is what one update may do to the weights, however little of it
-the next ones leave.
+ONE_WAY, SURELY_LIFTED_FROM = 0.75, 2.5
+"""The same as ``LIFTED_FROM`` where steps go one way for more than this share of their size, as with momentum, whose
+mean is what becomes smaller; and where R holds the LR: that is what one update may do to the weights.
 """
 
 MOST_LOWERED, MOST_LIFTED = 0.01, 20.0
@@ -162,9 +162,8 @@ class Scale:
 
     def rectified(self, num_steps: int) -> float:
         """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
-        if self.beta2 == 0.0 or num_steps == 1:
-            return 1.0
-        return rectification(self.beta2, max(num_steps / 2.0, 8.0)) or 1.0  # the eighth is measured, or earlier ones
+        is_one = self.beta2 > 0.0 and num_steps > 1
+        return (rectification(self.beta2, max(num_steps / 2.0, 8.0)) if is_one else 0.0) or 1.0
 
     @property
     def is_aligned(self) -> bool:
@@ -226,14 +225,15 @@ class Scale:
 
         Returns:
             The factor, ``MOST_LIFTED`` at most; 1 where it would lie between ``LOWERED_FROM`` and ``LIFTED_FROM``, or
-            ``LIFTED_OVER_TRUST_FROM`` where R holds the LR.
+            ``SURELY_LIFTED_FROM``.
         """
         factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, MOST_LIFTED)
         if factor > 1.0:
             factor = max(factor / raised, 1.0)
         factor /= done
         if factor >= LOWERED_FROM:
-            lifted_from = LIFTED_FROM if self.held_by == "polyak" else LIFTED_OVER_TRUST_FROM
+            is_mild = self.held_by == "polyak" and reach < ONE_WAY * sizes[1]
+            lifted_from = LIFTED_FROM if is_mild else SURELY_LIFTED_FROM
             return factor if factor > lifted_from and sizes[1] < HARDLY_SHRUNK else 1.0
         lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
         return min(lowered, 1.0) if sizes[0] >= HARDLY_SHRUNK else 1.0

@@ -19,6 +19,7 @@ PATIENCE = 0.1
 _LONGEST = 8
 _MEASURES = 2
 _UNLIKE = 5.0  # times larger, per unit of LR, so that the last update was still made at the LR from before
+_SIZES = "for the updates are too small or too large"
 _ROUNDING = "no update of the first steps could be told from rounding"
 
 
@@ -54,8 +55,7 @@ class ScaleSearch:
         if collective.num_processes() == 1:  # else the processes might see other weights, and take other LRs
             size = self.meter.weight_size() or size
         self._lr = MeasuringLR(self.meter.is_half, size)
-        self.silence = "for the updates are too small or too large"
-        self._steps = self._num_calls = 0
+        self.silence, self._steps, self._num_calls = _SIZES, 0, 0
         self._at_each: list[bool] = []
         self.alignment = math.nan
         self.num_shares: Callable[[], int] = int
@@ -169,8 +169,7 @@ class ScaleSearch:
                 return
             try:
                 of_first = self.alignment, self.momentum, self.from_zero
-                found = Scale.from_updates(self.losses, self.updates, *of_first)
-                self.scale = replace(found, beta2=self._beta2)
+                self.scale = replace(Scale.from_updates(self.losses, self.updates, *of_first), beta2=self._beta2)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
@@ -187,7 +186,7 @@ class ScaleSearch:
         Returns:
             Whether it gave up after more steps than are ever measured.
         """
-        patience = max(_LONGEST, min(round(PATIENCE * num_steps), longest))
+        patience = max(_LONGEST + num_unrectified(self._beta2, 0.0), min(round(PATIENCE * num_steps), longest))
         if self.is_over or step < min(patience, num_steps - 1):
             return False
         self.give_up(f"by step {step} too few steps say anything, {self.silence}")
@@ -202,15 +201,16 @@ class ScaleSearch:
         elif update.resolution == 0.0 and self._lr.is_highest:
             self.silence = "for the optimizer moves no weights"
         else:
+            self.silence = _SIZES
             return True
         return False
 
     @property
     def _rectification(self) -> float:
         """The size of the last update as a share of Adam's first one; 1 of other optimizers."""
-        if self._beta2 == 0.0:
-            return 1.0
-        return AVERAGED * rectification(self._beta2, max(steps_of(self.meter.optimizer), 1.0))
+        done = steps_of(self.meter.optimizer)  # 0 where it keeps no count that could be read
+        self._beta2 *= done > 0.0
+        return AVERAGED * rectification(self._beta2, done) if self._beta2 > 0.0 else 1.0
 
     def _weigh(self, update: Update, loss: float) -> None:
         """Takes an update in, if it is of a size that says something; if not, the next one has another LR."""

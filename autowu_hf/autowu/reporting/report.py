@@ -79,16 +79,16 @@ def describe(report: dict[str, Any]) -> str:
     """
     report = in_optimizer_steps(report)
     step = report["switch_step"]
-    scale = _scale(report)
+    scale, approach = _scale(report), report.get("approach") or {"looks": True}  # none after a resume over a range
     if report["ended_by"] == "minimum":
         found = f"{_minimum(report)} of {step}"
     elif report["ended_by"] in (MAX_LR, NOTHING) or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
         found = f"the losses ask for no more at step {step}"
-        if report["approach"].get("breaks_too_often"):
+        if approach.get("breaks_too_often"):
             found = f"the losses are still far above their start at step {step}, look for NaN or a change in the data"
-        elif not report["approach"]["looks"]:
+        elif not approach["looks"]:
             found = f"too few steps to look on from step {step}"
         elif have_risen(np.array(report.get("losses", [])), max(3, step // 3)):
             found = f"the losses have neither fallen nor risen far by step {step}"
@@ -97,7 +97,7 @@ def describe(report: dict[str, Any]) -> str:
     else:
         found = f"{_ending(report)} at step {step}, {_minimum(report)}"
     if scale is not None:
-        found = f"{scale} from the first gradients{_corrections(report['approach'])}; {found}"
+        found = f"{scale} from the first gradients{_corrections(approach)}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
     return f"{found}; peak LR {_peak(report)}{restored}, {_decay(report)} decay over {steps} steps"
@@ -126,7 +126,7 @@ def headline(report: dict[str, Any]) -> str:
             return f"AutoWU: {scale or 'measuring the scale'}, step {report['step']}"
         return f"AutoWU: warming up, step {report['step']} of at most {report['warmup_cap']}"
     if report["ended_by"] == "scale":
-        found = f"from the first gradients{_corrections(report['approach'])}"
+        found = f"from the first gradients{_corrections(report.get('approach'))}"
     elif report["ended_by"] == "minimum":
         found = f"minimum at {report['minimum_step']}, seen at step {step}"
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
@@ -137,7 +137,7 @@ def headline(report: dict[str, Any]) -> str:
         found = f"{_ending(report)} at step {step}"
     if scale is not None:
         is_all = report["ended_by"] == "scale"
-        found = f"{scale} {found}" if is_all else f"{scale}{_corrections(report['approach'])}; {found}"
+        found = f"{scale} {found}" if is_all else f"{scale}{_corrections(report.get('approach'))}; {found}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
     then = "" if scale is not None else f"; {_decay(report)} decay"
     return f"AutoWU: {found}{back}; peak LR {_peak(report)}{then}"
@@ -215,10 +215,12 @@ def _scale(report: dict[str, Any]) -> str | None:
     return f"scale {_lr(approach['scale']['lr'])}"
 
 
-def _corrections(approach: dict[str, Any]) -> str:
-    """What was done to the scale's LR."""
+def _corrections(approach: dict[str, Any] | None) -> str:
+    """What was done to the scale's LR; nothing without one."""
+    if approach is None or not approach.get("scale"):
+        return ""
     said = ""
-    if (rectified := (approach["scale"] or {}).get("rectified", 1.0)) < 1.0:
+    if (rectified := approach["scale"].get("rectified", 1.0)) < 1.0:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"

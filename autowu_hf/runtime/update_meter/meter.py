@@ -229,7 +229,7 @@ class UpdateMeter:
         if clipping is None:
             clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
         sums = shares.gather_sum(sums)
-        is_large = seen_share(sums) >= self.takes_back_from
+        is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back else []:
             now = numbers_of(parameter)
             if now is not None and (now.dtype in HALF or is_large):

@@ -48,6 +48,19 @@ def test_all_of_torchs_optimizers_learn(kind):
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("options", [{"scale": False}, {"min_lr": 1e-6}, {"preset": "paper"}])
+def test_a_run_resumed_over_a_range_beyond_its_switch_still_leaves_a_report(options, tmp_path):
+    model, optimizer, schedule = made(60)
+    run(model, optimizer, schedule, slowly(60)[:30])
+    state = schedule.state_dict()
+    model, optimizer, schedule = made(60, report_dir=tmp_path, **options)
+    schedule.load_state_dict(state)
+    run(model, optimizer, schedule, slowly(60), since=30)
+    assert (tmp_path / "autowu.json").exists()
+    assert "the losses ask for no more at step 18; peak LR" in schedule.report()["found"]
+    plot_autowu(schedule)
+
+
 def test_where_there_is_no_scale_the_range_is_looked_over_and_it_is_said(caplog):
     for negative in (True, False):
         model, optimizer, schedule = made(400)

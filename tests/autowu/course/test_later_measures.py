@@ -12,7 +12,7 @@ import torch
 from scale_runs import made, noisy, run, run_noisy, slowly
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.scale import LASTING, LIFTED_FROM, MOST_RAISED
+from autowu_hf.autowu.course.scale import LASTING, MOST_RAISED, SURELY_LIFTED_FROM
 from autowu_hf.autowu.reporting.report import headline
 
 STEPS = 100
@@ -197,7 +197,7 @@ def test_updates_that_become_smaller_are_corrected_once():
     approach = schedule.report()["approach"]
     assert approach["raised"] > 1.0
     assert all(1.4 / 23**0.5 / reach > 20.0 for reach in approach["reaches"])
-    assert 20.0 / LIFTED_FROM <= approach["raised"] * approach["factor"] <= 20.0
+    assert 20.0 / SURELY_LIFTED_FROM <= approach["raised"] * approach["factor"] <= 20.0
 
 
 @pytest.mark.parametrize("signal", [0.0, 5.0])

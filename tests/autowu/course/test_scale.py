@@ -134,6 +134,8 @@ def test_a_raise_is_not_taken_back_where_updates_get_a_little_less_far():
     ("scale", "reach", "sizes", "factor"),
     [
         (BY_P, 0.2 / 2.02, SIZES, 2.02),
+        (BY_P, 0.2 / 2.02, (1.0, 0.13), 1.0),  # 0.76 of its size
+        (BY_P, 0.2 / 2.53, (1.0, 0.1), 2.53),
         (BY_P, 0.2 / 1.98, SIZES, 1.0),
         (BY_R, 0.2 / 2.53, SIZES, 2.53),
         (BY_R, 0.2 / 2.47, SIZES, 1.0),

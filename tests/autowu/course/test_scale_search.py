@@ -154,6 +154,30 @@ def test_an_optimizer_that_makes_no_step_at_first_is_waited_for():
     assert "by step 8 too few steps say anything, for the optimizer moves no weights" in never.obstacle
 
 
+def test_zero_weights_are_put_back_after_the_blind_steps_of_an_idle_optimizer():
+    model, optimizer = problem(Idle, size=0.0)
+    search, _ = search_on(model, optimizer)
+    assert search.scale is not None
+    assert max(float(p.detach().abs().max()) for p in model.parameters()) < 1.0
+
+
+def test_a_rectifying_optimizer_with_a_count_of_its_own_is_measured_as_any_other():
+    kind = type("MyRAdam", (Idle,), {})
+    model, optimizer = problem(kind, num_idle=0)
+    optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+    search, lrs = search_on(model, optimizer)
+    assert len(lrs) == 2
+    assert search.scale.beta2 == 0.0
+
+
+def test_as_many_steps_of_radam_are_waited_for_as_of_others_after_those_that_are_not_rectified():
+    search, _ = search_on(*problem(torch.optim.RAdam), steps=6)
+    assert not search.runs_out(8, 20, 6)
+    assert not search.runs_out(12, 20, 6)
+    assert search.runs_out(13, 20, 6)
+    assert search.obstacle == "by step 13 too few steps say anything, for the updates are too small or too large"
+
+
 def test_losses_or_gradients_that_say_nothing_are_an_obstacle():
     negative, lrs = search_on(*problem(torch.optim.AdamW), factor=-1.0)
     assert "not positive" in negative.obstacle
