@@ -138,6 +138,7 @@ class ScaleSearch:
         if updates:
             self._at_each.append(self._num_calls == self.num_backwards > 1)
             self._num_calls = 0
+            self._beta2 *= steps_of(self.meter.optimizer) > 0.0  # without a count, nothing tells the rectification
         if not updates and self.meter.idle is None and not self.meter.has_gradients():
             self.give_up("no step of the optimizer was seen, and its parameters have no gradients")
             return
@@ -208,9 +209,7 @@ class ScaleSearch:
     @property
     def _rectification(self) -> float:
         """The size of the last update as a share of Adam's first one; 1 of other optimizers."""
-        done = steps_of(self.meter.optimizer)  # 0 where it keeps no count that could be read
-        self._beta2 *= done > 0.0
-        return AVERAGED * rectification(self._beta2, done) if self._beta2 > 0.0 else 1.0
+        return AVERAGED * rectification(self._beta2, steps_of(self.meter.optimizer)) if self._beta2 > 0.0 else 1.0
 
     def _weigh(self, update: Update, loss: float) -> None:
         """Takes an update in, if it is of a size that says something; if not, the next one has another LR."""
