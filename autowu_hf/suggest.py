@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .autowu.course.later_measures import LaterMeasures
-from .autowu.course.scale import MOST_RAISED, Scale
-from .autowu.course.scale_search import ScaleSearch
+from .autowu.course.measures.later_measures import LaterMeasures
+from .autowu.course.measures.scale import MOST_RAISED, Scale
+from .autowu.course.measures.scale_search import ScaleSearch
 from .autowu.course.words import lasting as in_percent
 from .rewind.trial import trial
 from .runtime import collective
@@ -72,7 +72,7 @@ def suggest_lr(
     batches: Iterable[Any] | None = None,
     max_grad_norm: float | None = None,
 ) -> SuggestedLR:
-    """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.scale``).
+    """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.measures.scale``).
 
     It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches, and six
     or eleven more where the gradients may be mostly noise (``Scale.raised_factor``). It puts everything back: weights,

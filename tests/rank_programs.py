@@ -259,7 +259,7 @@ def trainer_run(
     from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
-    from autowu_hf.autowu.course import scale
+    from autowu_hf.autowu.course.measures import scale
 
     if asks_later:
         scale.FAR = 1e-3

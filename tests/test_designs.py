@@ -17,7 +17,8 @@ def row(designs, design, cell, seed, test):
 
 
 def test_a_patch_lasts_for_its_block(designs):
-    from autowu_hf.autowu.course import scale, timetable
+    from autowu_hf.autowu.course import timetable
+    from autowu_hf.autowu.course.measures import scale
 
     before = (scale.POLYAK_SHARE, timetable.LOOK)
     for patches, _ in designs.DESIGNS.values():

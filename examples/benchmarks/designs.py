@@ -35,7 +35,8 @@ from tasks import TASKS
 from tuning import SEEDS, percent_of_gain
 
 from autowu_hf import DivergedError, get_autowu_schedule
-from autowu_hf.autowu.course import scale, signs, timetable
+from autowu_hf.autowu.course import signs, timetable
+from autowu_hf.autowu.course.measures import scale
 
 RUNS = RunTable(
     Path(__file__).with_suffix(".csv"),

@@ -27,10 +27,10 @@ from torch.optim import Optimizer
 from ...rewind import snapshot
 from ...runtime.param_groups import weights_out_of_reach
 from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
-from .later_measures import LaterMeasures
 from .legs import FEWEST_LOSSES, Sweep, Way
-from .scale import MOST_RAISED, Scale
-from .scale_search import ScaleSearch
+from .measures.later_measures import LaterMeasures
+from .measures.scale import MOST_RAISED, Scale
+from .measures.scale_search import ScaleSearch
 from .signs import FEWEST_TO_RISE, Array, Signs, have_risen
 from .timetable import Timetable
 

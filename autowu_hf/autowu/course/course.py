@@ -16,7 +16,7 @@ from ...runtime.losses.history import LossHistory
 from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
-from .scale import Scale
+from .measures.scale import Scale
 from .words import announcement, events, news, no_scale, resumption
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...loss_curve import divergence
 from ...loss_curve.gp import Array
-from ..course.scale import Scale
+from ..course.measures.scale import Scale
 from ..course.signs import have_risen
 from ..course.words import lasting
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord

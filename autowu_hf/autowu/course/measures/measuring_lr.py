@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ...runtime import collective
+from ....runtime import collective
 
 logger = logging.getLogger(__name__)
 

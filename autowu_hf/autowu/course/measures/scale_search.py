@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from ...runtime import collective
-from ...runtime.update_meter import Update, UpdateMeter, seem_clipped
-from ..optimizer_kinds import AVERAGED, momentum_of, num_unrectified, rectification, rectified_by, steps_of
+from ....runtime import collective
+from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
+from ...optimizer_kinds import AVERAGED, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import BlindLossesError, Scale
 

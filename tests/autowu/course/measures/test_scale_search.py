@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autowu_hf.autowu.course.scale_search import ScaleSearch
+from autowu_hf.autowu.course.measures.scale_search import ScaleSearch
 from autowu_hf.runtime import collective
 
 

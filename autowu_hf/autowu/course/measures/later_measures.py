@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ...runtime.update_meter import START_IS_GONE, Distance, Update
-from .legs import Way
+from ....runtime.update_meter import START_IS_GONE, Distance, Update
+from ..legs import Way
+from ..timetable import MOST_WATCHED, PATIENCE
 from .measuring_lr import say_deaf
 from .scale import ALIGNED
 from .scale_search import ScaleSearch
-from .timetable import MOST_WATCHED, PATIENCE
 
 _TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
 _SIZES = ("update_norm", "whole_norm")  # of an update, without and with the tensors that are zero

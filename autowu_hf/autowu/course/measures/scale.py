@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...runtime.update_meter import Update
-from ..optimizer_kinds import rectification
+from ....runtime.update_meter import Update
+from ...optimizer_kinds import rectification
 
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""

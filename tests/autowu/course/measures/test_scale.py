@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autowu_hf.autowu.course.scale import (
+from autowu_hf.autowu.course.measures.scale import (
     LASTING,
     LEAST_RAISED,
     MOST_RAISED,

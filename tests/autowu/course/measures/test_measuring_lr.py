@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autowu_hf.autowu.course.measuring_lr import MeasuringLR
+from autowu_hf.autowu.course.measures.measuring_lr import MeasuringLR
 
 
 def test_it_follows_the_size_of_the_weights():
