@@ -87,7 +87,7 @@ class AutoWUScheduler(Reported):
         self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
         self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
-        self._course = Course(s, optimizer, self._ratios, history)
+        self._course = Course(s, optimizer, self._ratios, history, self._way_back.start_weights)
         self._plan()
         self._start(optimizer)
 
@@ -255,5 +255,4 @@ class AutoWUScheduler(Reported):
         has_begun = approach is None or approach.is_over or bool(approach.way.legs) or approach.search.is_far
         self.rewind.load_state_dict(state["rewind"], warming_up=self.switch_step is None and has_begun)
         self._plan()
-        start = [weights for kept in self.rewind.snapshots[:1] for weights in kept.load().parameters]
-        self._course.resume(self.num_training_steps, self.last_epoch, start)
+        self._course.resume(self.num_training_steps, self.last_epoch, self._way_back.start_weights())

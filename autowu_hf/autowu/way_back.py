@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import logging
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..rewind import LR_FACTOR, Rewind
@@ -86,6 +87,10 @@ class WayBack:
         elif not self._rewind.snapshots and (len(approach.way.legs) == 1 or approach.search.is_far):
             self._rewind.keep_one(step)
         return True
+
+    def start_weights(self) -> list[Tensor]:
+        """Those of the oldest snapshot, from before the growth, this process's shares; none where there is none."""
+        return [weights for kept in self._rewind.snapshots[:1] for weights in kept.load().parameters]
 
     def _interval(self) -> int:
         return self._cadence.interval(self._cap) or self._cadence.ticks_per_step

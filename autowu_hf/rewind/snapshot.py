@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,11 +200,16 @@ def is_sharded(optimizer: Optimizer, models: Sequence[nn.Module]) -> bool:
     return any(type(m).__name__ == _FSDP1 for model in models for m in model.modules())
 
 
-def num_shares(optimizer: Optimizer, models: Sequence[nn.Module]) -> int:
-    """Into how many shares the processes divide the parameters (FSDP1 or FSDP2); 1 where each has all of them."""
+def num_shares(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> int:
+    """Into how many shares the processes divide the parameters (FSDP1 or FSDP2); 1 where each has all of them.
+
+    Args:
+        optimizer: of the parameters.
+        models: called for those that have them.
+    """
     if any(hasattr(p, "to_local") for p in _parameters(optimizer)):
         return collective.num_processes()
-    wraps: list[Any] = [m for model in models for m in model.modules() if type(m).__name__ == _FSDP1]
+    wraps: list[Any] = [m for model in models() for m in model.modules() if type(m).__name__ == _FSDP1]
     divided = [wrap for wrap in wraps if wrap.sharding_strategy.name != "NO_SHARD"]
     return max((int(wrap.process_group.size()) for wrap in divided), default=1)
 

@@ -5,7 +5,8 @@ where later batches say that the first gradients were mostly noise, and stays th
 run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
 would. From there on the losses say what remains to be done:
 
-* they have risen far above their start: the run goes back to before the growth, at a tenth of the LR;
+* they have risen far above their start, or the gradients say that they would fall on the way back: the run goes back
+  to before the growth, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
   a third of the LR;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
@@ -21,7 +22,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...rewind import snapshot
@@ -31,7 +32,7 @@ from .legs import FEWEST_LOSSES, Sweep, Way
 from .measures.later_measures import LaterMeasures
 from .measures.scale import MOST_RAISED, Scale
 from .measures.scale_search import ScaleSearch
-from .signs import FEWEST_TO_RISE, Array, Signs, have_risen
+from .signs import FEWEST_TO_RISE, Array, have_risen
 from .timetable import Timetable
 
 _SEEN = ("stalled", "unmoved", "is_over")
@@ -44,6 +45,7 @@ class Approach:
         optimizer: with accelerate's wraps or without.
         ratios: of every parameter group, its LR per unit of the common LR.
         models: called for those of the run, which may be known only once training has begun.
+        start: called for the weights from before the growth, this process's shares; none where they are gone.
 
     Attributes:
         search: the scale, or the search for it.
@@ -60,10 +62,14 @@ class Approach:
     """
 
     def __init__(
-        self, optimizer: Optimizer, ratios: Iterable[float], models: Callable[[], Sequence[nn.Module]]
+        self,
+        optimizer: Optimizer,
+        ratios: Iterable[float],
+        models: Callable[[], Sequence[nn.Module]],
+        start: Callable[[], Sequence[Tensor]] = tuple,
     ) -> None:
         self.search = ScaleSearch(optimizer, ratios)
-        self.later = LaterMeasures(self.search)
+        self.later = LaterMeasures(self.search, start)
         self.way = Way()
         self.breaks = Breaks()
         self.stalled: int | None = None
@@ -72,7 +78,7 @@ class Approach:
         self.is_late = self.wants_back = self.is_over = False
         if (obstacle := weights_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
-        self.search.start(functools.partial(_num_shares, optimizer, models))
+        self.search.start(functools.partial(snapshot.num_shares, optimizer, models))
         self.is_over = self.search.is_over
 
     def plan(self, num_steps: int, longest: int | None, sweep_start: int = 0) -> None:
@@ -113,8 +119,7 @@ class Approach:
     @property
     def end(self) -> int:
         """The steps done when the approach is over at the latest."""
-        leg_end = max(self.way.legs[-1].end, self.way.growth_end)
-        return self.times.end(leg_end, bool(self.later.reaches) or not self.way.is_first_growth)
+        return self.way.end(bool(self.later.reaches))
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps, in optimizer units, for a group of ratio 1."""
@@ -125,11 +130,7 @@ class Approach:
         if self.scale is None or step % self.times.look_interval == 0 or self.later.is_due(step, self.way):
             return True
         way = self.way
-        return step in (way.legs[-1].end, self.end, way.growth_end, way.watch_end, self._signs.stall_step)
-
-    @property
-    def _signs(self) -> Signs:
-        return Signs(self.times.num_steps, self.way.ramp_end)
+        return step in (way.legs[-1].end, self.end, way.growth_end, way.watch_end, way.signs.stall_step)
 
     def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -152,7 +153,7 @@ class Approach:
             self.search.is_blind = self.times.longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
-        seen, num = self._signs, len(losses)
+        seen, num = self.way.signs, len(losses)
         if self.breaks.find_change(losses, seen, step):
             self.way.go_on(step, BREAK_DIVISOR)
         if self.breaks.find(losses, seen, step, self.way.legs[0].since):
@@ -163,6 +164,9 @@ class Approach:
             factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
             self._watch(step if factor == MOST_RAISED else None)
+        if self.later.judge(step, self.way, losses, seen.num_first, share) is not None:
+            self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
+            return
         have_halved = seen.have_halved(losses)
         factor = self.later.follow(step, self.way, have_halved)
         if factor < 1.0 and have_risen(losses, 3):
@@ -171,7 +175,7 @@ class Approach:
             self.way.go_on(step, factor)
         if step < self.way.legs[-1].end or self.later.is_watching:
             return
-        is_stalled = not self.breaks.steps and seen.are_stalled(losses, step)
+        is_stalled = not self.breaks.steps and not self.later.overshoot.found and seen.are_stalled(losses, step)
         if is_stalled and self.scale.is_aligned and self.times.longest - step > 3:
             self.stalled = step
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
@@ -254,7 +258,3 @@ class Approach:
             "looks": self.times.looks,
             "sweep": None if self.sweep is None else dataclasses.asdict(self.sweep),
         }
-
-
-def _num_shares(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> int:
-    return snapshot.num_shares(optimizer, models())

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...runtime import collective
 from ...runtime.losses.history import LossHistory
 from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .measures.scale import Scale
-from .words import announcement, events, news, no_scale, resumption
-
-logger = logging.getLogger(__name__)
+from .words import announcement, events, news, no_scale, resumption, say
 
 FEWEST_TO_FIND = 3
 """In fewer optimizer steps there is no LR to be found: two measure, and one grows. A run needs as many to train."""
@@ -33,6 +29,7 @@ class Course:
         optimizer: with accelerate's wraps or without.
         ratios: of every parameter group, its LR per unit of the common LR.
         history: that of the run.
+        start: called for the weights from before the growth, this process's shares; none where they are gone.
 
     Attributes:
         approach: None where the range of the LRs was given.
@@ -46,14 +43,19 @@ class Course:
     cap: int
 
     def __init__(
-        self, settings: AutoWUSettings, optimizer: Optimizer, ratios: list[float], history: LossHistory
+        self,
+        settings: AutoWUSettings,
+        optimizer: Optimizer,
+        ratios: list[float],
+        history: LossHistory,
+        start: Callable[[], Sequence[Tensor]] = tuple,
     ) -> None:
         self._settings = settings
         self._history = history
         self._ticks = 1
         self.sweep_start = 0
         self.losses_before: list[float] = []
-        self.approach = Approach(optimizer, ratios, history.models) if settings.uses_scale else None
+        self.approach = Approach(optimizer, ratios, history.models, start) if settings.uses_scale else None
         if self.approach is not None and self.approach.is_over:
             self._say_obstacle(self.approach)
 
@@ -134,7 +136,7 @@ class Course:
             legs, before = len(approach.way.legs), events(approach)
             approach.advance(done, self._history.gathered, self._history.share)
             for said in news(approach, before, done):
-                self._say(said)
+                say(said)
             search = approach.search
             if search.is_over and search.num_backwards > 1:
                 self._history.say_accumulated(search.num_backwards, search.is_stepped_at_each)
@@ -169,16 +171,11 @@ class Course:
         if curve.since == done - self.sweep_start + 1 and done < self.sweep_start + self.cap:
             end = (self.sweep_start + self.cap) // ticks
             reached = curve.warmup(curve.since - 1)
-            self._say(resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))
+            say(resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))
 
     def _say_obstacle(self, approach: Approach) -> None:
         if not self.is_blind:
-            self._say(no_scale(approach.search.obstacle, self._settings))
-
-    def _say(self, words: str) -> None:
-        """Says something on the main process."""
-        if collective.is_main_process():
-            logger.info("%s", words)
+            say(no_scale(approach.search.obstacle, self._settings))
 
     def give_up(self, obstacle: str) -> None:
         """There is no scale to be had.

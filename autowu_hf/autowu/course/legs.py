@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from .signs import Signs
 from .timetable import Timetable
 
 DECADE = 0.05
@@ -93,6 +94,11 @@ class Way:
         return self.legs[len(self.raises)].end
 
     @property
+    def signs(self) -> Signs:
+        """What the losses of the run say."""
+        return Signs(self.times.num_steps, self.ramp_end)
+
+    @property
     def growth_end(self) -> int:
         """The same, and later batches have been asked."""
         return max(self.ramp_end, self.watch_end)
@@ -111,6 +117,23 @@ class Way:
     def is_first_growth(self) -> bool:
         """Whether neither the losses nor how far steps get have changed the LR yet."""
         return len(self.legs) == 1 + len(self.raises)
+
+    @property
+    def judges(self) -> range | None:
+        """The steps done before each of those whose batches are asked whether the LR has grown too far: those after
+        the last leg. None where too few are left.
+        """
+        if not self.legs:
+            return None
+        since = 1 + (self.growth_end if self.is_first_growth else self.legs[-1].end)
+        end = self.times.judge_end(since)
+        return None if end is None else range(since, end)
+
+    def end(self, has_reach: bool) -> int:
+        """Where the approach is over at the latest; ``has_reach``: it is known how far later updates get."""
+        leg_end, judges = max(self.legs[-1].end, self.growth_end), self.judges
+        end = self.times.end(leg_end, has_reach or not self.is_first_growth)
+        return end if judges is None else max(end, judges.stop)
 
     def highest_lr(self, num_steps: int) -> float:
         """The highest LR of the first ``num_steps`` steps that a leg began before."""

@@ -48,7 +48,8 @@ class Signs:
     ramp_end: int
 
     @property
-    def _num_first(self) -> int:
+    def num_first(self) -> int:
+        """How many losses count as the first ones."""
         return max(3, min(window(self.num_steps), self.ramp_end // 4))
 
     def have_halved(self, losses: Array) -> bool:
@@ -67,12 +68,12 @@ class Signs:
         if self.num_steps < FEWEST_STEPS or step != self.stall_step:
             return False
         num_last = (step - self.ramp_end) // 2
-        return len(losses) >= self._num_first + num_last and _share(losses, self._num_first, num_last) >= LEARNED
+        return len(losses) >= self.num_first + num_last and _share(losses, self.num_first, num_last) >= LEARNED
 
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""
         last = window(self.num_steps)
-        return self.num_steps >= FEWEST_STEPS and are_broken(losses, self._num_first, last, since)
+        return self.num_steps >= FEWEST_STEPS and are_broken(losses, self.num_first, last, since)
 
     def have_changed(self, losses: Array, since: int) -> bool:
         """Whether the first losses after a way back, which is before the place ``since``, are too high already: these
@@ -80,11 +81,11 @@ class Signs:
         """
         losses = losses[: since + FEWEST_BACK]
         is_finite = bool(np.isfinite(losses[since:]).all())
-        return is_finite and are_broken(losses, self._num_first, FEWEST_BACK, since)
+        return is_finite and are_broken(losses, self.num_first, FEWEST_BACK, since)
 
     def _are_below(self, losses: Array, share: float) -> bool:
         last = window(self.num_steps)
-        return self.num_steps >= FEWEST_STEPS and have_fallen(losses, self._num_first, last, share)
+        return self.num_steps >= FEWEST_STEPS and have_fallen(losses, self.num_first, last, share)
 
 
 def window(num_steps: int) -> int:

@@ -23,6 +23,12 @@ REACH, FEWEST_REACHED, MOST_REACHED = 0.08, 2, 10
 about ten gradients, so that more would see another direction.
 """
 
+JUDGE, FEWEST_JUDGES, MOST_JUDGES = 0.08, 4, 10
+"""The share of the run whose batches are asked whether the LR has grown too far, the fewest and the most of them."""
+
+FEWEST_AFTER = 3
+"""The steps that must be left after them: to go back, to grow and to train."""
+
 AGAIN = 0.2
 """The share of the run by which that is measured a second time, for updates that go on to become smaller."""
 
@@ -58,6 +64,13 @@ class Timetable:
     def reach_end(self, since: int) -> int:
         """The steps done when a window is over that began after so many; one is left for the LR to change."""
         return max(since, min(since + self._num_reached, self.longest - 1))
+
+    def judge_end(self, since: int) -> int | None:
+        """Where the batches have been asked whether the LR has grown too far, of which the first is that of the next
+        step after so many; None where too few steps would be left.
+        """
+        end = since + max(FEWEST_JUDGES, min(MOST_JUDGES, round(JUDGE * self.num_steps)))
+        return end if end + FEWEST_AFTER <= self.longest else None
 
     def starts_again(self, leg_end: int) -> int | None:
         """The steps done when the second window begins, after a leg that ends after so many; None in runs too short to

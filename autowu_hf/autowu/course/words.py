@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
+from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .signs import FEWEST_STEPS
+
+logger = logging.getLogger(__name__)
+
+
+def say(words: str) -> None:
+    """Says something on the main process."""
+    if collective.is_main_process():
+        logger.info("%s", words)
 
 
 def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int, cap: int, rewinds: bool) -> str:
@@ -30,12 +40,14 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
     end = approach.times.ramp_end(first)
     last = approach.times.look_end(end)
     said = f"AutoWU measures the scale of the learning rate in the first {first} of {steps} steps"
-    if steps < FEWEST_STEPS:
-        return f"{said}, and grows to it"
-    return (
-        f"{said}, grows to it by step {end}, and watches the losses until step {last} at most. The loss may rise on "
-        f"the way; {back}"
-    )
+    if steps >= FEWEST_STEPS:
+        said += f", grows to it by step {end}, and watches the losses until step {last} at most"
+        return f"{said}. The loss may rise on the way; {back}"
+    judged = approach.times.judge_end(end + 1) if rewinds else None
+    if judged is not None:
+        said += f", grows to it by step {end}, and asks the batches until step {judged} whether that was too far"
+        return f"{said}; {back}"
+    return f"{said}, and grows to it"
 
 
 def resumption(steps: int, lr: float, step: int, max_lr: float, end: int) -> str:
@@ -59,9 +71,9 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
 
 def events(approach: Approach) -> tuple[int, ...]:
     """How often each of the things has happened that ``news`` tells."""
-    is_unasked = int(approach.later.unasked is not None)
+    later, is_unasked = approach.later, int(approach.later.unasked is not None)
     breaks, changes, raises = approach.breaks.steps, approach.breaks.changes, approach.way.raises
-    return len(breaks), len(changes), len(raises), is_unasked, len(approach.later.factors)
+    return len(breaks), len(changes), len(raises), is_unasked, len(later.factors), len(later.overshoot.found)
 
 
 def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str]:
@@ -72,11 +84,13 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         before: its ``events`` before.
         step: the steps done.
     """
-    breaks, changes, raises, is_unasked, factors = (
+    breaks, changes, raises, is_unasked, factors, overshoots = (
         now > then for now, then in zip(events(approach), before, strict=True)
     )
     if breaks or approach.stalled == step:
         yield _setback(approach, step)
+    if overshoots:
+        yield _overshoot(approach, step)
     if changes:
         yield _change(approach, step)
     if raises:
@@ -94,6 +108,20 @@ def _setback(approach: Approach, step: int) -> str:
         f"AutoWU: by step {step} the losses have {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "
         f"grows again, to at most {approach.way.peak_lr:.1e}"
     )
+
+
+def _overshoot(approach: Approach, step: int) -> str:
+    """Why the run goes back although the losses hardly show it."""
+    _, rise = approach.later.overshoot.found[-1]
+    return (
+        f"AutoWU: the gradients up to step {step} say that the way so far has raised the loss by {percent(rise)}, at "
+        f"learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it grows again, to at most {approach.way.peak_lr:.1e}"
+    )
+
+
+def percent(share: float) -> str:
+    """A share of 0.092 is 9 %, say."""
+    return f"{100.0 * share:.0f} %"
 
 
 def _change(approach: Approach, step: int) -> str:

@@ -12,7 +12,7 @@ from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
 from ..course.signs import have_risen
-from ..course.words import lasting
+from ..course.words import lasting, percent
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
@@ -233,6 +233,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         said += ", a tenth of it since the losses rose too far by step " + " and again by step ".join(
             map(str, approach["breaks"])
         )
+    for step, rise in approach.get("overshot", []):
+        said += f", a tenth of it since the way up to step {step} had raised the loss by {percent(rise)}"
     if approach.get("stalled") is not None:
         said += f", lowered since nothing had been learned by step {approach['stalled']}"
     if approach.get("unmoved") is not None and approach["sweep"] is not None:

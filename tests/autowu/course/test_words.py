@@ -14,7 +14,8 @@ from scale_runs import made, run, slowly
     ("steps", "expected"),
     [
         (400, "grows to it by step 20, and watches the losses until step 120 at most."),
-        (20, "first 2 of 20 steps, and grows to it"),
+        (20, "grows to it by step 3, and asks the batches until step 8 whether that was too far; the weights then"),
+        (11, "first 2 of 11 steps, and grows to it"),
     ],
 )
 def test_the_first_step_says_what_will_be_done(steps, expected, caplog):

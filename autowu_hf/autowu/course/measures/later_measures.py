@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,14 +11,11 @@ from torch import Tensor
 
 from ....runtime.update_meter import START_IS_GONE, Distance, Update
 from ..legs import Way
+from ..signs import Array
 from ..timetable import MOST_WATCHED, PATIENCE
-from .measuring_lr import say_deaf
-from .scale import ALIGNED
+from .overshoot import Overshoot
+from .reach import reach_of
 from .scale_search import ScaleSearch
-
-_TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
-_SIZES = ("update_norm", "whole_norm")  # of an update, without and with the tensors that are zero
-_FEWEST_TELLING = 5  # the optimizer's steps in a window, where the schedule counts more of them
 
 
 class LaterMeasures:
@@ -27,6 +23,7 @@ class LaterMeasures:
 
     Args:
         search: that has the scale by then, and the updates of the first steps.
+        start: called for the weights from before the growth, this process's shares; none where they are gone.
 
     Attributes:
         is_watching: whether the steps are measured that tell how much of the slope lasts.
@@ -36,9 +33,10 @@ class LaterMeasures:
         since: the steps done when the window began in which it is measured how far steps get; None outside of one.
         reaches: one for each window, see ``Scale.reach_factor``; None where it could not be measured.
         factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
+        overshoot: asks later batches whether the growth has gone too far.
     """
 
-    def __init__(self, search: ScaleSearch) -> None:
+    def __init__(self, search: ScaleSearch, start: Callable[[], Sequence[Tensor]] = tuple) -> None:
         self._search = search
         self._meter = search.meter
         self.is_watching = False
@@ -47,8 +45,10 @@ class LaterMeasures:
         self.since: int | None = None
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
+        self.overshoot = Overshoot(search, start)
         self._way = 0.0
         self._distance = Distance(search.meter)  # from the weights at ``since``
+        self._num_before = 0  # the updates that the meter had when the last step of a window was to be measured
         self._last: int | None = None  # the steps done before the last one of these
 
     def watch(self) -> None:
@@ -113,10 +113,10 @@ class LaterMeasures:
             By what the LR has to be multiplied now. Only the first time that may be less than 1.
         """
         factor = 1.0
-        if self._last is not None and self._meter.updates:
-            found, is_first = self._reach([*self._meter.updates], step), not self.reaches
+        if self._last is not None and len(self._meter.updates) > self._num_before:
+            found, is_first = self._reach(step), not self.reaches
             self.reaches.append(None if found is None else found[0])
-            self.stop()
+            self.start_anew()
             scale = self._search.scale
             wanted = 1.0 if found is None or scale is None else scale.reach_factor(*found, way.raised, self.factor)
             factor = wanted if is_first else max(wanted, 1.0)
@@ -143,14 +143,14 @@ class LaterMeasures:
 
     def start_anew(self) -> None:
         """Gives up what is being measured of how far the weights go, since the LR is another one."""
-        if self._last is not None:
-            self._meter.updates.clear()
-            self._search.stop()
         self.since = self._last = None
         self._distance.stop()
+        self._rest()
 
     def is_due(self, step: int, way: Way) -> bool:
-        """Whether ``follow`` has something to do after so many steps."""
+        """Whether ``judge`` or ``follow`` has something to do after so many steps."""
+        if self.overshoot.is_due(step, way):
+            return True
         if self.since is None:
             return step == self._next_start(way)
         return self._last is not None or step == self.since + 1 or self._is_before_end(step, way)
@@ -165,45 +165,40 @@ class LaterMeasures:
         is_once_more = len(self.reaches) == 1 and not way.has_gone_back
         return way.times.starts_again(way.legs[-1].end) if is_once_more else None
 
-    def _reach(self, updates: list[Update | str], step: int) -> tuple[float, float, tuple[float, float]] | None:
-        """How far the weights went up to ``step``, the optimizer's own steps by then, and how large the last update is;
-        both as shares of the first ones. None for SGD, where rounding hides the update, where the weights are others
-        than in the first steps, and where the optimizer was hardly stepped.
+    def _reach(self, step: int) -> tuple[float, float, tuple[float, float]] | None:
+        """See ``reach_of``, which is not asked where more than one update was measured: the schedule is not stepped at
+        each then.
         """
-        search, scale, since, update = self._search, self._search.scale, self.since, updates[-1]
-        if isinstance(update, str) or len(updates) > 1 or not search.shows(update):
-            return None  # more than one, so that the schedule is not stepped at each
-        if search.alignment > ALIGNED and (search.momentum > 0.0 or update.alignment > ALIGNED):
-            return None  # SGD's, whose size is that of the gradient, from batch to batch
-        before = search.updates[-1].num_weights  # NaN in a state of an older release
-        if abs(update.num_weights - before) > 1e-6 * before:
-            return None  # some were frozen, or others joined them
-        seen, whole = (_root_mean_square(getattr(own, size) for own in search.updates) for size in _SIZES)
-        growth = update.lr / search.updates[0].lr
-        if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
-            say_deaf(update.lr)
+        update, since = self._meter.updates[-1], self.since
+        if isinstance(update, str) or len(self._meter.updates) > 1 + self._num_before or since is None:
             return None
-        if since is None or scale is None or scale.beta2 or (way := self._distance.measured(step - since)) is None:
-            return None
-        distance, num_steps = way
-        if num_steps < min(step - since, _FEWEST_TELLING):
-            return None
-        first = scale.size_of(whole, seen)
-        reach = distance / (num_steps * update.lr * first) if first > 0.0 else math.inf
-        sizes = update.update_norm / seen if seen > 0.0 else update.whole_norm / whole, update.whole_norm / whole
-        done = step * num_steps / (step - since)
-        return (reach, done, sizes) if 0.0 < reach < math.inf else None
+        return reach_of(self._search, update, step, since, self._distance)
+
+    def judge(self, step: int, way: Way, losses: Array, num_first: int, share: float) -> float | None:
+        """See ``Overshoot.judge``."""
+        was_open = self.overshoot.is_open
+        rise = self.overshoot.judge(step, way, losses, num_first, share)
+        if was_open:
+            self._rest()
+        return rise
+
+    def _rest(self) -> None:
+        """Measures no more, unless somebody still has to."""
+        if not (self.is_watching or self.overshoot.is_open or self._last is not None):
+            self._meter.updates.clear()
+            self._search.stop()
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
-        self.is_watching = False
+        self.is_watching = self.overshoot.is_open = False
         self.start_anew()
-        self._meter.updates.clear()
-        self._search.stop()
+        self._rest()
 
     def _arm(self) -> None:
         self._meter.expected_lr = math.inf
-        self._meter.updates.clear()
+        if not self.overshoot.is_open:
+            self._meter.updates.clear()
+        self._num_before = len(self._meter.updates)
         self._meter.arm(self._search.num_shares, takes_back=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,12 +213,15 @@ class LaterMeasures:
             "last": self._last,
             **self._distance.state_dict(),
             "is_watching": self.is_watching,
-            "seen": seen if self.is_watching else [],
+            "is_judging": self.overshoot.is_open,
+            "seen": seen if self.is_watching or self.overshoot.is_open else [],
         }
 
     def report(self) -> dict[str, Any]:
         """What was found."""
-        return {"lasting": self.lasting, "unasked": self.unasked, "reaches": [*self.reaches], "factor": self.factor}
+        overshot = [[*pair] for pair in self.overshoot.found]
+        found = {"reaches": [*self.reaches], "factor": self.factor, "overshot": overshot}
+        return {"lasting": self.lasting, "unasked": self.unasked, **found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned; ``find_start`` has to follow. Of a release that measured one later
@@ -234,15 +232,17 @@ class LaterMeasures:
         self.factors = [*state.get("factors", of_older)]
         self.unasked = state.get("unasked")
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
+        self.overshoot.is_open = state.get("is_judging", False)
+        self.overshoot.found = [(step, rise) for step, rise in state.get("overshot", [])]
+        if state.get("is_watching"):
+            self.watch()
+            self._way = state["way"]
+        self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state.get("seen", [])]
         if state.get("since") is not None:
             self.since, self._last = state["since"], state["last"]
             self._distance.load_state_dict(state)
             if self._last is not None:
                 self._arm()
-        elif state.get("is_watching"):
-            self.watch()
-            self._way = state["way"]
-            self._meter.updates += [Update(**own) if isinstance(own, dict) else own for own in state["seen"]]
 
     def find_start(self, weights: Sequence[Tensor]) -> None:
         """After a resume: where the way began.
@@ -250,11 +250,9 @@ class LaterMeasures:
         Args:
             weights: there, this process's shares; none where they are gone, so that how much lasts stays unknown.
         """
+        if self.overshoot.is_open:
+            self.overshoot.find_start(weights)
         if self.is_watching and weights:
             self._meter.hold_start(weights)
         elif self.is_watching and (self._meter.updates or self._way > 0.0):  # else the way begins here
             self._meter.updates.append(START_IS_GONE)
-
-
-def _root_mean_square(sizes: Iterable[float]) -> float:
-    return math.sqrt(statistics.fmean(size**2 for size in sizes))

@@ -1,0 +1,201 @@
+"""Whether the gradients of later batches say that the way from the start has gone too far."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import json
+import logging
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf import get_autowu_schedule
+from autowu_hf.autowu.course.measures import overshoot
+from autowu_hf.autowu.course.measures.overshoot import OVERSHOT, rise_of
+from autowu_hf.autowu.reporting.report import headline
+
+WIDTH = 64
+BEST = torch.linspace(-1.0, 1.0, WIDTH)
+NEVER = mock.patch.object(overshoot, "OVERSHOT", math.inf)
+
+
+def made(steps, is_trained=True, make=torch.optim.AdamW, lr=1e-3, **options):
+    """A linear regression that is at its best already, or knows nothing."""
+    model = nn.Linear(WIDTH, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(BEST if is_trained else 0.01 * BEST.flip(0))
+    optimizer = make(model.parameters(), lr=lr)
+    return model, optimizer, get_autowu_schedule(optimizer, steps, **options)
+
+
+def run(model, optimizer, schedule, stop, since=0, unit=1.0, num_micro=1):
+    """Batches of 512, each with noise of its own in the targets: the loss has a floor of 1; the LR of every step."""
+    lrs = []
+    for step in range(since, stop):
+        generator = torch.Generator().manual_seed(step)
+        x, noise = torch.randn(512, WIDTH, generator=generator), torch.randn(512, generator=generator)
+        optimizer.zero_grad()
+        total = 0.0
+        for part, disturbed in zip(x.chunk(num_micro), (x @ BEST + noise).chunk(num_micro), strict=True):
+            loss = unit * nn.functional.mse_loss(model(part)[:, 0], disturbed) / num_micro
+            loss.backward()
+            total += float(loss.detach())
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step(total)
+    return lrs
+
+
+def excess(model):
+    """The loss above its floor, of fresh inputs in the mean."""
+    return float(((model.weight[0].detach() - BEST) ** 2).sum())
+
+
+@pytest.mark.parametrize("steps", [12, 20, 29, 60, 150])
+def test_a_trained_model_is_hardly_harmed(steps, caplog):
+    with NEVER:
+        model, optimizer, schedule = made(steps)
+        run(model, optimizer, schedule, steps)
+    unasked = excess(model)
+    model, optimizer, schedule = made(steps)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        lrs = run(model, optimizer, schedule, steps)
+    assert excess(model) < 0.6 * unasked
+    approach = schedule.report()["approach"]
+    (step, rise), *_ = approach["overshot"]
+    (before, after) = next(pair for pair in itertools.pairwise(approach["legs"]) if pair[1]["since"] == step)
+    assert (after["from_lr"], after["to_lr"]) == (0.0, pytest.approx(0.1 * before["to_lr"]))
+    assert 2 + approach["num_lost"] >= step  # the weights are those from before the growth
+    assert lrs[step] < 0.11 * lrs[step - 1]
+    said = f"the gradients up to step {step} say that the way so far has raised the loss by {100 * rise:.0f} %"
+    assert said in caplog.text
+    assert f"it grows again, to at most {after['to_lr']:.1e}" in caplog.text
+    told = f"a tenth of it since the way up to step {step} had raised the loss by {100 * rise:.0f} %"
+    assert told in caplog.messages[-1]
+    assert told in headline(schedule.report())
+    json.dumps(schedule.report())
+
+
+@pytest.mark.parametrize("steps", [12, 29, 60, 150])
+def test_a_model_that_learns_is_not_sent_back(steps):
+    lrs = []
+    for patched in (NEVER, mock.patch.object(overshoot, "OVERSHOT", OVERSHOT)):
+        with patched:
+            model, optimizer, schedule = made(steps, is_trained=False)
+            lrs.append(run(model, optimizer, schedule, steps))
+    assert schedule.report()["approach"]["overshot"] == []
+    assert lrs[0] == lrs[1]
+
+
+@pytest.mark.filterwarnings("ignore:4 backward calls")  # their losses are added up, as it says
+def test_the_decision_follows_neither_the_loss_unit_nor_the_number_of_micro_batches():
+    found = []
+    for unit, num_micro in ((1.0, 1), (1000.0, 1), (1.0, 4)):
+        model, optimizer, schedule = made(60)
+        run(model, optimizer, schedule, 60, unit=unit, num_micro=num_micro)
+        found.append((schedule.peak_lr, schedule.report()["approach"]["overshot"][0][1]))
+    for peak_lr, rise in found:
+        assert peak_lr == pytest.approx(found[0][0], rel=1e-3)
+        assert rise == pytest.approx(found[0][1], rel=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"rewind": False}, {"num_warmup_steps": 10}, {"make": torch.optim.SGD, "lr": 0.1}])
+def test_nobody_is_asked_without_the_first_weights_in_a_short_warm_up_and_for_sgd(options):
+    model, optimizer, schedule = made(60, **options)
+    run(model, optimizer, schedule, 5)
+    for step in range(5, 60):
+        run(model, optimizer, schedule, step + 1, since=step)
+        assert not schedule._course.approach.later.overshoot.is_open
+    assert schedule.report()["approach"]["overshot"] == []
+
+
+def test_a_run_that_still_goes_too_far_at_a_tenth_goes_back_twice_at_most():
+    model, optimizer, schedule = made(400)
+    with mock.patch.object(overshoot, "rise_of", return_value=0.5):
+        run(model, optimizer, schedule, 400)
+    report = schedule.report()
+    steps = [step for step, _ in report["approach"]["overshot"]]
+    assert len(steps) == 2
+    assert schedule.peak_lr == pytest.approx(0.01 * report["approach"]["legs"][0]["to_lr"])
+    assert report["approach"]["num_lost"] == steps[-1] - 2
+
+
+def test_nothing_is_measured_once_that_is_judged():
+    model, optimizer, schedule = made(400, is_trained=False)
+    run(model, optimizer, schedule, 22)
+    meter = schedule._course.approach.search.meter
+    assert meter._hooks
+    assert meter._start
+    run(model, optimizer, schedule, 60, since=22)
+    assert not any((meter._hooks, meter._start, meter.updates))
+
+
+@pytest.mark.parametrize("stop", [*range(2, 12), 14, 20])
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_run_resumed_anywhere_takes_the_same_lrs(stop, is_trained):
+    model, optimizer, schedule = made(60, is_trained)
+    whole = run(model, optimizer, schedule, 60)
+    overshot = schedule.report()["approach"]["overshot"]
+    assert bool(overshot) is is_trained
+    model, optimizer, schedule = made(60, is_trained)
+    run(model, optimizer, schedule, stop)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), schedule.state_dict()], file)
+    file.seek(0)
+    of_model, of_optimizer, of_schedule = torch.load(file, weights_only=True)
+    model, optimizer, schedule = made(60, is_trained)
+    model.load_state_dict(of_model)
+    optimizer.load_state_dict(of_optimizer)
+    schedule.load_state_dict(of_schedule)
+    assert run(model, optimizer, schedule, 60, since=stop) == whole[stop:]
+    assert schedule.report()["approach"]["overshot"] == overshot
+
+
+def test_a_copy_in_mid_window_is_not_judged():
+    model, optimizer, schedule = made(60)
+    run(model, optimizer, schedule, 6)
+    model, optimizer, schedule = copy.deepcopy((model, optimizer, schedule))
+    run(model, optimizer, schedule, 60, since=6)
+    assert schedule.ended_by == "scale"
+
+
+LEVEL = [2.0, 2.1, 1.9]
+"""The first losses."""
+
+
+def rise(rises, last=2.0):
+    return rise_of(rises, np.array([*LEVEL, *[last] * len(rises)]), len(LEVEL))
+
+
+def test_half_of_what_the_gradients_say_counts():
+    assert rise([0.4, 0.5, 0.6, 0.5]) == pytest.approx(0.125)
+    assert rise([0.4, 0.5, 0.6, 0.9]) == pytest.approx(0.55 / 4)  # the median, which is less than the mean
+    assert rise([0.19, 0.2, 0.2, 0.19]) is None
+    assert rise([-0.4, -0.5, -0.6, -0.5]) is None
+
+
+def test_what_was_learned_is_taken_off():
+    assert rise([0.4, 0.5, 0.6, 0.5], last=1.9) == pytest.approx(0.125)
+    assert rise([0.4, 0.5, 0.6, 0.5], last=1.8) is None
+    assert rise([0.4, 0.5, 0.6, 0.5], last=3.0) == pytest.approx(0.125)
+
+
+def test_what_noise_may_be_does_not_count():
+    assert rise([2.0, -1.0, 1.5, 0.5]) is None
+
+
+@pytest.mark.parametrize("rises", [[], [0.5], [0.5, 0.5], [0.5, math.nan, 0.5, 0.5]])
+def test_too_few_batches_tell_nothing(rises):
+    assert rise(rises) is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_losses_that_are_not_finite_are_left_out(bad):
+    assert rise_of([0.5] * 4, np.array([bad, 2.0, 2.0, bad, 2.0, 2.0, 2.0]), 3) == pytest.approx(0.125)
+    assert rise_of([0.5] * 4, np.full(7, bad), 3) is None
