@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from margins import assert_above, assert_close
+from margins import assert_above, assert_below, assert_close
+
+from autowu_hf.autowu.course.measures import overshoot
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,7 @@ def tasks(load):
 
 def test_every_task_runs_by_both_methods_and_nothing_twice(nothing_found):
     jobs = nothing_found.needed([])
-    assert len(jobs) == 2 * (6 * 5 + 10)
+    assert len(jobs) == 2 * (8 * 5 + 10)
     assert {job[0] for job in jobs} == set(nothing_found.TASKS)
     row = nothing_found.RUNS.row(jobs[3], {"test": 0.5})
     assert nothing_found.needed([row]) == [*jobs[:3], *jobs[4:]]
@@ -30,6 +34,17 @@ def test_losses_that_are_always_0_leave_the_default_lr(nothing_found):
     results = nothing_found.run(("policy gradient", "autowu", 10))
     assert (results["ended_by"], results["peak_lr"], results["looked"]) == ("nothing", 5e-5, 0)
     assert results["test"] >= results["start"]
+
+
+@pytest.mark.once
+def test_a_trained_model_that_goes_on_is_hardly_harmed(nothing_found, monkeypatch):
+    job = ("trained GPT, 20 steps", "autowu", 10)
+    asked = nothing_found.run(job)
+    monkeypatch.setattr(overshoot, "OVERSHOT", math.inf)
+    unasked = nothing_found.run(job)
+    harm = unasked["start"] - unasked["test"]
+    assert_above(harm, 0.0, harm)
+    assert_below(asked["start"] - asked["test"], 0.5 * harm, harm)
 
 
 def test_the_value_of_a_policy_gradients_loss_is_next_to_nothing_and_its_gradient_is_not(tasks):

@@ -1,8 +1,8 @@
 """What ``nothing_found.py`` trains: small tasks whose losses tell little about the LR, or nothing.
 
 A reward model and DPO begin at ln 2, with hardly any noise; a classifier with a fresh head stays near there for long;
-a contrastive fine-tune ends before anything can be seen; the value of a policy gradient's loss is 0 whatever happens,
-and so is that of some losses that are made for their gradients alone.
+a contrastive fine-tune ends before anything can be seen; a trained model has little left to learn; the loss of a policy
+gradient is 0 whatever happens, and so is that of some losses that are made for their gradients alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from data import digits, docstrings, shuffled, stdlib_bytes
-from fine_tuning_tasks import Measured, PreparedRun, cross_entropy, measured, vit
+from fine_tuning_tasks import Measured, PreparedRun, cross_entropy, gpt, measured, vit
 from models import SentenceClassifier, mlp, pretrained_minilm, small_gpt
 from real_model_texts import pairs, tokens
 from torch import Tensor, nn
@@ -199,6 +199,45 @@ def of_vit(value: Callable[[Tensor], Tensor]) -> Callable[[int], PreparedRun]:
     return prepare
 
 
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def trained_gpt(seed: int) -> nn.Module:
+    """A GPT that has learned bytes of the standard library, once for all that start from it."""
+    torch.manual_seed(seed)
+    run = gpt(seed)
+    run.train_at(3e-3)
+    return run.model
+
+
+def going_on(steps: int) -> Callable[[int], PreparedRun]:
+    """The same data goes on, in batches that the trained GPT has not seen. The metric is the share of held-out bytes
+    that it has for the likeliest.
+    """
+
+    def prepare(seed: int) -> PreparedRun:
+        model = copy.deepcopy(trained_gpt(seed))
+        before = gpt(seed)
+        source = stdlib_bytes()
+        held_out = source[len(source) * 9 // 10 :][: 400 * 64].view(400, 64)
+
+        @torch.no_grad()
+        def evaluate(model: Any) -> Measured:
+            model.eval()
+            return measured(model(input_ids=held_out).logits[:, :-1].flatten(0, 1), held_out[:, 1:].flatten())
+
+        def batch(step: int) -> Any:
+            return before.batches(before.steps + step)
+
+        return PreparedRun(model, batch, steps, 100, before.loss_of, evaluate)
+
+    return prepare
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+
+
 def ten_steps(seed: int) -> PreparedRun:
     """The contrastive fine-tune of ``real_models.py``."""
     run = pairs(seed, 10)
@@ -212,6 +251,8 @@ TASKS: dict[str, Callable[[int], PreparedRun]] = {
     "ViT, loss always 0": of_vit(lambda loss: loss - loss.detach()),
     "ViT, loss always 1": of_vit(lambda loss: loss / loss.detach()),
     "MiniLM, pairs, 10 steps": ten_steps,
+    "trained GPT, 20 steps": going_on(20),
+    "trained GPT, 60 steps": going_on(60),
     "DPO, fresh GPT": preferences,
     "reward model": reward_model,
     "two classes, cut MiniLM": two_classes,

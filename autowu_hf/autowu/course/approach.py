@@ -5,8 +5,7 @@ where later batches say that the first gradients were mostly noise, and stays th
 run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
 would. From there on the losses say what remains to be done:
 
-* they have risen far above their start, or the gradients say that they would fall on the way back: the run goes back
-  to before the growth, at a tenth of the LR;
+* they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
 * they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
   a third of the LR;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
@@ -127,10 +126,10 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        if self.scale is None or step % self.times.look_interval == 0 or self.later.is_due(step, self.way):
-            return True
-        way = self.way
-        return step in (way.legs[-1].end, self.end, way.growth_end, way.watch_end, way.signs.stall_step)
+        return self._looks(step) or self.later.overshoot.is_due(step, self.way)
+
+    def _looks(self, step: int) -> bool:
+        return self.scale is None or self.later.is_due(step, self.way) or self.way.is_looked_at(step, self.end)
 
     def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -154,6 +153,10 @@ class Approach:
             self.wants_back = self.is_over = True
             return
         seen, num = self.way.signs, len(losses)
+        if self.later.judge(step, self.way, self.breaks.counted(losses), seen.num_first, share) is not None:
+            self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
+        if self.wants_back or not self._looks(step):
+            return
         if self.breaks.find_change(losses, seen, step):
             self.way.go_on(step, BREAK_DIVISOR)
         if self.breaks.find(losses, seen, step, self.way.legs[0].since):
@@ -164,9 +167,6 @@ class Approach:
             factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
             self._watch(step if factor == MOST_RAISED else None)
-        if self.later.judge(step, self.way, losses, seen.num_first, share) is not None:
-            self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
-            return
         have_halved = seen.have_halved(losses)
         factor = self.later.follow(step, self.way, have_halved)
         if factor < 1.0 and have_risen(losses, 3):

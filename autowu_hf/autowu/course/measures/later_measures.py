@@ -148,9 +148,7 @@ class LaterMeasures:
         self._rest()
 
     def is_due(self, step: int, way: Way) -> bool:
-        """Whether ``judge`` or ``follow`` has something to do after so many steps."""
-        if self.overshoot.is_due(step, way):
-            return True
+        """Whether ``follow`` has something to do after so many steps."""
         if self.since is None:
             return step == self._next_start(way)
         return self._last is not None or step == self.since + 1 or self._is_before_end(step, way)
