@@ -165,7 +165,9 @@ class AutoWUScheduler(Reported):
     def _schedule(self, step: int) -> float:
         if self.peak_lr is not None and self.switch_step is not None:
             return self._curve.decay(step, self.switch_step, self.peak_lr)
-        return self._course.lr(step) if self._nearing else self._curve.warmup(step - self._since)
+        if self._nearing:
+            return self._rule.own_lr if self._course.is_blind else self._course.lr(step)
+        return self._curve.warmup(step - self._since)
 
     def _check_optimizer(self, optimizer: Any) -> None:
         obstacle = weights_out_of_reach(optimizer)

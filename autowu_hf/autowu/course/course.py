@@ -15,7 +15,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .measures.scale import Scale
-from .words import announcement, events, news, no_scale, resumption, say
+from .words import TOO_SHORT, announcement, events, news, no_scale, resumption, say
 
 FEWEST_TO_FIND = 3
 """In fewer optimizer steps there is no LR to be found: two measure, and one grows. A run needs as many to train."""
@@ -61,8 +61,8 @@ class Course:
 
     @property
     def is_approach(self) -> bool:
-        """Whether the approach is not over."""
-        return self.approach is not None and not self.approach.is_over
+        """Whether the approach is not over, or knows from the start that it will find nothing."""
+        return self.approach is not None and (not self.approach.is_over or self.is_blind)
 
     def plan(
         self, num_training_steps: int, num_warmup_steps: int, ticks: int, done: int = 0, is_over: bool = False
@@ -87,7 +87,7 @@ class Course:
             approach.plan(num_training_steps // ticks, longest, self.sweep_start // ticks)
             room = cap if num_warmup_steps else num_training_steps // 2
             if room // ticks < FEWEST_TO_FIND:
-                self.give_up("the run is too short to measure it and to train")
+                self.give_up(TOO_SHORT.format("warm-up" if num_warmup_steps else "run"), is_blind=True)
         done -= self.sweep_start
         if approach is not None and approach.scale is not None:
             curve = self._curve_around_scale(approach, num_training_steps)
@@ -126,7 +126,8 @@ class Course:
             Whether the course has changed, so that it has to be planned anew.
         """
         approach, done = self.approach, step // self._ticks
-        assert approach is not None
+        if approach is None or self.is_blind:  # from the start
+            return True
         if held and approach.scale is None:
             approach.give_up("the processes may be at different steps")
         elif held or not approach.wants_losses(done):
@@ -177,14 +178,16 @@ class Course:
         if not self.is_blind:
             say(no_scale(approach.search.obstacle, self._settings))
 
-    def give_up(self, obstacle: str) -> None:
+    def give_up(self, obstacle: str, is_blind: bool = False) -> None:
         """There is no scale to be had.
 
         Args:
             obstacle: why, as a part of a sentence.
+            is_blind: whether a range tells no more.
         """
         if self.approach is not None and not self.approach.is_over and self.approach.scale is None:
             self.approach.give_up(obstacle)
+            self.approach.search.is_blind = is_blind
             self._say_obstacle(self.approach)
 
     @property

@@ -12,6 +12,9 @@ from .signs import FEWEST_STEPS
 
 logger = logging.getLogger(__name__)
 
+TOO_SHORT = "the {} is too short to measure the scale and to train"
+"""Of a run, or of a warm-up that was asked for."""
+
 
 def say(words: str) -> None:
     """Says something on the main process."""

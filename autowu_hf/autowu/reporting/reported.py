@@ -196,7 +196,7 @@ class Reported(AdaptiveScheduler):
         """At the first optimizer step."""
         if self.settings.report_dir is not None:
             self._file_names.claim(self.settings.report_dir)
-        if collective.is_main_process():
+        if collective.is_main_process() and not self._course.is_blind:
             logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
 
     def _decided(self) -> dict[str, Any]:

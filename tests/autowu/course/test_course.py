@@ -139,11 +139,15 @@ def test_the_shortest_runs_end_at_zero(steps, warm_up, caplog):
     optimizer = torch.optim.AdamW(model.parameters())
     with caplog.at_level(logging.INFO, "autowu_hf"):
         schedule = get_autowu_schedule(optimizer, steps, warm_up)
-        run(model, optimizer, schedule, slowly(steps))
+        lrs = run(model, optimizer, schedule, slowly(steps))
     assert optimizer.param_groups[0]["lr"] == 0.0
     is_too_short = steps < 6 or 0 < warm_up < 3
     assert (schedule.report()["approach"]["scale"] is None) is is_too_short
-    assert ("too short to measure it" in caplog.text) is is_too_short
+    assert ("is too short to measure the scale and to train" in caplog.text) is is_too_short
+    if is_too_short:
+        assert lrs[:2] == [1e-3, 1e-3]  # the optimizer's own
+        assert max(lrs) == 1e-3
+        assert (schedule.ended_by, schedule.rewound_to, len(caplog.messages)) == ("nothing", None, 1)
     plot_autowu(schedule)
 
 
