@@ -6,8 +6,7 @@ run, it measures how far steps take the weights, and corrects the LR where that 
 would. From there on the losses say what remains to be done:
 
 * they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
-* they have not fallen where the updates are the gradients themselves (SGD's), and the scale is less sure: the same, at
-  a third of the LR;
+* they have not fallen where the updates are the gradients (SGD's), and the scale is less sure: at a third of it;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -34,7 +33,7 @@ from .measures.scale_search import ScaleSearch
 from .signs import FEWEST_TO_RISE, Array, have_risen
 from .timetable import Timetable
 
-_SEEN = ("stalled", "unmoved", "is_over")
+_SEEN = ("stalled", "unmoved", "waits", "is_over")
 
 
 class Approach:
@@ -53,8 +52,8 @@ class Approach:
         breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned and the run went back; None before.
         unmoved: the steps done when nothing had been learned and the LR grew on; None before.
-        wants_back: whether the run has to go back to where the first leg began, before its next step; see
-            ``went_back``.
+        wants_back: whether the run has to go back to where the first leg began, before its next step (``went_back``).
+        waits: whether nothing is left to do here but to judge whether the LR has grown too far.
         sweep: the growth that follows; None before that is known, and where none does.
         is_over: whether nothing is left to do here.
         is_late: whether the search for a scale was given up after steps that said nothing.
@@ -74,7 +73,7 @@ class Approach:
         self.stalled: int | None = None
         self.unmoved: int | None = None
         self.sweep: Sweep | None = None
-        self.is_late = self.wants_back = self.is_over = False
+        self.is_late = self.wants_back = self.waits = self.is_over = False
         if (obstacle := weights_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(snapshot.num_shares, optimizer, models))
@@ -126,10 +125,11 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        return self._looks(step) or self.later.overshoot.is_due(step, self.way)
+        return self.waits or self._looks(step) or self.later.overshoot.is_due(step, self.way)
 
     def _looks(self, step: int) -> bool:
-        return self.scale is None or self.later.is_due(step, self.way) or self.way.is_looked_at(step, self.end)
+        is_due = self.scale is None or self.later.is_due(step, self.way)
+        return not self.waits and (is_due or self.way.is_looked_at(step, self.end))
 
     def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -143,20 +143,27 @@ class Approach:
                 self.search.take(share * float(losses[-1]) if len(losses) else math.nan)
             self.is_late = self.search.runs_out(step, self.times.num_steps, self.times.longest)
             self.is_over = self.search.obstacle is not None
-            if self.search.scale is not None:
-                self._set_out(step, self.search.scale)
+            if (scale := self.search.scale) is not None:
+                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
+                self._watch(step if scale.raised_factor(0.0) > 1.0 else None)
             return
-        if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
+        if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
+            self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
+        elif self._looks(step):
+            self._look(step, losses, self.scale)
+        if not (self.wants_back or self.is_over):
+            self.later.ask(step, self.way)
+            self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
+        if self.is_over:
             self.later.stop()
+
+    def _look(self, step: int, losses: Array, scale: Scale) -> None:
+        if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
             self.search.give_up("the losses are not positive throughout")
             self.search.is_blind = self.times.longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
         seen, num = self.way.signs, len(losses)
-        if self.later.judge(step, self.way, self.breaks.counted(losses), seen.num_first, share) is not None:
-            self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
-        if self.wants_back or not self._looks(step):
-            return
         if self.breaks.find_change(losses, seen, step):
             self.way.go_on(step, BREAK_DIVISOR)
         if self.breaks.find(losses, seen, step, self.way.legs[0].since):
@@ -164,7 +171,7 @@ class Approach:
             return
         losses = self.breaks.counted(losses)
         if self.later.is_watching and step >= self.way.watch_end:
-            factor = self.scale.raised_factor(self.later.take_lasting(), self.way.raised)
+            factor = scale.raised_factor(self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
             self._watch(step if factor == MOST_RAISED else None)
         have_halved = seen.have_halved(losses)
@@ -176,18 +183,16 @@ class Approach:
         if step < self.way.legs[-1].end or self.later.is_watching:
             return
         is_stalled = not self.breaks.steps and not self.later.overshoot.found and seen.are_stalled(losses, step)
-        if is_stalled and self.scale.is_aligned and self.times.longest - step > 3:
+        if is_stalled and scale.is_aligned and self.times.longest - step > 3:
             self.stalled = step
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
             return
-        is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.scale.may_be_noise
+        is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and scale.may_be_noise
         may_grow = is_noisy or (have_halved and not self.later.is_awaited(step))
-        if may_grow and 2.0 * self.way.peak_lr < self.scale.trust < math.inf:
-            self.sweep = Sweep.between(self.way.peak_lr, self.scale.trust, seen.num_steps, self.times.longest - step)
+        if may_grow and 2.0 * self.way.peak_lr < scale.trust < math.inf:
+            self.sweep = Sweep.between(self.way.peak_lr, scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None
-        self.is_over = self.sweep is not None or step >= self.end
-        if self.is_over:
-            self.later.stop()
+        self.is_over, self.waits = self.sweep is not None, step >= self.end
 
     def went_back(self, step: int | None) -> None:
         """The run is where the first leg began again, after ``step`` steps; None: it cannot go back."""
@@ -195,10 +200,6 @@ class Approach:
         if step is not None:
             self.breaks.went_back(step)
             self.way.went_back(step)
-
-    def _set_out(self, step: int, scale: Scale) -> None:
-        self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-        self._watch(step if scale.raised_factor(0.0) > 1.0 else None)
 
     def _watch(self, since: int | None) -> None:
         """Has the batches after so many steps say how much of the slope lasts; None: no more."""
@@ -213,7 +214,7 @@ class Approach:
             self.later.watch()
 
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
-        self.wants_back = True
+        self.wants_back, self.waits = True, False
         self.breaks.go_back(num_losses)
         self.later.stop()
         self.way.set_out(step, peak_lr)
@@ -246,8 +247,7 @@ class Approach:
         """What the picture needs, and the scale."""
         return {
             "scale": self.search.report(self.times.num_steps),
-            "obstacle": self.search.obstacle,
-            "is_blind": self.search.is_blind,
+            **{name: getattr(self.search, name) for name in ("obstacle", "is_blind")},
             "first_lr": self.search.lr,
             **{name: getattr(self, name) for name in _SEEN},
             **self.later.report(),

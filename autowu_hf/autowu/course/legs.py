@@ -138,9 +138,8 @@ class Way:
 
     def end(self, has_reach: bool) -> int:
         """Where the approach is over at the latest; ``has_reach``: it is known how far later updates get."""
-        leg_end, judges = max(self.legs[-1].end, self.growth_end), self.judges
-        end = self.times.end(leg_end, has_reach or not self.is_first_growth)
-        return end if judges is None else max(end, judges.stop)
+        leg_end = max(self.legs[-1].end, self.growth_end)
+        return self.times.end(leg_end, has_reach or not self.is_first_growth)
 
     def highest_lr(self, num_steps: int) -> float:
         """The highest LR of the first ``num_steps`` steps that a leg began before."""

@@ -48,8 +48,8 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
         return f"{said}. The loss may rise on the way; {back}"
     judged = approach.times.judge_end(end + 1) if rewinds else None
     if judged is not None:
-        said += f", grows to it by step {end}, and asks the batches until step {judged} whether that was too far"
-        return f"{said}; {back}"
+        said += f", grows to it by step {end}, and may ask the batches until step {judged} whether that was too far"
+        return f"{said}; where it was, the weights go back"
     return f"{said}, and grows to it"
 
 

@@ -14,7 +14,7 @@ from scale_runs import made, run, slowly
     ("steps", "expected"),
     [
         (400, "grows to it by step 20, and watches the losses until step 120 at most."),
-        (20, "grows to it by step 3, and asks the batches until step 8 whether that was too far; the weights then"),
+        (20, "grows to it by step 3, and may ask the batches until step 8 whether that was too far; where it was,"),
         (11, "first 2 of 11 steps, and grows to it"),
     ],
 )

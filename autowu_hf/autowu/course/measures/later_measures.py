@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ....runtime.update_meter import START_IS_GONE, Distance, Update
 from ..legs import Way
-from ..signs import Array
 from ..timetable import MOST_WATCHED, PATIENCE
 from .overshoot import Overshoot
 from .reach import reach_of
@@ -172,13 +171,10 @@ class LaterMeasures:
             return None
         return reach_of(self._search, update, step, since, self._distance)
 
-    def judge(self, step: int, way: Way, losses: Array, num_first: int, share: float) -> float | None:
-        """See ``Overshoot.judge``."""
-        was_open = self.overshoot.is_open
-        rise = self.overshoot.judge(step, way, losses, num_first, share)
-        if was_open:
-            self._rest()
-        return rise
+    def ask(self, step: int, way: Way) -> None:
+        """See ``Overshoot.ask``; after ``follow``, which may take what it would forget."""
+        self.overshoot.ask(step, way)
+        self._rest()
 
     def _rest(self) -> None:
         """Measures no more, unless somebody still has to."""

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ....runtime.update_meter import Update
+from ....runtime.update_meter import START_IS_GONE, Update
 from ..legs import Way
 from ..signs import Array
+from ..timetable import PATIENCE
 from .scale_search import ScaleSearch
 
-OVERSHOT = 0.05
-"""The share of the first losses that the rise must reach, beyond what was learned."""
+OVERSHOT, LONG = 0.05, 60
+"""The share of the first losses that the rise must reach, beyond what was learned; from so many optimizer steps on it
+grows with their square root, for a longer run has more time to come back.
+"""
 
 FEWEST_RISES = 3
 """The batches that tell it at least."""
@@ -48,8 +52,15 @@ class Overshoot:
         self.is_open = False
         self.found: list[tuple[int, float]] = []
 
-    def judge(self, step: int, way: Way, losses: Array, num_first: int, share: float) -> float | None:
-        """Begins to ask, or judges, whichever is due.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has no w_0 while batches are asked, and does not judge."""
+        self.__dict__.update(state)
+        if self.is_open:
+            self.is_open = False
+            self._meter.updates.remove(START_IS_GONE)
+
+    def judge(self, step: int, way: Way, losses: Array, num_first: int, share: float) -> bool:
+        """Judges, if it is time.
 
         Args:
             step: the optimizer steps done.
@@ -59,27 +70,44 @@ class Overshoot:
             share: of a loss, that whose gradient was taken.
 
         Returns:
-            See ``rise_of``; None, too, while it is not time, and where nobody is asked: without w_0, and for SGD, of
-            whose growth the losses are asked.
+            Whether the way has gone too far.
         """
-        judges, scale = way.judges, self._search.scale
-        if judges is None or scale is None or scale.is_aligned or len(self.found) == _MOST:
+        judges, updates = way.judges, self._meter.updates
+        if not self.is_open or judges is None or step < judges.stop:
+            return False
+        if len(updates) < len(judges) and step < judges.stop + PATIENCE:
+            return False  # some steps were skipped
+        self.is_open = False
+        rises = [-update.fallen / share for update in updates if isinstance(update, Update)]
+        bar = OVERSHOT * max(1.0, way.times.num_steps / LONG) ** 0.5
+        rise = rise_of(rises, losses[:num_first], losses[-len(judges) :], bar) if len(rises) == len(updates) else None
+        self.found += [] if rise is None else [(step, rise)]
+        return rise is not None
+
+    def ask(self, step: int, way: Way) -> None:
+        """Begins to ask, where that is due, and ends it where the LR has moved on."""
+        judges = way.judges
+        if judges is None or step < judges.start:
             self.is_open = False
-        elif step == judges.start:
-            self._meter.updates.clear()  # of a window that another run's length has moved
+        elif step == judges.start and self._may_open:
             self.find_start(self._start_of())
-        elif self.is_open and step >= judges.stop:
-            self.is_open = False
-            seen = [-update.fallen / share for update in self._meter.updates if isinstance(update, Update)]
-            rise = rise_of(seen, losses, num_first) if len(seen) == len(self._meter.updates) else None
-            self.found += [] if rise is None else [(step, rise)]
-            return rise
-        return None
+
+    @property
+    def _may_open(self) -> bool:
+        """Whether anybody is asked: not for SGD, whose growth the losses judge, and not too often."""
+        scale = self._search.scale
+        return scale is not None and not scale.is_aligned and len(self.found) < _MOST
+
+    def is_pending(self, step: int, way: Way) -> bool:
+        """Whether batches are being asked after ``step`` steps, or will be."""
+        return self.is_open or (way.judges is not None and step < way.judges.start and self._may_open)
 
     def is_due(self, step: int, way: Way) -> bool:
-        """Whether ``judge`` has something to do after so many steps."""
+        """Whether ``ask`` or ``judge`` has something to do after so many steps."""
         judges = way.judges
-        return (self.is_open and judges is None) or (judges is not None and step in (judges.start, judges.stop))
+        if judges is None:
+            return self.is_open
+        return step == judges.start or (self.is_open and not judges.start < step < judges.stop)
 
     def find_start(self, start: Sequence[Tensor]) -> None:
         """Has the meter measure how far the loss has risen since w_0, for a window that begins, or goes on after a
@@ -95,25 +123,26 @@ class Overshoot:
             self._meter.hold_start(start)
 
 
-def rise_of(rises: Sequence[float], losses: Array, num_first: int) -> float | None:
+def rise_of(rises: Sequence[float], first: Array, last: Array, bar: float) -> float | None:
     """By how much the way has raised the loss, as a share of the first losses.
 
     Args:
-        rises: <g, w - w_0> of the last batches, oldest first, in the losses' unit.
-        losses: (n,), one per optimizer step, of these batches at last.
-        num_first: how many of them count as the first.
+        rises: <g, w - w_0> of some batches, in the losses' unit.
+        first: (m,), the first losses.
+        last: (n,), those of the batches.
+        bar: what the rise must exceed beyond the share that was learned.
 
     Returns:
-        Half of the rises' mean, or of their median where that is less; None where that cannot be told from 0, or is
-        less than ``OVERSHOT`` above the share that was learned, or too few batches tell.
+        Half of the rises' mean, or of their median where that is less; None where that cannot be told from 0, or is too
+        little, or where too few batches tell.
     """
-    first, last = (part[np.isfinite(part)] for part in (losses[:num_first], losses[-len(rises) :]))
+    first, last = first[np.isfinite(first)], last[np.isfinite(last)]
     if len(rises) < FEWEST_RISES or not len(first) or not len(last) or not np.isfinite(rises).all():
         return None
     level = float(first.mean())
     middle = min(float(np.mean(rises)), float(np.median(rises)))
     error = float(np.std(rises, ddof=1)) / math.sqrt(len(rises))
     learned = max(level - float(last.mean()), 0.0)
-    if level <= 0.0 or middle <= _ERRORS * error or middle / 2.0 - learned <= OVERSHOT * level:
+    if level <= 0.0 or middle <= _ERRORS * error or middle / 2.0 - learned <= bar * level:
         return None
     return middle / 2.0 / level

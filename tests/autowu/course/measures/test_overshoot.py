@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import itertools
 import json
 import logging
 import math
+import pickle
 from unittest import mock
 
 import numpy as np
 import pytest
+import scale_runs
 import torch
+from scale_runs import slowly
 from torch import nn
 
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.course.measures import overshoot
-from autowu_hf.autowu.course.measures.overshoot import OVERSHOT, rise_of
+from autowu_hf.autowu.course.measures.overshoot import OVERSHOT, Overshoot, rise_of
 from autowu_hf.autowu.reporting.report import headline
 
 WIDTH = 64
@@ -157,33 +161,94 @@ def test_a_run_resumed_anywhere_takes_the_same_lrs(stop, is_trained):
     assert schedule.report()["approach"]["overshot"] == overshot
 
 
-def test_a_copy_in_mid_window_is_not_judged():
-    model, optimizer, schedule = made(60)
+@pytest.mark.parametrize("copies", [copy.deepcopy, lambda things: pickle.loads(pickle.dumps(things))])
+@pytest.mark.parametrize("stop", range(2, 17))
+def test_a_copy_of_a_run_that_learns_takes_the_same_lrs(copies, stop):
+    whole = run(*made(60, is_trained=False), 60)
+    model, optimizer, schedule = made(60, is_trained=False)
+    run(model, optimizer, schedule, stop)
+    model, optimizer, schedule = copies((model, optimizer, schedule))
+    assert run(model, optimizer, schedule, 60, since=stop) == whole[stop:]
+    meter = schedule._course.approach.search.meter
+    assert not any((meter._hooks, meter._start, meter.updates))
+
+
+def test_a_copy_that_is_made_while_batches_are_asked_is_not_judged():
+    model, optimizer, schedule = made(20)
     run(model, optimizer, schedule, 6)
-    model, optimizer, schedule = copy.deepcopy((model, optimizer, schedule))
-    run(model, optimizer, schedule, 60, since=6)
-    assert schedule.ended_by == "scale"
+    assert schedule._course.approach.later.overshoot.is_open
+    copied = copy.deepcopy((model, optimizer, schedule))
+    for of_run, is_judged in (((model, optimizer, schedule), True), (copied, False)):
+        run(*of_run, 9, since=6)
+        assert bool(of_run[2].report()["approach"]["overshot"]) is is_judged
+
+
+def test_losses_that_have_halved_at_the_end_of_the_growth_are_followed_as_before():
+    found = []
+    for patched in (NEVER, contextlib.nullcontext(), mock.patch.object(Overshoot, "is_due", return_value=False)):
+        model, optimizer, schedule = scale_runs.made(31, make=torch.optim.RMSprop)
+        with patched:
+            lrs = scale_runs.run(model, optimizer, schedule, np.where(np.arange(31) > 2, 0.3, 1.2))
+        found.append((lrs, schedule.report()["approach"]["reaches"], schedule.switch_step))
+    assert found[0] == found[1] == found[2]
+
+
+def test_losses_that_rise_while_batches_are_asked_after_the_last_look_change_nothing():
+    found = []
+    for asked in (True, False):
+        model, optimizer, schedule = scale_runs.made(50)
+        with contextlib.nullcontext() if asked else mock.patch.object(Overshoot, "ask"):
+            lrs = scale_runs.run(model, optimizer, schedule, 1.2 + 0.1 * np.maximum(np.arange(50) - 8, 0))
+        found.append((lrs, schedule.report()["approach"]["legs"]))
+    assert found[0][0] == pytest.approx(found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_loss_below_0_while_batches_are_asked_ends_nothing_in_a_short_run(asked):
+    model, optimizer, schedule = scale_runs.made(20)
+    losses = slowly(20)
+    losses[6] = -1.0
+    with contextlib.nullcontext() if asked else mock.patch.object(Overshoot, "ask"):
+        scale_runs.run(model, optimizer, schedule, losses)
+    assert (schedule.ended_by, schedule.switch_step) == ("scale", 8 if asked else 5)
+
+
+@pytest.mark.parametrize("skipped", [(5,), (5, 6), (4, 5, 6, 7)])
+def test_skipped_steps_are_waited_for(skipped):
+    model, optimizer, schedule = made(60)
+    run(model, optimizer, schedule, 4)
+    for step in range(4, 60):
+        if step in skipped:  # as by a gradient scaler
+            optimizer.zero_grad()
+            schedule.step(1.0)
+        else:
+            run(model, optimizer, schedule, step + 1, since=step)
+    ((step, _),) = schedule.report()["approach"]["overshot"]
+    assert step == 9 + min(len(skipped), 3)
 
 
 LEVEL = [2.0, 2.1, 1.9]
 """The first losses."""
 
 
-def rise(rises, last=2.0):
-    return rise_of(rises, np.array([*LEVEL, *[last] * len(rises)]), len(LEVEL))
+def rise(rises, last=2.0, bar=0.05):
+    return rise_of(rises, np.array(LEVEL), np.full(len(rises), last), bar)
 
 
 def test_half_of_what_the_gradients_say_counts():
     assert rise([0.4, 0.5, 0.6, 0.5]) == pytest.approx(0.125)
     assert rise([0.4, 0.5, 0.6, 0.9]) == pytest.approx(0.55 / 4)  # the median, which is less than the mean
+    assert rise([0.1, 0.5, 0.6, 0.5]) == pytest.approx(0.425 / 4)  # the mean, which is less than the median
     assert rise([0.19, 0.2, 0.2, 0.19]) is None
+    assert rise([0.19, 0.2, 0.2, 0.19], bar=0.04) == pytest.approx(0.195 / 4)
     assert rise([-0.4, -0.5, -0.6, -0.5]) is None
 
 
 def test_what_was_learned_is_taken_off():
     assert rise([0.4, 0.5, 0.6, 0.5], last=1.9) == pytest.approx(0.125)
     assert rise([0.4, 0.5, 0.6, 0.5], last=1.8) is None
-    assert rise([0.4, 0.5, 0.6, 0.5], last=3.0) == pytest.approx(0.125)
+    assert rise([0.19, 0.2, 0.2, 0.19], last=3.0) is None  # nothing is put on
 
 
 def test_what_noise_may_be_does_not_count():
@@ -197,5 +262,7 @@ def test_too_few_batches_tell_nothing(rises):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_losses_that_are_not_finite_are_left_out(bad):
-    assert rise_of([0.5] * 4, np.array([bad, 2.0, 2.0, bad, 2.0, 2.0, 2.0]), 3) == pytest.approx(0.125)
-    assert rise_of([0.5] * 4, np.full(7, bad), 3) is None
+    first, last = np.array([bad, 2.0, 2.0]), np.array([bad, 2.0, 2.0, 2.0])
+    assert rise_of([0.5] * 4, first, last, 0.05) == pytest.approx(0.125)
+    assert rise_of([0.5] * 4, np.full(3, bad), last, 0.05) is None
+    assert rise_of([0.5] * 4, first, np.full(4, bad), 0.05) is None
