@@ -249,20 +249,24 @@ def trainer_run(
     optimizer: Any = None,
     watch_states: bool = False,
     asks_later: bool = False,
+    goes_too_far: bool = False,
     options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it. ``asks_later``
-    has later batches say how much of the first slope lasts, although P does not lie far below R.
+    has later batches say how much of the first slope lasts, although P does not lie far below R; ``goes_too_far``
+    takes whatever they say after the growth for a loss that has risen.
     """
     from tiny import trainer_for
     from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
-    from autowu_hf.autowu.course.measures import scale
+    from autowu_hf.autowu.course.measures import overshoot, scale
 
     if asks_later:
         scale.FAR = 1e-3
+    if goes_too_far:
+        overshoot.OVERSHOT = overshoot._ERRORS = -1e6
 
     if not IS_TRANSFORMERS_5:
         # Its Trainer cannot load an optimizer's state onto "cpu:0", the device of a process among several on a CPU.

@@ -104,6 +104,38 @@ def test_later_batches_say_the_same_under_every_launcher(kind, tmp_path, asked):
         assert seen["approach"]["lasting"] == pytest.approx(asked[0]["approach"]["lasting"], rel=1e-2)
 
 
+@pytest.fixture(scope="module")
+def too_far(tmp_path_factory):
+    """What one process saw whose batches after the growth said that it had gone too far."""
+    return run(trainer_run, tmp_path_factory.mktemp("too far"), processes=1, goes_too_far=True)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
+def test_a_growth_that_has_gone_too_far_is_judged_alike_under_every_launcher(kind, tmp_path, too_far):
+    where = (trainer_run, tmp_path) if kind == "ddp" else (fsdp_trainer_run, tmp_path, kind)
+    expected = too_far[0]["approach"]["overshot"]
+    assert len(expected) == 2
+    for seen in run(*where, goes_too_far=True):
+        assert seen["all_lrs_equal"]
+        (first, rise), (second, _) = seen["approach"]["overshot"]
+        assert [first, second] == [step for step, _ in expected]
+        assert rise == pytest.approx(expected[0][1], rel=5e-2)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("processes", "killed"), [(1, 9), (2, 9), (2, 24)])
+def test_a_run_that_is_killed_while_that_is_asked_goes_on_bit_for_bit(tmp_path, processes, killed):
+    options = {"processes": processes, "goes_too_far": True}
+    whole = run(trainer_run, tmp_path / "whole", **options)
+    saving = {"save_strategy": "steps", "save_steps": 1, **options}
+    run(trainer_run, tmp_path, kill_at=killed + 1, killed=True, **saving)
+    for seen, before in zip(run(trainer_run, tmp_path, resume=True, **saving), whole, strict=True):
+        assert seen["lrs"] == before["lrs"][killed:]
+        assert seen["approach"] == before["approach"]
+        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(("processes", "killed"), [(1, 1), (1, 2), (2, 1), (2, 2), (1, 5), (1, 6), (2, 7)])
 def test_a_run_that_is_killed_within_its_first_steps_goes_on_bit_for_bit(tmp_path, whole, asked, processes, killed):
