@@ -6,7 +6,7 @@ run, it measures how far steps take the weights, and corrects the LR where that 
 would. From there on the losses say what remains to be done:
 
 * they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
-* they have not fallen where the updates are the gradients (SGD's), and the scale is less sure: at a third of it;
+* they have not fallen in a run of SGD, whose scale is less sure: the same, at a third of the LR;
 * they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.

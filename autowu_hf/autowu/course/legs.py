@@ -130,8 +130,8 @@ class Way:
         return None if end is None else range(since, end)
 
     def is_looked_at(self, step: int, end: int) -> bool:
-        """Whether the losses are looked at after ``step`` steps: at each 60th of the run, and where a part ends; after
-        ``end`` all of it.
+        """Whether the losses are looked at after ``step`` steps: at each 60th of the run, where a part of the approach
+        ends, and after ``end``.
         """
         ends = (self.legs[-1].end, self.growth_end, self.watch_end, self.signs.stall_step, end)
         return step % self.times.look_interval == 0 or step in ends

@@ -116,15 +116,13 @@ def _setback(approach: Approach, step: int) -> str:
 def _overshoot(approach: Approach, step: int) -> str:
     """Why the run goes back although the losses hardly show it."""
     _, rise = approach.later.overshoot.found[-1]
+    seen = f"the losses up to step {step} are not finite"
+    if rise is not None:
+        seen = f"the gradients up to step {step} say that the way so far has raised the loss by {100.0 * rise:.0f} %"
     return (
-        f"AutoWU: the gradients up to step {step} say that the way so far has raised the loss by {percent(rise)}, at "
-        f"learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it grows again, to at most {approach.way.peak_lr:.1e}"
+        f"AutoWU: {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it grows again, to at most "
+        f"{approach.way.peak_lr:.1e}"
     )
-
-
-def percent(share: float) -> str:
-    """A share of 0.092 is 9 %, say."""
-    return f"{100.0 * share:.0f} %"
 
 
 def _change(approach: Approach, step: int) -> str:

@@ -12,7 +12,7 @@ from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
 from ..course.signs import have_risen
-from ..course.words import lasting, percent
+from ..course.words import lasting
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
@@ -234,7 +234,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
             map(str, approach["breaks"])
         )
     for step, rise in approach.get("overshot", []):
-        said += f", a tenth of it since the way up to step {step} had raised the loss by {percent(rise)}"
+        seen = "made losses that are not finite" if rise is None else f"raised the loss by {100.0 * rise:.0f} %"
+        said += f", a tenth of it since the way up to step {step} had {seen}"
     if approach.get("stalled") is not None:
         said += f", lowered since nothing had been learned by step {approach['stalled']}"
     if approach.get("unmoved") is not None and approach["sweep"] is not None:

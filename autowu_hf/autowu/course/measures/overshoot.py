@@ -34,7 +34,7 @@ _ERRORS = 2.0  # standard errors that it must lie above 0
 
 
 class Overshoot:
-    """Asks the batches after each growth from 0, one at every optimizer step.
+    """Asks the batches after each change of the LR, one at every optimizer step.
 
     Args:
         search: of the scale, whose meter measures.
@@ -42,7 +42,8 @@ class Overshoot:
 
     Attributes:
         is_open: whether batches are being asked; what they say stays in the meter until they are judged.
-        found: the steps done each time that the way had gone too far, and the rise, as a share of the first losses.
+        found: the steps done each time that the way had gone too far, and the rise, as a share of the first losses;
+            None where most of the batches' losses were not finite.
     """
 
     def __init__(self, search: ScaleSearch, start: Callable[[], Sequence[Tensor]]) -> None:
@@ -50,14 +51,14 @@ class Overshoot:
         self._meter = search.meter
         self._start_of = start
         self.is_open = False
-        self.found: list[tuple[int, float]] = []
+        self.found: list[tuple[int, float | None]] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy has no w_0 while batches are asked, and does not judge."""
         self.__dict__.update(state)
         if self.is_open:
             self.is_open = False
-            self._meter.updates.remove(START_IS_GONE)
+            self._meter.updates[:] = [update for update in self._meter.updates if update != START_IS_GONE]
 
     def judge(self, step: int, way: Way, losses: Array, num_first: int, share: float) -> bool:
         """Judges, if it is time.
@@ -78,11 +79,15 @@ class Overshoot:
         if len(updates) < len(judges) and step < judges.stop + PATIENCE:
             return False  # some steps were skipped
         self.is_open = False
+        last, rise = losses[-len(judges) :], None
+        is_broken = 2 * int(np.isfinite(last).sum()) < len(last)
         rises = [-update.fallen / share for update in updates if isinstance(update, Update)]
-        bar = OVERSHOT * max(1.0, way.times.num_steps / LONG) ** 0.5
-        rise = rise_of(rises, losses[:num_first], losses[-len(judges) :], bar) if len(rises) == len(updates) else None
-        self.found += [] if rise is None else [(step, rise)]
-        return rise is not None
+        if len(rises) == len(updates):
+            bar = OVERSHOT * max(1.0, way.times.num_steps / LONG) ** 0.5
+            rise = rise_of(rises, losses[:num_first], last, bar)
+        if is_broken or rise is not None:
+            self.found.append((step, rise))
+        return is_broken or rise is not None
 
     def ask(self, step: int, way: Way) -> None:
         """Begins to ask, where that is due, and ends it where the LR has moved on."""

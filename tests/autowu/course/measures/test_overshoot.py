@@ -214,6 +214,19 @@ def test_a_loss_below_0_while_batches_are_asked_ends_nothing_in_a_short_run(aske
     assert (schedule.ended_by, schedule.switch_step) == ("scale", 8 if asked else 5)
 
 
+@pytest.mark.parametrize(("bad", "goes_back"), [((5, 6, 7), True), ((5,), False), ((6, 7), False)])
+def test_a_short_run_whose_losses_are_not_finite_goes_back(bad, goes_back, caplog):
+    model, optimizer, schedule = scale_runs.made(20)
+    losses = slowly(20)
+    losses[[*bad]] = math.nan
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        scale_runs.run(model, optimizer, schedule, losses)
+    assert schedule.report()["approach"]["overshot"] == ([[8, None]] if goes_back else [])
+    assert ("the losses up to step 8 are not finite, at learning rate" in caplog.text) is goes_back
+    assert ("since the way up to step 8 had made losses that are not finite" in caplog.messages[-1]) is goes_back
+    assert schedule.ended_by == "scale"
+
+
 @pytest.mark.parametrize("skipped", [(5,), (5, 6), (4, 5, 6, 7)])
 def test_skipped_steps_are_waited_for(skipped):
     model, optimizer, schedule = made(60)
