@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import itertools
 import json
 import logging
 import math
 import pickle
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -23,6 +25,7 @@ from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.course.measures import overshoot
 from autowu_hf.autowu.course.measures.overshoot import OVERSHOT, Overshoot, rise_of
 from autowu_hf.autowu.reporting.report import headline
+from autowu_hf.runtime.update_meter import Update
 
 WIDTH = 64
 BEST = torch.linspace(-1.0, 1.0, WIDTH)
@@ -239,6 +242,33 @@ def test_skipped_steps_are_waited_for(skipped):
             run(model, optimizer, schedule, step + 1, since=step)
     ((step, _),) = schedule.report()["approach"]["overshot"]
     assert step == 9 + min(len(skipped), 3)
+
+
+UPDATE = Update(slope=1.0, update_norm=1.0, weight_norm=1.0, alignment=0.0, resolution=1.0, clipping=1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_steps", "updates", "found"),
+    [
+        (1.0, 20, 4, True),
+        (1.0, 60, 4, True),
+        (1.0, 240, 4, False),  # a bar of a tenth
+        (2.0, 20, 4, False),  # the gradients are of twice the losses
+        (1.0, 20, 3, False),  # one more is waited for
+        (1.0, 20, "unseen", False),
+    ],
+)
+def test_the_rise_is_beside_the_loss_whose_gradient_was_taken_and_above_the_bar_of_the_run(
+    share, num_steps, updates, found
+):
+    seen = [dataclasses.replace(UPDATE, fallen=-0.3)] * (3 if updates == "unseen" else updates)
+    meter = SimpleNamespace(updates=seen + (["nobody saw it"] if updates == "unseen" else []))
+    own = Overshoot(SimpleNamespace(meter=meter, scale=None), tuple)
+    own.is_open = True
+    way = SimpleNamespace(judges=range(4, 8), times=SimpleNamespace(num_steps=num_steps))
+    assert own.judge(8, way, np.full(8, 2.0), 3, share) is found
+    assert own.found == ([(8, pytest.approx(0.075))] if found else [])
+    assert own.is_open is (updates == 3)
 
 
 LEVEL = [2.0, 2.1, 1.9]
