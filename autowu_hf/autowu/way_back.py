@@ -90,7 +90,13 @@ class WayBack:
 
     def start_weights(self) -> list[Tensor]:
         """Those of the oldest snapshot, from before the growth, this process's shares; none where there is none."""
-        return [weights for kept in self._rewind.snapshots[:1] for weights in kept.load().parameters]
+        try:
+            return [weights for kept in self._rewind.snapshots[:1] for weights in kept.load().parameters]
+        except OSError as error:  # somebody has removed the file
+            logger.warning(
+                "AutoWU cannot read the weights from before the growth, and asks no batches about it: %s", error
+            )
+            return []
 
     def _interval(self) -> int:
         return self._cadence.interval(self._cap) or self._cadence.ticks_per_step

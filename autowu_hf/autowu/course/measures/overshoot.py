@@ -76,11 +76,12 @@ class Overshoot:
         judges, updates = way.judges, self._meter.updates
         if not self.is_open or judges is None or step < judges.stop:
             return False
-        if len(updates) < len(judges) and step < judges.stop + PATIENCE:
-            return False  # some steps were skipped
-        self.is_open = False
         last, rise = losses[-len(judges) :], None
         is_broken = 2 * int(np.isfinite(last).sum()) < len(last)
+        is_unclear = len(updates) < len(judges) or not np.isfinite(last[-1:]).all()
+        if is_unclear and not is_broken and step < judges.stop + PATIENCE:  # of one NaN nobody knows if it is the first
+            return False
+        self.is_open = False
         rises = [-update.fallen / share for update in updates if isinstance(update, Update)]
         if len(rises) == len(updates):
             bar = OVERSHOT * max(1.0, way.times.num_steps / LONG) ** 0.5

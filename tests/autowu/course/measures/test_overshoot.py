@@ -230,6 +230,28 @@ def test_a_short_run_whose_losses_are_not_finite_goes_back(bad, goes_back, caplo
     assert schedule.ended_by == "scale"
 
 
+@pytest.mark.parametrize("steps", [12, 20, 29])
+@pytest.mark.parametrize("bad", range(4, 8))
+def test_weights_that_break_in_the_window_of_a_short_run_are_put_back(steps, bad):
+    model, optimizer, schedule = made(steps)
+    run(model, optimizer, schedule, bad)
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    run(model, optimizer, schedule, steps, since=bad)
+    assert torch.isfinite(model.weight).all()
+    assert schedule.report()["approach"]["overshot"]
+
+
+def test_a_snapshot_whose_file_is_gone_asks_nobody(tmp_path, caplog):
+    model, optimizer, schedule = made(20, rewind="disk", rewind_dir=str(tmp_path))
+    run(model, optimizer, schedule, 3)
+    for path in tmp_path.rglob("step_*"):
+        path.unlink()
+    run(model, optimizer, schedule, 20, since=3)
+    assert (schedule.ended_by, schedule.report()["approach"]["overshot"]) == ("scale", [])
+    assert "cannot read the weights from before the growth" in caplog.text
+
+
 @pytest.mark.parametrize("skipped", [(5,), (5, 6), (4, 5, 6, 7)])
 def test_skipped_steps_are_waited_for(skipped):
     model, optimizer, schedule = made(60)
