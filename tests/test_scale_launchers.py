@@ -95,11 +95,16 @@ def asked(tmp_path_factory):
     return run(trainer_run, tmp_path_factory.mktemp("asked"), processes=1, asks_later=True)
 
 
+def run_by(kind, folder, **options):
+    """What two processes saw, by DDP, or by FSDP of version 1 or 2."""
+    where = (trainer_run, folder) if kind == "ddp" else (fsdp_trainer_run, folder, kind)
+    return run(*where, **options)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
 def test_later_batches_say_the_same_under_every_launcher(kind, tmp_path, asked):
-    where = (trainer_run, tmp_path) if kind == "ddp" else (fsdp_trainer_run, tmp_path, kind)
-    for seen in run(*where, asks_later=True):
+    for seen in run_by(kind, tmp_path, asks_later=True):
         assert seen["all_lrs_equal"]
         assert seen["approach"]["lasting"] == pytest.approx(asked[0]["approach"]["lasting"], rel=1e-2)
 
@@ -113,10 +118,9 @@ def too_far(tmp_path_factory):
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
 def test_a_growth_that_has_gone_too_far_is_judged_alike_under_every_launcher(kind, tmp_path, too_far):
-    where = (trainer_run, tmp_path) if kind == "ddp" else (fsdp_trainer_run, tmp_path, kind)
     expected = too_far[0]["approach"]["overshot"]
     assert len(expected) == 2
-    for seen in run(*where, goes_too_far=True):
+    for seen in run_by(kind, tmp_path, goes_too_far=True):
         assert seen["all_lrs_equal"]
         (first, rise), (second, _) = seen["approach"]["overshot"]
         assert [first, second] == [step for step, _ in expected]

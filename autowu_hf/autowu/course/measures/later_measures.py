@@ -1,4 +1,6 @@
-"""What is measured once the scale is known: how much of the first slope lasts, and how far later updates get."""
+"""What is measured once the scale is known: how much of the first slope lasts, how far later updates get, and whether
+the LR has grown too far.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +188,6 @@ class LaterMeasures:
         """Measures no more, and forgets what was not taken."""
         self.is_watching = self.overshoot.is_open = False
         self.start_anew()
-        self._rest()
 
     def _arm(self) -> None:
         self._meter.expected_lr = math.inf
