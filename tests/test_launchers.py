@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import accelerate
@@ -15,6 +12,7 @@ from margins import assert_above, assert_below, assert_close
 from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, sharded_loop, trainer_run
 from ranks import run_ranks
 from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier
+from torchrun import torchrun
 
 # A test every 3 steps and a checkpoint at 25, between two of them and before the switch, or at 87, in the decay.
 OPTIONS = {"test_every": 3, "rewind": False, "max_lr": 1e4}
@@ -180,17 +178,7 @@ def test_accelerate_deepspeed(tmp_path, kind):
     check_accelerate_loop(tmp_path, kind, environment=DEEPSPEED)
 
 
-def launch(*command: str, processes: int = 2) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launcher, *command], capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 def test_torchrun_and_plain_ddp():
     """No accelerate in the loop: torch.distributed alone, and ``scheduler.step(loss)``."""
-    printed = launch(str(Path(__file__).parent / "scripts" / "plain_ddp.py"))
+    printed = torchrun(str(Path(__file__).parent / "scripts" / "plain_ddp.py"))
     assert "2 processes agree" in printed

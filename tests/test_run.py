@@ -12,6 +12,7 @@ from pathlib import Path
 import accelerate
 import pytest
 from run_programs import command, script_alone
+from torchrun import torchrun
 from transformers import SchedulerType
 
 from autowu_hf import run
@@ -66,7 +67,7 @@ def test_a_script_with_fixed_choices_runs_unchanged(tmp_path):
 
 @pytest.mark.once
 def test_under_torchrun(tmp_path):
-    python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *RUN, *ARGUMENTS, folder=tmp_path)
+    torchrun(*RUN, *ARGUMENTS, folder=tmp_path)
     check_fixed_choices(tmp_path, processes=2)
 
 

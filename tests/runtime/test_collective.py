@@ -1,32 +1,20 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torchrun import torchrun
 
 from autowu_hf.runtime import collective
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "many_processes.py"
 
 
-def launch(processes: int) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, str(SCRIPT)], capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.once
 @pytest.mark.parametrize("processes", [2])
 def test_processes_gather_their_losses_and_share_the_decision(processes):
-    assert f"{processes} processes agree" in launch(processes)
+    assert f"{processes} processes agree" in torchrun(str(SCRIPT), processes=processes)
 
 
 def test_one_process_sends_nothing(monkeypatch):
