@@ -250,23 +250,30 @@ def trainer_run(
     watch_states: bool = False,
     asks_later: bool = False,
     goes_too_far: bool = False,
+    relapses: bool = False,
     options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it. ``asks_later``
     has later batches say how much of the first slope lasts, although P does not lie far below R; ``goes_too_far``
-    takes whatever they say after the growth for a loss that has risen.
+    takes whatever they say after the growth for a loss that has risen; ``relapses`` takes whatever the losses say after
+    the switch for a relapse.
     """
     from tiny import trainer_for
     from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
     from autowu_hf.autowu.course.measures import overshoot, scale
+    from autowu_hf.autowu.relapse import attempt, relapse
 
     if asks_later:
         scale.FAR = 1e-3
     if goes_too_far:
         overshoot.OVERSHOT = overshoot._ERRORS = -1e6
+    if relapses:
+        relapse.is_lost = lambda *seen: True
+        attempt.Attempt.is_better = lambda self, error: True
+        attempt.Attempt.is_still_lost = property(lambda self: True)
 
     if not IS_TRANSFORMERS_5:
         # Its Trainer cannot load an optimizer's state onto "cpu:0", the device of a process among several on a CPU.
@@ -331,6 +338,8 @@ def trainer_run(
         "rewound_to": scheduler.rewound_to,
         "peak_rule": scheduler.peak_rule,
         "approach": scheduler.report().get("approach") if hasattr(scheduler, "report") else None,
+        "relapses": scheduler.report()["relapses"] if hasattr(scheduler, "report") else None,
+        "num_lost": scheduler.num_steps_lost if hasattr(scheduler, "num_steps_lost") else None,
         "went_back": seen.get("went_back"),
         "steps_per_epoch": scheduler.steps_per_epoch,
         "test_steps": [record.step for record in scheduler.tests],

@@ -10,10 +10,12 @@ from test_launchers import DEEPSPEED, needs_deepspeed, needs_fsdp2
 
 OPTIONS = {"scale": True, "max_lr": None}
 STEPS = 60
+RELAPSES = {"relapses": True, "steps": 120}
+"""In 60 steps there is no time for an attempt."""
 
 
-def run(function, folder, *args, processes=2, **settings):
-    return run_ranks(function, str(folder), *args, processes=processes, steps=STEPS, options=OPTIONS, **settings)
+def run(function, folder, *args, processes=2, steps=STEPS, **settings):
+    return run_ranks(function, str(folder), *args, processes=processes, steps=steps, options=OPTIONS, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -152,4 +154,37 @@ def test_a_run_that_is_killed_within_its_first_steps_goes_on_bit_for_bit(tmp_pat
         assert seen["lrs"] == before["lrs"][killed:]
         assert seen["losses"] == before["losses"]
         assert seen["approach"] == before["approach"]
+        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def relapsed(tmp_path_factory):
+    """What one process saw that went back after the switch, twice."""
+    return run(trainer_run, tmp_path_factory.mktemp("relapsed"), processes=1, **RELAPSES)[0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
+def test_a_relapse_is_judged_alike_under_every_launcher(kind, tmp_path, relapsed):
+    expected = relapsed["relapses"]
+    assert [attempt["was_lost"] for attempt in expected["attempts"]] == [True, True]
+    for seen in run_by(kind, tmp_path, **RELAPSES):
+        assert seen["all_lrs_equal"]
+        assert seen["relapses"]["lr_factors"] == expected["lr_factors"]
+        for attempt, other in zip(seen["relapses"]["attempts"], expected["attempts"], strict=True):
+            assert attempt["tried"] == pytest.approx(other["tried"], rel=0.1)
+            assert attempt["again"] == pytest.approx(other["again"], rel=0.1)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_while_earlier_weights_are_tried_goes_on_bit_for_bit(tmp_path, processes):
+    options = {"processes": processes, **RELAPSES}
+    whole = run(trainer_run, tmp_path / "whole", **options)
+    killed = whole[0]["relapses"]["attempts"][0]["since"] + 3
+    saving = {"save_strategy": "steps", "save_steps": 1, **options}
+    run(trainer_run, tmp_path, kill_at=killed + 1, killed=True, **saving)
+    for seen, before in zip(run(trainer_run, tmp_path, resume=True, **saving), whole, strict=True):
+        assert seen["lrs"] == before["lrs"][killed:]
+        assert seen["relapses"] == before["relapses"]
         assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))

@@ -16,6 +16,7 @@ from ..runtime.losses.history import LossHistory
 from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
 from .peak_rule import PeakRule
+from .relapse.relapse import Relapse
 from .reporting.file_names import FileNames
 from .reporting.report import describe, is_doubtful
 from .reporting.reported import Reported
@@ -87,6 +88,7 @@ class AutoWUScheduler(Reported):
         self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
         self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
+        self._relapse = Relapse(optimizer, history.models, options)
         self._course = Course(s, optimizer, self._ratios, history, self._way_back.start_weights)
         self._plan()
         self._start(optimizer)
@@ -128,6 +130,8 @@ class AutoWUScheduler(Reported):
             return
         if type(loss) is float:
             self._warm_up.history.look_for_count(loss)
+        if self._relapse.is_watching:
+            self._relapse.follow(step, loss, self.num_training_steps, self.ticks_per_step, self._cadence.held)
         if step == self._check_at:
             self._require_finite_parameters(step)
         if step == self.num_training_steps:
@@ -164,7 +168,7 @@ class AutoWUScheduler(Reported):
 
     def _schedule(self, step: int) -> float:
         if self.peak_lr is not None and self.switch_step is not None:
-            return self._curve.decay(step, self.switch_step, self.peak_lr)
+            return self._relapse.factor * self._curve.decay(step, self.switch_step, self.peak_lr)
         if self._nearing:
             return self._rule.own_lr if self._course.is_blind else self._course.lr(step)
         return self._curve.warmup(step - self._since)
@@ -234,22 +238,14 @@ class AutoWUScheduler(Reported):
             report = self.report()
             logger.log(logging.WARNING if is_doubtful(report) else logging.INFO, "AutoWU: %s", describe(report))
         self._leave_report(step)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "growth_steps": self.curve.growth_steps,
-            **self._warm_up.state_dict(),
-            **self._decided(),
-            "check_at": self._check_at,
-            "course": self._course.state_dict(),
-            "rewind": self.rewind.state_dict(),
-            "outline": self._outline(),  # for plot_autowu
-        }
+        if self._course.scale is not None and reason != NOTHING and self.rewind.is_on and not self._cadence.held:
+            self._relapse.begin(step, self.num_training_steps, self.ticks_per_step, self.losses)
 
     def _load_state(self, state: dict[str, Any]) -> None:
         """A run of another length keeps its switch and ends at the new total; a growth goes on at its pace."""
         self._load_decided(state)
         self._check_at = state["check_at"]
+        self._relapse.load_state_dict(state.get("relapse"))
         self._course.load_state_dict(state.get("course"), state["growth_steps"])
         since_start, is_over = self.last_epoch - self._course.sweep_start, self.switch_step is not None
         self._warm_up.load_state_dict(state, is_over, since_start)

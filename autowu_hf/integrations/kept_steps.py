@@ -131,7 +131,7 @@ class LossSum:
         num_lost = self._lost.new(scheduler)
         if num_lost:
             self._take_back(trainer, open_sum, max(step - num_lost, self._start))
-        if scheduler.is_looking:
+        if scheduler.may_go_back:
             self._keep(step, trainer._total_loss_scalar, open_sum)
         if self._num_lost and (trainer.control.should_training_stop or step >= trainer.state.max_steps):
             self._fill_in(trainer, open_sum)

@@ -83,6 +83,11 @@ class AdaptiveScheduler(InheritsWarmup):
         return False
 
     @property
+    def may_go_back(self) -> bool:
+        """Whether it may still give up the weights of the last steps."""
+        return self.is_looking
+
+    @property
     def num_steps_lost(self) -> int:
         """The scheduler steps so far whose weights were given up by going back: each time, the last ones."""
         return 0
@@ -157,14 +162,12 @@ class AdaptiveScheduler(InheritsWarmup):
         set_lrs(self.optimizer, lrs)
 
     def prepared(self, ticks_per_step: int, optimizers: Sequence[Any]) -> None:
-        """Tells how accelerate wraps this scheduler and its optimizer; called by ``accelerator.prepare``.
+        """Tells how accelerate wraps this scheduler and its optimizer; called by ``accelerator.prepare``. A ValueError
+        where the schedule cannot work with such an optimizer.
 
         Args:
             ticks_per_step: how often in a row the scheduler is stepped for one optimizer step, at least 1.
             optimizers: the optimizer, with its wraps.
-
-        Raises:
-            ValueError: the schedule cannot work with such an optimizer.
         """
         for optimizer in optimizers:
             self._check_optimizer(optimizer)
@@ -201,10 +204,8 @@ class AdaptiveScheduler(InheritsWarmup):
         """Takes this process to the step of the one that is furthest; all processes must join."""
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
-        """Tells the length of an epoch, where the schedule was made without it; a ValueError where it needs another.
-
-        Args:
-            steps: in scheduler steps; None when there is no such length.
+        """Tells the length of an epoch in scheduler steps, where it was made without; None: there is no such length. A
+        ValueError where it needs another.
         """
 
     def restart(self, num_training_steps: int) -> str:
@@ -249,9 +250,7 @@ class AdaptiveScheduler(InheritsWarmup):
         return {**head, **closed({**self._state(), "added": [self._num_given, self._ratios[self._num_given :]]})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what ``state_dict`` returned; a ValueError where it is the state of another scheduler, or of
-        another version.
-        """
+        """Goes on from what ``state_dict`` returned; a ValueError where it is another scheduler's, or version's."""
         check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         state = opened(state_dict)

@@ -10,6 +10,8 @@ from tiny import LOGGED_DIGITS, TinyClassifier, batches, trainer_for
 from transformers import TrainerState
 
 from autowu_hf import AutoWUCallback
+from autowu_hf.autowu.relapse import relapse
+from autowu_hf.autowu.relapse.attempt import Attempt
 from autowu_hf.integrations.kept_steps import BestEvaluation, LossSum
 
 RUN = {
@@ -58,7 +60,7 @@ def test_the_logged_losses_are_those_of_the_weights_that_training_kept(tmp_path,
 
 
 def test_the_sum_of_a_resumed_run_goes_back_to_where_that_began_at_most():
-    schedule = SimpleNamespace(num_steps_lost=6, ticks_per_step=2, is_looking=True)
+    schedule = SimpleNamespace(num_steps_lost=6, ticks_per_step=2, may_go_back=True)
     state = TrainerState(global_step=10, max_steps=300)
     trainer = SimpleNamespace(
         state=state,
@@ -138,3 +140,51 @@ def test_what_was_the_best_before_each_way_back():
     best.note(state)
     best.take_back(args, state, 1)
     assert state.best_metric == math.inf
+
+
+@pytest.fixture
+def relapsing(monkeypatch):
+    """Once after the switch, whatever the losses say, the run goes back to earlier weights and stays there."""
+    monkeypatch.setattr(relapse, "MOST", 1)
+    monkeypatch.setattr(relapse, "is_lost", lambda *seen: True)
+    monkeypatch.setattr(Attempt, "is_better", lambda self, error: True)
+    monkeypatch.setattr(Attempt, "is_still_lost", True)
+
+
+AROUND_A_SCALE = {
+    "num_train_epochs": 20,
+    "train_dataset": batches(48),
+    "lr_scheduler_kwargs": {"scale": True, "max_lr": None},
+    "eval_dataset": batches(8),
+    "eval_strategy": "steps",
+    "eval_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 5,
+    "load_best_model_at_end": True,
+}
+
+
+def test_what_is_lost_after_the_switch_counts_no_more(tmp_path, relapsing):
+    """Neither its losses, nor the best evaluation, which is among the steps that are given up."""
+    callbacks = [AutoWUCallback(plot=False, report=False)]
+    trainer = trainer_for(tmp_path, callbacks=callbacks, model=TinyClassifier(), **AROUND_A_SCALE)
+
+    def evaluate(**_):
+        attempts = trainer.lr_scheduler.report()["relapses"]["attempts"]
+        step = trainer.state.global_step
+        is_past = bool(attempts) and attempts[-1]["end"] is not None
+        return {"eval_loss": 2.0 if is_past else 1.0 - step / 1000}
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    schedule = trainer.lr_scheduler
+    (attempt,) = schedule.report()["relapses"]["attempts"]
+    assert attempt["was_lost"]
+    spans = [(schedule.rewound_to, schedule.switch_step), (attempt["back_to"], attempt["end"])]
+    assert schedule.switch_step <= attempt["back_to"] < attempt["since"] < attempt["end"] < 120
+    kept = [step for step in losses(trainer) if not any(first < step <= last for first, last in spans)]
+    best = max(step for step in kept if step % 5 == 0 and step < attempt["end"])
+    assert trainer.state.best_global_step == best
+    assert trainer.state.best_metric == pytest.approx(1.0 - best / 1000)
+    mean = sum(losses(trainer)[step] for step in kept) / len(kept)
+    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(mean, abs=LOGGED_DIGITS)

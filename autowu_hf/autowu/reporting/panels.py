@@ -46,8 +46,9 @@ def draw_lr(row: Iterable[Axes], report: dict[str, Any]) -> None:
     lrs = [lr for _, values, _, _ in drawn for lr in values]
     if switch is not None and switch < curve.num_training_steps:
         steps = np.unique(np.linspace(switch, curve.num_training_steps - 1, 2000).astype(int))
-        drawn.append((steps, [curve.decay(int(t), switch, peak) for t in steps], "-", None))
-        lrs.append(peak)
+        values = [_factor(report, int(t)) * curve.decay(int(t), switch, peak) for t in steps]
+        drawn.append((steps, values, "-", None))
+        lrs += [peak * factor for _, factor in [(0, 1.0), *_relapses(report)["lr_factors"]]]
     scale = (report.get("approach") or {}).get("scale")
     if scale is not None:
         lrs.append(scale["lr"])
@@ -92,6 +93,17 @@ def _curve(report: dict[str, Any]) -> LRCurve:
     names = ("min_lr", "max_lr", "growth", "decay_type", "decay_fraction")
     options = {name: report["settings"][name] for name in names}
     return LRCurve(report["num_training_steps"], report["growth_steps"], **options)
+
+
+def _factor(report: dict[str, Any], step: int) -> float:
+    """Of the decay's LR after ``step`` steps."""
+    return next((factor for since, factor in reversed(_relapses(report)["lr_factors"]) if since <= step), 1.0)
+
+
+def _relapses(report: dict[str, Any]) -> dict[str, Any]:
+    """What was tried after the switch; a report may be older than that."""
+    found: dict[str, Any] = report.get("relapses", {"attempts": [], "lr_factors": []})
+    return found
 
 
 def _warmup_lr(report: dict[str, Any], curve: LRCurve, step: int) -> float:
@@ -170,10 +182,14 @@ def draw_tests(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_ylabel(f"probability\nof the {'cliff' if is_cliff else 'minimum'}")
 
 
-def draw_marks(axes: Axes, report: dict[str, Any]) -> None:
-    """The cliff, the minimum t*, the switch, the snapshot that was restored, and the steps that were taken back."""
+def draw_taken_back(axes: Axes, report: dict[str, Any]) -> None:
+    """The steps that were taken back."""
     for i, (first, last) in enumerate(_taken_back(report)):
         axes.axvspan(first, last, color=_ORANGE, alpha=0.18, linewidth=0, label=None if i else "steps taken back")
+
+
+def draw_marks(axes: Axes, report: dict[str, Any]) -> None:
+    """The cliff, the minimum t*, the switch, and the snapshot that was restored."""
     switch, minimum = report["switch_step"], report["minimum_step"]
     if switch is None:
         return
@@ -212,4 +228,7 @@ def _taken_back(report: dict[str, Any]) -> list[tuple[int, int]]:
         spans = [*itertools.pairwise(starts)]
     if report["switch_step"] is not None and report["rewound_to"] is not None:
         spans.append((report["rewound_to"], report["switch_step"]))
+    for attempt in _relapses(report)["attempts"]:
+        first = attempt["back_to" if attempt["was_lost"] else "since"]
+        spans.append((first, report["step"] if attempt["end"] is None else attempt["end"]))
     return spans

@@ -81,6 +81,8 @@ def plot_autowu(
     if len(columns) == 2:  # no test is run after the switch, and losses may not have been logged
         filled[1] = 2 if report.get("logged_losses") else 1
     for i, (start, end, _, title) in enumerate(columns):
+        for axes in grid[: filled[i], i]:
+            panels.draw_taken_back(axes, report)
         grid[0, i].set_title(title, fontsize=9)
         lowest = grid[filled[i] - 1, i]
         lowest.set_xlim(start, end)

@@ -13,12 +13,13 @@ from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
 from ..course.signs import have_risen
 from ..course.words import lasting
+from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
 
-SCHEDULER_STEPS = "scheduler steps, ticks_per_step of them an optimizer step; those in approach are optimizer steps"
+SCHEDULER_STEPS = "scheduler steps, ticks_per_step to an optimizer step; those in approach and relapses are the latter"
 """What a report says of its unit."""
 
 
@@ -100,7 +101,7 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{scale} from the first gradients{_corrections(approach)}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
-    return f"{found}; peak LR {_peak(report)}{restored}, {_decay(report)} decay over {steps} steps"
+    return f"{found}; peak LR {_peak(report)}{restored}, {_decay(report)} decay over {steps} steps{in_short(report)}"
 
 
 def with_sentence(report: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def headline(report: dict[str, Any]) -> str:
         found = f"{scale} {found}" if is_all else f"{scale}{_corrections(report.get('approach'))}; {found}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
     then = "" if scale is not None else f"; {_decay(report)} decay"
-    return f"AutoWU: {found}{back}; peak LR {_peak(report)}{then}"
+    return f"AutoWU: {found}{back}; peak LR {_peak(report)}{then}{in_short(report)}"
 
 
 def lr_in_words(report: dict[str, Any]) -> str:

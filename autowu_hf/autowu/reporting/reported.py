@@ -16,6 +16,7 @@ from ..course.course import Course
 from ..course.legs import FEWEST_LOSSES
 from ..course.timetable import RAMP
 from ..peak_rule import PeakRule
+from ..relapse.relapse import Relapse
 from ..settings import AutoWUSettings
 from ..verdict import DIVERGENCE, NOTHING, MinimumTestRecord
 from ..warm_up import WarmUp
@@ -42,9 +43,11 @@ class Reported(AdaptiveScheduler):
     rewound_to: int | None
     rewind: Rewind
     _report_is_owed = False
+    _check_at: int | None
     _file_names: FileNames
     _course: Course
     _cadence: Cadence
+    _relapse: Relapse
     _rule: PeakRule
     _warm_up: WarmUp
 
@@ -55,8 +58,13 @@ class Reported(AdaptiveScheduler):
 
     @property
     def is_looking(self) -> bool:
-        """As in the base class: until the switch."""
-        return self.switch_step is None
+        """As in the base class: until the switch, and while earlier weights are tried."""
+        return self.switch_step is None or self._relapse.attempt is not None
+
+    @property
+    def may_go_back(self) -> bool:
+        """As in the base class: until the switch, and while the losses are watched after it."""
+        return self.switch_step is None or self._relapse.is_watching
 
     @property
     def curve(self) -> LRCurve:
@@ -83,7 +91,7 @@ class Reported(AdaptiveScheduler):
         at_switch = 0
         if self.switch_step is not None and self.rewound_to is not None:
             at_switch = self.switch_step - self.rewound_to
-        return self._course.num_lost + at_switch
+        return self._course.num_lost + at_switch + self._relapse.num_lost * self.ticks_per_step
 
     @property
     def takes_losses(self) -> bool:
@@ -177,6 +185,7 @@ class Reported(AdaptiveScheduler):
             "highest_lr": self._highest_lr,
             "peak_is_given": self._peak_is_given,
             **self._course.report(),
+            **self._relapse.report(),
         }
 
     def write_report(
@@ -198,6 +207,18 @@ class Reported(AdaptiveScheduler):
             self._file_names.claim(self.settings.report_dir)
         if collective.is_main_process() and not self._course.is_blind:
             logger.info("%s", self._course.announce(self.num_training_steps, self.rewind.is_on))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "growth_steps": self.curve.growth_steps,
+            **self._warm_up.state_dict(),
+            **self._decided(),
+            "check_at": self._check_at,
+            "course": self._course.state_dict(),
+            "rewind": self.rewind.state_dict(),
+            "relapse": self._relapse.state_dict(),
+            "outline": self._outline(),  # for plot_autowu
+        }
 
     def _decided(self) -> dict[str, Any]:
         """The part of a state that says what was decided, and where that is written."""

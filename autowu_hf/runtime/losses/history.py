@@ -66,13 +66,18 @@ class LossHistory:
         optimizer: the one whose steps count; None for any.
         missing: the warning where a step has no loss.
         model: the model that is trained, where it is known.
+        is_quiet: whether it warns of nothing, and yields to a history that hears the same.
 
     Attributes:
         gathered: (n,), float64, the losses gathered so far, the mean over processes, in the loss's own unit.
     """
 
     def __init__(
-        self, optimizer: Optimizer | None = None, missing: str = _MISSING, model: nn.Module | None = None
+        self,
+        optimizer: Optimizer | None = None,
+        missing: str = _MISSING,
+        model: nn.Module | None = None,
+        is_quiet: bool = False,
     ) -> None:
         self._missing = missing
         self._model = model
@@ -82,6 +87,7 @@ class LossHistory:
         self._num_first: int | None = None  # of the losses that the first scheduler step found, until the second one
         self._first: list[float] = []
         self._tap = LossTap(optimizer)
+        self._is_quiet = self._tap.yields = is_quiet
 
     def open(self) -> None:
         """Listens to every backward from now on."""
@@ -96,17 +102,17 @@ class LossHistory:
         Raises:
             ValueError: the loss is not a scalar, or it is None and another scheduler heard the same backward.
         """
-        overheard = self._tap.take(wanted=loss is None)
+        overheard = self._tap.take(wanted=loss is None and not self._is_quiet)
         if loss is not None:
             self._pending.append(_checked(loss))
             self._is_handed = overheard is None
-            if type(loss) is float:
+            if type(loss) is float and not self._is_quiet:
                 self.look_for_count(loss)
         elif overheard is not None:
             self._pending.extend(overheard)  # none while micro-batches accumulate
             if self._num_first != 0:  # only at the first two steps
                 self._drop_earlier(len(overheard))
-        elif not self._warned:
+        elif not self._warned and not self._is_quiet:
             self._warned = True
             warnings.warn(self._missing, MissingLossWarning, stacklevel=caller_level())
 

@@ -36,6 +36,7 @@ class LossTap:
     Attributes:
         share: of the loss of the last step whose gradient was taken. Less than 1 where an epoch ends before all of a
             step's micro-batches are there: accelerate divides by the number of all.
+        yields: whether it hears only what no other tap hears.
     """
 
     def __init__(self, optimizer: Any = None) -> None:
@@ -54,6 +55,7 @@ class LossTap:
         self._heard = False
         self._ambiguous = False
         self._doubts = LossDoubts()
+        self.yields = False
 
     def listen(self) -> None:
         """From now on every backward reaches this tap, as long as the tap is alive.
@@ -202,6 +204,8 @@ def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
     taps = [tap for tap in present if tap._prepared_by(accelerator)]
     if not taps:  # an optimizer that no accelerator prepared
         taps = [tap for tap in present if tap._prepared is None]
+    if len(taps) > 1:
+        taps = [tap for tap in taps if not tap.yields]
     for tap in taps:
         tap._ambiguous = tap._ambiguous or len(taps) > 1
         tap.hear(loss, accelerator)

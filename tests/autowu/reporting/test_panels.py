@@ -69,3 +69,28 @@ def test_losses_that_have_diverged_leave_the_rest_to_be_seen():
         axes = Figure().subplots()
         draw_losses([axes], {**report, "ended_by": ended_by})
         assert low < axes.get_ylim()[1] < high
+
+
+def decay_axes(report):
+    return next(axes for axes in plot_autowu(report).axes if axes.get_title().startswith("from the switch on"))
+
+
+def lrs_of(axes) -> dict[float, float]:
+    """Of the last steps that are drawn."""
+    line = max((line for line in axes.lines if len(line.get_xdata()) > 2), key=lambda line: line.get_xdata()[-1])
+    return dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def test_what_was_tried_after_the_switch_is_drawn():
+    """The LR of the decay with its factors; the steps that were taken back are shaded on the right, too."""
+    attempt = {"since": 120, "back_to": 100, "was_lost": True, "end": 130}
+    refuted = {"since": 150, "back_to": 100, "was_lost": False, "end": 155}
+    factors = [[120, 1 / 3], [126, 1.0], [130, 1 / 3], [150, 1 / 9], [155, 1 / 3]]
+    relapses = {"attempts": [attempt, refuted], "lr_factors": factors}
+    report = {**run(dip(), 200).report(), "relapses": relapses}
+    right = decay_axes(report)
+    assert shaded(right)[-2:] == [(100, 130), (150, 155)]
+    drawn, without = lrs_of(right), lrs_of(decay_axes({**report, "relapses": {"attempts": [], "lr_factors": []}}))
+    for step, factor in ((119, 1.0), (120, 1 / 3), (127, 1.0), (140, 1 / 3), (152, 1 / 9), (180, 1 / 3)):
+        assert drawn[step] == pytest.approx(factor * without[step])
+    assert "back to step 100 at step 130, at a third of the LR" in headline(report)

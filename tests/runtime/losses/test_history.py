@@ -124,3 +124,14 @@ def test_losses_that_rise_are_no_count():
     history = LossHistory()
     for loss in (0.0, 1.0, 2.1, 3.2, 4.3, 5.4, 6.5):
         history.observe(loss)
+
+
+def test_a_quiet_history_warns_of_nothing():
+    history = LossHistory(is_quiet=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history.observe(None)
+        for epoch in range(10):
+            history.observe(float(epoch))
+    history.flush()
+    assert history.gathered.tolist() == [*range(10)]

@@ -190,3 +190,19 @@ def test_a_teacher_that_was_prepared_by_itself_is_one_of_the_models_and_another_
     tap.listen()
     accelerator.backward(student(torch.ones(1, 2)).sum())
     assert [*map(id, tap.models())] == [id(student), id(teacher)]
+
+
+def test_a_tap_that_yields_hears_only_what_no_other_tap_hears(accelerator):
+    tap, first, second = LossTap(), LossTap(), LossTap()
+    first.yields = second.yields = True
+    first.listen()
+    backward(accelerator, 1.0)
+    assert heard(first) == [1.0]
+    tap.listen()
+    backward(accelerator, 2.0)
+    assert heard(tap) == [2.0]  # and does not doubt that it is its own
+    assert heard(first) is None
+    tap.stop()
+    second.listen()
+    backward(accelerator, 3.0)
+    assert heard(first) is heard(second) is None

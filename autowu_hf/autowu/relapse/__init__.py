@@ -1,0 +1,1 @@
+"""After the switch: whether what had been learned is lost again, and what is done then."""

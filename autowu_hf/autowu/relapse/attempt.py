@@ -1,0 +1,90 @@
+"""What the losses after the switch say, and what is tried then."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...loss_curve import divergence
+from ...runtime.losses.history import Array
+
+WINDOW, FEWEST_LOSSES = 0.04, 10
+"""The share of the run whose losses are looked at together, and the fewest of them."""
+
+LOST, LEAST_LOST = 0.5, 0.05
+"""The share of what had been learned that the losses must have given back, and of the first losses, at least."""
+
+_NOISES = 4.0
+_MEDIAN_ERROR = 1.2533  # of a median, in standard errors of a mean
+
+
+@dataclass
+class Attempt:
+    """Going back to earlier weights, at a lower LR. All steps are optimizer steps.
+
+    Args:
+        since: the steps done when it began.
+        back_to: the steps done when the weights were those that it goes back to.
+        best: the lowest level of the losses before.
+        level: their level when it began; infinite where they were not finite.
+        factor: of the LR when it began.
+        tried: the level with the earlier weights; None before that is known.
+        again: the level with the later weights, once more; None before that is known, and where nobody asked.
+        end: the steps done when it was over; None before.
+        was_lost: whether what had been learned was really lost, so that the run went on from the earlier weights.
+    """
+
+    since: int
+    back_to: int
+    best: float
+    level: float
+    factor: float
+    tried: float | None = None
+    again: float | None = None
+    end: int | None = None
+    was_lost: bool = False
+
+    def is_better(self, error: float) -> bool:
+        """Whether the earlier weights have at least half of what was lost, in levels with a standard error."""
+        assert self.tried is not None
+        return self.tried < min((self.best + self.level) / 2.0, self.level - _NOISES * error)
+
+    @property
+    def is_still_lost(self) -> bool:
+        """Whether the losses are high again with the later weights."""
+        assert self.tried is not None
+        assert self.again is not None
+        return not self.again < (self.tried + self.level) / 2.0
+
+
+def window(num_steps: int) -> int:
+    """The losses that are looked at together, of a run of so many optimizer steps."""
+    return max(FEWEST_LOSSES, round(WINDOW * num_steps))
+
+
+def level(losses: Array) -> float:
+    """The median of the losses (n,), where those that are not finite count as infinite; infinite without any."""
+    return divergence.median(np.where(np.isfinite(losses), losses, np.inf)) if len(losses) else math.inf
+
+
+def error(losses: Array, num: int) -> float:
+    """The standard error of the difference of two levels, each of ``num`` losses with the noise of these (n,)."""
+    finite = losses[np.isfinite(losses)]
+    return _MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
+
+
+def is_lost(first: float, best: float, losses: Array, num: int) -> bool:
+    """Whether the losses have given back what had been learned.
+
+    Args:
+        first: their level at the start of the run.
+        best: their lowest level since the switch; infinite before there is one.
+        losses: (n,), the last ones.
+        num: how many of these make a level.
+    """
+    now = level(losses[-num:])
+    if math.isinf(now):
+        return True
+    return now - best > max(LOST * (first - best), LEAST_LOST * abs(first), _NOISES * error(losses, num))

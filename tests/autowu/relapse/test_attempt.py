@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from autowu_hf.autowu.relapse.attempt import Attempt, error, is_lost, level, window
+
+
+def attempt(**values) -> Attempt:
+    return Attempt(**{"since": 100, "back_to": 60, "best": 1.0, "level": 2.0, "factor": 1.0, **values})
+
+
+def test_the_window_is_a_share_of_the_run():
+    assert [window(num) for num in (60, 250, 1000)] == [10, 10, 40]
+
+
+def test_the_level_is_the_median():
+    assert level(np.array([1.0, 2.0, 100.0])) == 2.0
+    assert level(np.array([1.0, math.nan, 2.0])) == 2.0
+    assert level(np.array([1.0, math.nan, math.inf])) == math.inf
+    assert level(np.empty(0)) == math.inf
+
+
+def test_the_error_falls_with_the_number_of_losses():
+    losses = np.random.default_rng(0).normal(size=4000)
+    medians = np.median(losses.reshape(-1, 20), axis=1)
+    assert error(losses, 20) == pytest.approx(np.std(np.diff(medians)), rel=0.15)
+    assert error(losses, 80) == pytest.approx(error(losses, 20) / 2.0)
+    assert error(losses[:1], 20) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("first", "best", "now", "expected"),
+    [
+        (2.0, 1.0, 1.45, False),
+        (2.0, 1.0, 1.55, True),  # more than half of what had been learned
+        (1.0, 0.99, 1.03, False),  # little had been learned: a twentieth of the first losses
+        (1.0, 0.99, 1.05, True),
+        (1.0, math.inf, 5.0, False),  # nothing to compare with
+        (1.0, math.inf, math.nan, True),
+    ],
+)
+def test_half_of_what_was_learned_must_be_lost(first, best, now, expected):
+    assert is_lost(first, best, np.full(20, now), 10) is expected
+
+
+def test_noise_is_no_loss():
+    losses = np.random.default_rng(1).normal(1.6, 1.0, size=20)
+    assert not is_lost(2.0, 1.0, losses, 10)
+
+
+@pytest.mark.parametrize(("tried", "noise", "expected"), [(1.4, 0.0, True), (1.6, 0.0, False), (1.4, 0.2, False)])
+def test_earlier_weights_are_better_with_half_of_what_was_lost(tried, noise, expected):
+    assert attempt(tried=tried).is_better(noise) is expected
+
+
+@pytest.mark.parametrize(("again", "expected"), [(1.9, True), (1.5, False), (math.inf, True), (math.nan, True)])
+def test_it_is_lost_only_if_the_later_weights_show_it_again(again, expected):
+    assert attempt(tried=1.2, again=again).is_still_lost is expected

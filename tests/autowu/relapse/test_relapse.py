@@ -1,0 +1,222 @@
+"""The guard after the switch: what it goes back for, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import json
+import logging
+import math
+import weakref
+
+import pytest
+import torch
+from margins import assert_above, assert_below
+from relapse_runs import BEARABLE_LR, STEPS, Run
+
+from autowu_hf.autowu.relapse.relapse import DIVISOR, UNTIL
+
+HARDER_AT = 110
+
+
+@pytest.fixture(scope="module")
+def worn() -> Run:
+    """A run whose LR is too high for long."""
+    return Run().go()
+
+
+@pytest.fixture(scope="module")
+def unwatched() -> Run:
+    """The same, without anything to go back to."""
+    run = Run()
+    for _ in run.train(STEPS):
+        if run.scheduler.phase == "decay" and run.scheduler._relapse.is_watching:
+            run.scheduler._relapse.stop()
+    return run
+
+
+def test_what_was_lost_is_won_back(worn, unwatched):
+    (attempt,) = worn.attempts
+    assert attempt["was_lost"]
+    assert attempt["tried"] < attempt["level"] < attempt["again"]
+    assert attempt["back_to"] < attempt["since"] < attempt["end"] < UNTIL * STEPS
+    assert_below(worn.losses[-1], unwatched.losses[-1] - 0.5, unwatched.losses[-1])
+    assert worn.lrs[: attempt["since"]] == unwatched.lrs[: attempt["since"]]
+
+
+def test_it_goes_on_at_a_third_of_the_lr(worn):
+    (attempt,) = worn.attempts
+    peak = worn.scheduler.peak_lr
+    assert peak > BEARABLE_LR
+    assert worn.lrs[attempt["since"]] == worn.lrs[attempt["end"]] == pytest.approx(peak / DIVISOR)
+    assert worn.lrs[attempt["end"] - 1] == peak  # the later weights, once more
+    assert worn.scheduler.get_last_lr() == [0.0]
+    assert worn.scheduler.num_steps_lost == attempt["end"] - attempt["back_to"]
+
+
+def test_the_weights_are_those_from_before():
+    run, states = Run(), {}
+    for step in run.train(STEPS):
+        states[step] = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()["state"]))
+        if run.attempts and run.attempts[-1]["end"] == step:
+            break
+    (attempt,) = run.attempts
+    for step, then in ((attempt["since"], attempt["back_to"]), (attempt["end"], attempt["back_to"])):
+        for now, before in zip(states[step], states[then], strict=True):
+            torch.testing.assert_close(now, before, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("until", "asked_again"), [(STEPS, False), (HARDER_AT + 11, True)], ids=["harder from then on", "a hard stretch"]
+)
+def test_harder_data_are_no_relapse(until, asked_again, caplog):
+    """Nothing is kept of what was tried, and the LRs are those of a run that tried nothing."""
+    caplog.set_level(logging.INFO, "autowu_hf")
+    run = Run(wear=0.0, harder=lambda step: 1.0 * (HARDER_AT <= step < until)).go()
+    plain = Run(wear=0.0).go()
+    (attempt,) = run.attempts
+    assert not attempt["was_lost"]
+    assert (attempt["again"] is not None) is asked_again
+    assert run.lrs[: attempt["since"]] == plain.lrs[: attempt["since"]]
+    assert run.lrs[attempt["end"] :] == plain.lrs[attempt["end"] :]
+    assert run.scheduler.num_steps_lost == attempt["end"] - attempt["since"]
+    assert f"it goes on from the weights of step {attempt['since']}" in caplog.text
+
+
+def test_a_loss_that_goes_on_to_rise_by_itself_is_tried_twice_at_most():
+    run = Run(wear=0.0, harder=lambda step: max(step - 70, 0) * 0.05).go()
+    assert [attempt["was_lost"] for attempt in run.attempts] == [False, False]
+    assert not run.scheduler._relapse.is_watching
+
+
+def test_a_run_that_learns_is_left_alone(caplog):
+    run = Run(wear=0.0).go()
+    assert run.attempts == []
+    assert run.scheduler._relapse._kept.snapshots == []  # the memory is free again
+    assert not run.scheduler.may_go_back
+
+
+def test_weights_that_break_are_taken_back_at_once(caplog):
+    caplog.set_level(logging.INFO, "autowu_hf")
+    run = Run(wear=0.0).go(100)
+    with torch.no_grad():
+        run.model.weight.fill_(math.nan)
+    run.go()
+    (attempt,) = run.attempts
+    assert attempt["was_lost"]
+    assert (attempt["level"], attempt["tried"]) == (math.inf, None)
+    assert run.lrs[attempt["end"]] == pytest.approx(run.scheduler.peak_lr / DIVISOR)
+    assert_below(run.losses[-1], run.losses[0], run.losses[0])
+    assert "the losses are not finite" in caplog.text
+
+
+def test_it_is_said(worn, caplog):
+    caplog.set_level(logging.INFO, "autowu_hf")
+    (attempt,) = Run().go().attempts
+    assert f"by step {attempt['since']} the losses have risen again" in caplog.text
+    assert f"it goes on from the weights of step {attempt['back_to']}, at a third of the learning rate" in caplog.text
+    report = worn.scheduler.report()
+    assert f"back to step {attempt['back_to']} at step {attempt['end']}" in report["found"]
+    assert report["relapses"]["lr_factors"][-1] == [attempt["end"], 1.0 / DIVISOR]
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("stop", [95, 99, 107, 112, 120])
+def test_a_resumed_run_goes_on_bit_for_bit(worn, stop):
+    """In the first part of the attempt and in the second, and after it."""
+    (attempt,) = worn.attempts
+    assert attempt["since"] < stop
+    first = Run().go(stop)
+    file = io.BytesIO()
+    torch.save(first.state(), file)
+    file.seek(0)
+    second = Run().resume(torch.load(file, weights_only=True), stop).go()
+    assert second.losses == worn.losses[stop:]
+    assert second.lrs == worn.lrs[stop:]
+    assert second.attempts == worn.attempts
+
+
+def test_a_run_that_is_resumed_before_goes_back_to_there_at_most():
+    """A checkpoint beyond the switch holds no snapshots, as they are three times as large as the weights."""
+    first = Run().go(70)
+    assert first.scheduler._relapse.is_watching
+    state = first.state()
+    assert first.scheduler._relapse.state_dict()["kept"] is None
+    (attempt,) = Run().resume(state, 70).go().attempts
+    assert attempt["was_lost"]
+    assert_above(attempt["back_to"], 70, STEPS)
+
+
+def test_an_attempt_whose_snapshots_no_checkpoint_holds_ends_with_the_resume(worn):
+    first = Run(rewind_in_checkpoint=False).go(95)
+    second = Run(rewind_in_checkpoint=False).resume(first.state(), 95).go()
+    assert second.scheduler.get_last_lr() == [0.0]
+    assert not second.attempts[-1]["was_lost"]
+    assert second.lrs[0] == worn.lrs[95]
+
+
+def test_a_loop_that_hands_its_losses_over_no_more_is_not_watched(recwarn):
+    run = Run().go(70)
+    run.hands_over = False
+    run.go()
+    assert run.attempts == []
+    assert not run.scheduler._relapse.is_watching
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("no_loss", [3, torch.zeros(2), "a loss"])
+def test_what_is_no_loss_does_no_harm_after_the_switch(no_loss):
+    run = Run().go(70)
+    for _ in range(20):
+        run.optimizer.step()
+        run.scheduler.step(no_loss)
+    assert not run.scheduler._relapse.is_watching
+
+
+@pytest.mark.parametrize("options", [{"rewind": False}, {"scale": False}, {"preset": "paper", "test_every": 5}])
+def test_without_a_scale_or_rewind_nothing_is_watched(options):
+    run = Run(**options)
+    for _ in run.train(STEPS):
+        assert not run.scheduler._relapse.is_watching
+
+
+def test_short_runs_are_not_watched():
+    run = Run(steps=59)
+    for _ in run.train(59):
+        assert not run.scheduler._relapse.is_watching
+
+
+def test_snapshots_in_files(tmp_path, worn):
+    run = Run(rewind="disk", rewind_dir=str(tmp_path)).go()
+    assert run.losses == worn.losses
+    assert [*tmp_path.rglob("*.bin")] == []
+
+
+def test_too_little_memory_is_said_and_harms_nothing(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "autowu_hf")
+    run = Run().go(59)
+    monkeypatch.setattr("autowu_hf.rewind.memory.free_memory", lambda: 1)
+    run.go()
+    assert run.attempts == []
+    assert "does not watch the losses after the switch" in caplog.text
+
+
+def test_evaluations_of_what_is_tried_do_not_count():
+    run = Run()
+    for step in run.train(STEPS):
+        is_tried = any(a["since"] <= step and a["end"] is None for a in run.attempts)
+        assert run.scheduler.is_looking is (run.scheduler.phase == "warmup" or is_tried)
+
+
+def test_a_schedule_that_nobody_holds_is_gone_at_once():
+    run = Run().go(95)
+    ref = weakref.ref(run.scheduler)
+    history = weakref.ref(run.scheduler._relapse.history)
+    gc.disable()
+    try:
+        del run
+        assert ref() is None
+        assert history() is None
+    finally:
+        gc.enable()
