@@ -147,24 +147,33 @@ def forbid_waiting(step: Callable[[], object], flush: Callable[[], object]) -> N
 
 
 def approaches() -> None:
-    """What the schedule's steps take from the third one until the peak is known, in training around the scale: the
-    median step, and all of them, with the snapshot and the sketches of the weights, as a share of the whole run.
+    """What the schedule's steps take in training around the scale: the median step, and all of them, as a share of the
+    whole run. From the third step until the peak is known, with the snapshot and the sketches of the weights, and from
+    there on as long as the losses are watched.
     """
-    print("\nfrom the third step until the peak is known, around the scale: an MLP of 0.4 M weights, batch 32")
-    print(f"{'run of':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8} {'of the run':>11}")
+    rows: list[tuple[str, str]] = []
     for total in LENGTHS:
-        ours, whole = _seconds_of_steps(total, "autowu")
-        theirs, _ = _seconds_of_steps(total, "cosine")
-        switch = len(ours) + 2
-        median, cosine = statistics.median(ours), statistics.median(theirs)
-        name = f"{total} steps, to {switch}"
-        share = sum(ours) / (whole / switch * total)
-        print(f"{name:>24} {median * 1e6:>7.2f} us {cosine * 1e6:>7.2f} us {median / cosine:>7.1f}x {share:>10.2%}")
+        ours, switch, whole = _seconds_of_steps(total, "autowu")
+        theirs, _, _ = _seconds_of_steps(total, "cosine")
+        for first, last in ((2, switch), (switch, len(ours))):
+            median, cosine = (statistics.median(seconds[first:last]) for seconds in (ours, theirs))
+            share = sum(ours[first:last]) / (whole / len(ours) * total)
+            said = f"{median * 1e6:>7.2f} us {cosine * 1e6:>7.2f} us {median / cosine:>7.1f}x {share:>10.2%}"
+            rows.append((f"{total} steps, {first} to {last}", said))
+    titles = (
+        "from the third step until the peak is known, around the scale",
+        "from there on, while the losses are watched",
+    )
+    for i, title in enumerate(titles):
+        print(f"\n{title}: an MLP of 0.4 M weights, batch 32")
+        print(f"{'run of':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8} {'of the run':>11}")
+        for name, said in rows[i::2]:
+            print(f"{name:>24} {said}")
 
 
-def _seconds_of_steps(total: int, method: str) -> tuple[list[float], float]:
-    """The seconds in which the schedule was stepped, from the third step until the peak is known (with a cosine, for as
-    many steps as AutoWU takes at most), and the seconds of the training until then.
+def _seconds_of_steps(total: int, method: str) -> tuple[list[float], int, float]:
+    """The seconds in which the schedule was stepped, until 80 % of the run; the steps until the peak was known; and the
+    seconds of the whole training until then.
     """
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU()]
@@ -175,7 +184,7 @@ def _seconds_of_steps(total: int, method: str) -> tuple[list[float], float]:
     if method == "autowu":
         schedule = autowu_hf.get_autowu_schedule(optimizer, total)
     begun = time.perf_counter()
-    for _ in range(round(0.3 * total)):
+    for _ in range(round(0.8 * total)):
         x = torch.randn(32, 256, device=DEVICE)
         loss = torch.nn.functional.cross_entropy(model(x), (x @ teacher).argmax(1))
         loss.backward()
@@ -184,9 +193,8 @@ def _seconds_of_steps(total: int, method: str) -> tuple[list[float], float]:
         schedule.step(loss) if method == "autowu" else schedule.step()
         seconds.append(time.perf_counter() - start)
         optimizer.zero_grad()
-        if method == "autowu" and schedule.phase == "decay":
-            break
-    return seconds[2:], time.perf_counter() - begun
+    switch = schedule.switch_step if method == "autowu" else 0
+    return seconds, switch, time.perf_counter() - begun
 
 
 def snapshots() -> None:

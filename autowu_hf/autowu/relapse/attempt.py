@@ -64,6 +64,11 @@ def window(num_steps: int) -> int:
     return max(FEWEST_LOSSES, round(WINDOW * num_steps))
 
 
+def interval(num_steps: int) -> int:
+    """The steps from one look at the losses to the next."""
+    return max(2, num_steps // 60)
+
+
 def level(losses: Array) -> float:
     """The median of the losses (n,), where those that are not finite count as infinite; infinite without any."""
     return divergence.median(np.where(np.isfinite(losses), losses, np.inf)) if len(losses) else math.inf
@@ -75,16 +80,17 @@ def error(losses: Array, num: int) -> float:
     return _MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
 
 
-def is_lost(first: float, best: float, losses: Array, num: int) -> bool:
+def is_lost(first: float, best: float, now: float, losses: Array, num: int) -> bool:
     """Whether the losses have given back what had been learned.
 
     Args:
         first: their level at the start of the run.
         best: their lowest level since the switch; infinite before there is one.
-        losses: (n,), the last ones.
+        now: their level.
+        losses: (n,), the last ones, by whose noise it is judged.
         num: how many of these make a level.
     """
-    now = level(losses[-num:])
     if math.isinf(now):
         return True
-    return now - best > max(LOST * (first - best), LEAST_LOST * abs(first), _NOISES * error(losses, num))
+    is_far = now - best > max(LOST * (first - best), LEAST_LOST * abs(first))  # the noise is asked for only then
+    return is_far and now - best > _NOISES * error(losses, num)

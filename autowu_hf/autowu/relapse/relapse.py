@@ -21,7 +21,7 @@ from ...rewind.kept import Kept
 from ...runtime import collective
 from ...runtime.losses.history import LossHistory
 from ..course.words import say
-from .attempt import FEWEST_LOSSES, Attempt, error, is_lost, level, window
+from .attempt import FEWEST_LOSSES, Attempt, error, interval, is_lost, level, window
 from .words import line
 
 FEWEST_STEPS = 60
@@ -134,7 +134,7 @@ class Relapse:
         step, num_steps = step // ticks, num_steps // ticks
         if is_held:
             self.stop()
-        elif step % max(1, num_steps // 60) == 0 and self._take_in(step, num_steps):
+        elif step % interval(num_steps) == 0 and self._take_in(step, num_steps):
             self._look(step, num_steps, window(num_steps))
 
     def _take_in(self, step: int, num_steps: int) -> bool:
@@ -143,7 +143,7 @@ class Relapse:
         """
         num_new = len(self.history.pending())
         fewest, most = collective.gather_max([-num_new, num_new])
-        expected = min(step - self._since, max(1, num_steps // 60))
+        expected = min(step - self._since, interval(num_steps))
         if most != -fewest or 2 * most < expected:
             self.stop()
             return False
@@ -175,7 +175,7 @@ class Relapse:
         if not self.is_watching or self._kept is None or self._kept.step is None or len(losses) < num:
             return
         now = level(losses[-num:])
-        if is_lost(self._first, self._best, losses, num):
+        if is_lost(self._first, self._best, now, losses, num):
             self._try(step, Attempt(step, self._kept.step, self._best, now, self.factor), num)
         elif now < self._best:
             self._best = now

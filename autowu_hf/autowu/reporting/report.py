@@ -19,7 +19,7 @@ from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
 
-SCHEDULER_STEPS = "scheduler steps, ticks_per_step to an optimizer step; those in approach and relapses are the latter"
+SCHEDULER_STEPS = "scheduler steps, ticks_per_step of them an optimizer step; optimizer steps in approach and relapses"
 """What a report says of its unit."""
 
 
@@ -151,7 +151,7 @@ def lr_in_words(report: dict[str, Any]) -> str:
         return f"{said}; AutoWU found none"
     if report["ended_by"] == MAX_LR:
         return f"{said}, which is max_lr; the losses fell all the way up to it"
-    return f"{said}, {'chosen' if is_doubtful(report) else 'found'} by AutoWU"
+    return f"{said}, {'chosen' if is_doubtful(report) else 'found'} by AutoWU{in_short(report)}"
 
 
 def _peak(report: dict[str, Any]) -> str:

@@ -43,12 +43,14 @@ def test_the_error_falls_with_the_number_of_losses():
     ],
 )
 def test_half_of_what_was_learned_must_be_lost(first, best, now, expected):
-    assert is_lost(first, best, np.full(20, now), 10) is expected
+    losses = np.full(20, now)
+    assert is_lost(first, best, level(losses), losses, 10) is expected
 
 
 def test_noise_is_no_loss():
     losses = np.random.default_rng(1).normal(1.6, 1.0, size=20)
-    assert not is_lost(2.0, 1.0, losses, 10)
+    assert not is_lost(2.0, 1.0, 1.6, losses, 10)
+    assert is_lost(2.0, 1.0, 1.6, losses / 10.0, 10)
 
 
 @pytest.mark.parametrize(("tried", "noise", "expected"), [(1.4, 0.0, True), (1.6, 0.0, False), (1.4, 0.2, False)])
