@@ -59,7 +59,7 @@ def get_autowu_schedule(
     Args:
         optimizer: of any torch kind. The ratios of its groups' LRs to its own LR are kept; the LR itself matters only
             where nothing else tells one (``guard``).
-        num_training_steps: T, the scheduler steps of the whole run, at least 2.
+        num_training_steps: T, the scheduler steps of the whole run, at least 1.
         num_warmup_steps: the longest warm-up, in scheduler steps; 0 means ``max_warmup_fraction`` of all steps, or the
             ten that a test needs, or half of the steps if there are fewer than twenty.
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.

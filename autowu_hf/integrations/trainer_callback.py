@@ -85,7 +85,7 @@ class AutoWUCallback(TrainerCallback):
     def _restart(self, state: TrainerState, scheduler: AdaptiveScheduler) -> None:
         """Where Trainer goes on from a checkpoint that holds no state of the schedule."""
         left = state.max_steps - state.global_step
-        if left < 2:
+        if left < 1:
             return
         does = scheduler.restart(left)
         logger.warning(

@@ -19,9 +19,9 @@ def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch:
     Raises:
         ValueError: one of them is outside its limits.
     """
-    if not isinstance(num_training_steps, int) or num_training_steps < 2:
+    if not isinstance(num_training_steps, int) or num_training_steps < 1:
         raise ValueError(
-            f"num_training_steps must be a whole number of at least 2, got {num_training_steps!r}; "
+            f"num_training_steps must be a whole number of at least 1, got {num_training_steps!r}; "
             "pass the number of optimizer steps of the whole run"
         )
     if not isinstance(num_warmup_steps, int) or not 0 <= num_warmup_steps < num_training_steps:

@@ -31,7 +31,7 @@ class AdaptiveScheduler(InheritsWarmup):
     Args:
         optimizer: its parameter groups get the schedule's LR, times the ratio of the group's own LR to the optimizer's
             default ``lr``.
-        num_training_steps: T, the scheduler steps of the whole run, at least 2.
+        num_training_steps: T, the scheduler steps of the whole run, at least 1.
         num_warmup_steps: in scheduler steps, less than T; what it limits is the subclass's business.
 
     Attributes:
@@ -212,7 +212,7 @@ class AdaptiveScheduler(InheritsWarmup):
         """Starts anew, before its first step: for a run resumed without this schedule's state.
 
         Args:
-            num_training_steps: the scheduler steps that are left, at least 2; fewer are a ValueError.
+            num_training_steps: the scheduler steps that are left, at least 1; fewer are a ValueError.
 
         Returns:
             What it does instead of going on, as the end of a sentence.

@@ -56,5 +56,5 @@ def test_without_options_the_defaults_hold():
 
 
 def test_bad_lengths_are_refused():
-    with pytest.raises(ValueError, match="num_training_steps must be a whole number of at least 2, got 1"):
-        get_autowu_schedule(optimizer(), 1)
+    with pytest.raises(ValueError, match="num_training_steps must be a whole number of at least 1, got 0"):
+        get_autowu_schedule(optimizer(), 0)

@@ -100,10 +100,14 @@ def test_a_dataset_without_a_length_trains_with_auto_and_refuses_epoch(tmp_path:
         trainer_for(tmp_path, train_dataset=Stream()).train()
 
 
-def test_too_short_a_run_is_refused_before_training(tmp_path: Path):
-    trainer = trainer_for(tmp_path, max_steps=1)
-    with pytest.raises(ValueError, match="num_training_steps must be a whole number of at least 2, got 1"):
-        trainer.train()
+def test_a_run_of_one_step_keeps_to_the_lr_that_was_given(tmp_path: Path):
+    """As scripts are tried."""
+    options = {"lr_scheduler_kwargs": {"scale": True, "max_lr": None}, "learning_rate": 3e-4}
+    trainer = trainer_for(tmp_path, max_steps=1, **options)
+    trainer.train()
+    assert trainer.lr_scheduler.peak_lr == 3e-4
+    before, after = TinyClassifier().state_dict(), trainer.model.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_warmup_steps_are_the_cap(tmp_path: Path):

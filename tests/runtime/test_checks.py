@@ -151,8 +151,8 @@ def test_what_is_no_whole_number_stays_as_it_is(steps):
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ((1, 0, None), "num_training_steps must be a whole number of at least 2, got 1; pass the number of optimizer"),
-        ((None, 0, None), "num_training_steps must be a whole number of at least 2, got None"),
+        ((0, 0, None), "num_training_steps must be a whole number of at least 1, got 0; pass the number of optimizer"),
+        ((None, 0, None), "num_training_steps must be a whole number of at least 1, got None"),
         ((10, 10, None), "num_warmup_steps must be a whole number from 0 to num_training_steps - 1 = 9, got 10"),
         ((10, 0, 0), "steps_per_epoch must be a whole number of at least 1, got 0"),
     ],

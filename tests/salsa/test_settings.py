@@ -22,7 +22,7 @@ def test_the_tests_fit_the_run(steps, ticks, samples, interval):
 @pytest.mark.parametrize(
     ("lengths", "options", "message"),
     [
-        ((1,), {}, "num_training_steps must be a whole number of at least 2, got 1"),
+        ((0,), {}, "num_training_steps must be a whole number of at least 1, got 0"),
         ((10, 10), {}, "num_warmup_steps must be a whole number from 0 to num_training_steps - 1 = 9, got 10"),
         ((10,), {"initial_lr": 0.0}, "initial_lr is 0.0, but must be positive; None takes the optimizer's own"),
         ((10,), {"smoothing": 0.0}, r"smoothing is 0.0, but must be in \(0, 1\]; the default is 0.1"),
