@@ -17,34 +17,39 @@ WEAR, BEARABLE_LR = 0.01, 0.1
 class Wearing(nn.Module):
     """Each step at a high LR wears it, in a buffer that no gradient sees, as weights that grow wear real models."""
 
-    def __init__(self, wear: float = WEAR) -> None:
+    def __init__(self, wear: float, bearable_lr: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(20))
         self.register_buffer("worn", torch.zeros(()))
-        self.wear = wear
+        self.wear, self.bearable_lr = wear, bearable_lr
 
     def forward(self, harder: float = 0.0) -> Tensor:
         return 1.0 + self.weight.square().mean() + self.worn + harder
 
     def be_used(self, lr: float) -> None:
-        self.worn += self.wear * (lr > BEARABLE_LR)
+        self.worn += self.wear * (lr > self.bearable_lr)
 
 
 class Run:
     """A plain loop, whose loss is handed to the schedule.
 
     Args:
-        wear: of a step at a high LR.
+        wear: of a step at a high LR, one above ``bearable_lr``.
         harder: what the loss is raised by after so many steps, whatever the weights.
         steps: of the run.
         options: of the schedule.
     """
 
     def __init__(
-        self, wear: float = WEAR, harder: Callable[[int], float] | None = None, steps: int = STEPS, **options: Any
+        self,
+        wear: float = WEAR,
+        harder: Callable[[int], float] | None = None,
+        steps: int = STEPS,
+        bearable_lr: float = BEARABLE_LR,
+        **options: Any,
     ) -> None:
         self.harder = harder or (lambda step: 0.0)
-        self.model = Wearing(wear)
+        self.model = Wearing(wear, bearable_lr)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.0)
         self.scheduler = get_autowu_schedule(self.optimizer, steps, model=self.model, **options)
         self.steps, self.step = steps, 0

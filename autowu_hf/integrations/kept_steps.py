@@ -28,11 +28,11 @@ class LostSteps:
     """
 
     def __init__(self, scheduler: AdaptiveScheduler) -> None:
-        self._known = scheduler.num_steps_lost
+        self._known = scheduler.num_steps_looked
 
     def new(self, scheduler: AdaptiveScheduler) -> int:
         """How many of the last optimizer steps were taken back since this was asked last."""
-        lost = scheduler.num_steps_lost
+        lost = scheduler.num_steps_looked
         new, self._known = lost - self._known, lost
         return new // scheduler.ticks_per_step
 
@@ -131,7 +131,7 @@ class LossSum:
         num_lost = self._lost.new(scheduler)
         if num_lost:
             self._take_back(trainer, open_sum, max(step - num_lost, self._start))
-        if scheduler.may_go_back:
+        if scheduler.is_looking:
             self._keep(step, trainer._total_loss_scalar, open_sum)
         if self._num_lost and (trainer.control.should_training_stop or step >= trainer.state.max_steps):
             self._fill_in(trainer, open_sum)

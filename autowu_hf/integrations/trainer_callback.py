@@ -116,7 +116,7 @@ class AutoWUCallback(TrainerCallback):
         if self._lost is None or self._best is None:
             return
         num_lost = self._lost.new(scheduler)
-        if num_lost or scheduler.may_go_back:
+        if num_lost or scheduler.is_looking:
             self._best.note(state)
         if num_lost:
             self._best.take_back(args, state, num_lost)

@@ -39,5 +39,8 @@ class Kept(Rewind):
         self.snapshots = [stored for stored in self.snapshots if stored.step == step]
 
     def go_to(self, step: int) -> bool:
-        """Restores the one that was taken after ``step`` steps; False where it is not finite, or gone."""
-        return self.restore(lambda other: float(other != step), 0.0) == step
+        """Restores the one that was taken after ``step`` steps; False where it is gone, or not finite, in the place of
+        which another one is restored, if that is finite.
+        """
+        is_there = any(stored.step == step for stored in self.snapshots)
+        return is_there and self.restore(lambda other: float(other != step), 0.0) == step

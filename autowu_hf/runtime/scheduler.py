@@ -83,14 +83,14 @@ class AdaptiveScheduler(InheritsWarmup):
         return False
 
     @property
-    def may_go_back(self) -> bool:
-        """Whether it may still give up the weights of the last steps."""
-        return self.is_looking
+    def num_steps_lost(self) -> int:
+        """The scheduler steps so far whose weights were given up by going back."""
+        return 0
 
     @property
-    def num_steps_lost(self) -> int:
-        """The scheduler steps so far whose weights were given up by going back: each time, the last ones."""
-        return 0
+    def num_steps_looked(self) -> int:
+        """Those of them that were made in search of an LR: each time, the last ones."""
+        return self.num_steps_lost
 
     @abstractmethod
     def _advance(self, step: int, loss: Any) -> None:

@@ -37,6 +37,7 @@ def test_goes_to_either(kept_at):
         assert kept.go_to(step)
         assert_same(state_of(model, optimizer), states[step])
     assert not kept.go_to(3)
+    assert_same(state_of(model, optimizer), states[2])  # nothing is restored in its place
 
 
 def test_keeps_one_of_them(kept_at):

@@ -34,9 +34,10 @@ class Breaks:
 
     def counted(self, losses: Array) -> Array:
         """The losses from the first on that says something about the loss as it is now."""
-        return losses[self._start(losses) :]
+        return losses[self.start(losses) :]
 
-    def _start(self, losses: Array) -> int:
+    def start(self, losses: Array) -> int:
+        """The place of that one."""
         return max(num_empty(losses), self._starts_at)
 
     def find_change(self, losses: Array, seen: Signs, step: int) -> bool:
@@ -46,7 +47,7 @@ class Breaks:
         if not self._is_back or len(self.changes) == _MOST or len(losses) - self._sound_since < FEWEST_BACK:
             return False
         self._is_back = False
-        if not seen.have_changed(self.counted(losses), self._sound_since - self._start(losses)):
+        if not seen.have_changed(self.counted(losses), self._sound_since - self.start(losses)):
             return False
         self.steps.pop()
         self.changes.append(step)
@@ -62,7 +63,7 @@ class Breaks:
             step: the steps done.
             since: the steps done when the LR began to grow.
         """
-        is_broken = seen.are_broken(self.counted(losses), max(self._sound_since, since) - self._start(losses))
+        is_broken = seen.are_broken(self.counted(losses), max(self._sound_since, since) - self.start(losses))
         self.are_too_many = is_broken and len(self.steps) == _MOST
         if is_broken and not self.are_too_many:
             self.steps.append(step)

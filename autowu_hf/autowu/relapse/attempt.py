@@ -16,6 +16,9 @@ WINDOW, FEWEST_LOSSES = 0.04, 10
 LOST, LEAST_LOST = 0.5, 0.05
 """The share of what had been learned that the losses must have given back, and of the first losses, at least."""
 
+WON_BACK = 1.0 / 3.0
+"""The share of what was lost that the earlier weights must have. A lower LR alone lowers the losses, too."""
+
 _NOISES = 4.0
 _MEDIAN_ERROR = 1.2533  # of a median, in standard errors of a mean
 
@@ -30,10 +33,13 @@ class Attempt:
         best: the lowest level of the losses before.
         level: their level when it began; infinite where they were not finite.
         factor: of the LR when it began.
-        tried: the level with the earlier weights; None before that is known.
-        again: the level with the later weights, once more; None before that is known, and where nobody asked.
+        tried: the level with the earlier weights; None before that is known, and where nobody asked.
+        again: the level with the later weights, once more; the same.
+        last: the level with the earlier weights, once more; the same.
         end: the steps done when it was over; None before.
+        taken_at: the steps done when the run last went to the weights that it goes on from; None before that is known.
         was_lost: whether what had been learned was really lost, so that the run went on from the earlier weights.
+        was_cut: whether it ended before all of that was known.
     """
 
     since: int
@@ -43,20 +49,38 @@ class Attempt:
     factor: float
     tried: float | None = None
     again: float | None = None
+    last: float | None = None
     end: int | None = None
+    taken_at: int | None = None
     was_lost: bool = False
-
-    def is_better(self, error: float) -> bool:
-        """Whether the earlier weights have at least half of what was lost, in levels with a standard error."""
-        assert self.tried is not None
-        return self.tried < min((self.best + self.level) / 2.0, self.level - _NOISES * error)
+    was_cut: bool = False
 
     @property
-    def is_still_lost(self) -> bool:
-        """Whether the losses are high again with the later weights."""
-        assert self.tried is not None
-        assert self.again is not None
-        return not self.again < (self.tried + self.level) / 2.0
+    def is_with_earlier(self) -> bool:
+        """Whether it is the earlier weights that are trained now."""
+        return self.tried is None or self.again is not None
+
+    def num_losses(self, num: int) -> int:
+        """The losses that are waited for now, where ``num`` make a level: half as many after the first time, so that
+        hard and easy data in turn do not keep step.
+        """
+        return num if self.tried is None else num // 2
+
+    def take(self, found: float, error: float) -> bool:
+        """Takes in the next level, with the standard error of a difference of two.
+
+        Returns:
+            Whether it speaks for a loss of what had been learned.
+        """
+        if self.tried is None:
+            self.tried = found
+            return found < self.level - max(WON_BACK * (self.level - self.best), _NOISES * error)
+        middle = (self.tried + self.level) / 2.0
+        if self.again is None:
+            self.again = found
+            return not found < middle
+        self.last = found
+        return found < middle
 
 
 def window(num_steps: int) -> int:
@@ -85,12 +109,10 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int) -> b
 
     Args:
         first: their level at the start of the run.
-        best: their lowest level since the switch; infinite before there is one.
+        best: their lowest level; infinite before there is one.
         now: their level.
         losses: (n,), the last ones, by whose noise it is judged.
         num: how many of these make a level.
     """
-    if math.isinf(now):
-        return True
     is_far = now - best > max(LOST * (first - best), LEAST_LOST * abs(first))  # the noise is asked for only then
     return is_far and now - best > _NOISES * error(losses, num)

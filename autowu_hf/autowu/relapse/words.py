@@ -17,23 +17,30 @@ def line(attempt: Attempt, num: int) -> str:
             f"{attempt.level:.4g}; for {num} steps it tries the weights of step {attempt.back_to} at a third of the "
             "learning rate"
         )
-    if not attempt.was_lost:
-        weights, now = ("these", attempt.tried) if attempt.again is None else ("the later weights", attempt.again)
+    goes_on = f"it goes on from the weights of step {attempt.since}, at the learning rate as it was"
+    if attempt.was_lost:
+        goes_on = f"it goes on from the weights of step {attempt.back_to}, at a third of the learning rate"
+    if attempt.was_cut:
+        at_lr = "a third of the learning rate" if attempt.was_lost else "the learning rate as it was"
+        return f"AutoWU: what it tried from step {attempt.since} on is cut off at step {attempt.end}; on at {at_lr}"
+    if math.isinf(attempt.level):
+        return f"AutoWU: by step {attempt.since} the losses are not finite; {goes_on}"
+    if attempt.was_lost:
         return (
-            f"AutoWU: the losses are at {now:.4g} with {weights}, too, so that the data or the loss had changed; it "
-            f"goes on from the weights of step {attempt.since}, at the learning rate as it was"
+            f"AutoWU: the losses were at {attempt.tried:.4g} with the earlier weights, at {attempt.again:.4g} with the "
+            f"later ones again, and are at {attempt.last:.4g} with the earlier ones; {goes_on}"
         )
-    seen = f"by step {attempt.since} the losses are not finite"
-    if math.isfinite(attempt.level):
-        seen = (
-            f"the losses were at {attempt.tried:.4g} with the earlier weights, and are at {attempt.again:.4g} with the "
-            "later ones again"
-        )
-    return f"AutoWU: {seen}; it goes on from the weights of step {attempt.back_to}, at a third of the learning rate"
+    seen = f"at {attempt.tried:.4g} with these, too"
+    if attempt.last is not None:
+        seen = f"at {attempt.last:.4g} with the earlier weights as well by now"
+    elif attempt.again is not None:
+        seen = f"at {attempt.again:.4g} with the later weights, too, by now"
+    return f"AutoWU: the losses are {seen}, so that it is the data or the loss that had changed; {goes_on}"
 
 
 def in_short(report: Mapping[str, Any]) -> str:
     """Where a run has gone back, by its report, as a part of a sentence; empty where it has not."""
     attempts = report.get("relapses", {"attempts": []})["attempts"]  # a report may be older than that
-    said = [f"back to step {a['back_to']} at step {a['end']}, at a third of the LR" for a in attempts if a["was_lost"]]
+    lost = [attempt for attempt in attempts if attempt["was_lost"]]
+    said = [f"back to step {a['back_to']} at step {a['taken_at']}, at a third of the LR" for a in lost]
     return "; the losses rose again: " + " and ".join(said) if said else ""

@@ -230,5 +230,5 @@ def _taken_back(report: dict[str, Any]) -> list[tuple[int, int]]:
         spans.append((report["rewound_to"], report["switch_step"]))
     for attempt in _relapses(report)["attempts"]:
         first = attempt["back_to" if attempt["was_lost"] else "since"]
-        spans.append((first, report["step"] if attempt["end"] is None else attempt["end"]))
+        spans.append((first, report["step"] if attempt["end"] is None else attempt["taken_at"]))
     return spans

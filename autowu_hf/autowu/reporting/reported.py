@@ -7,8 +7,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ...rewind import Rewind
 from ...runtime import collective
+from ...runtime.losses.history import Array
 from ...runtime.scheduler import AdaptiveScheduler
 from ...shapes import LRCurve
 from ..cadence import Cadence
@@ -62,11 +65,6 @@ class Reported(AdaptiveScheduler):
         return self.switch_step is None or self._relapse.attempt is not None
 
     @property
-    def may_go_back(self) -> bool:
-        """As in the base class: until the switch, and while the losses are watched after it."""
-        return self.switch_step is None or self._relapse.is_watching
-
-    @property
     def curve(self) -> LRCurve:
         """The LRs of the warm-up's sweep and of the decay."""
         return self._course.curve
@@ -87,11 +85,16 @@ class Reported(AdaptiveScheduler):
 
     @property
     def num_steps_lost(self) -> int:
-        """The scheduler steps so far that only looked: those whose weights were given up by going back."""
+        """The scheduler steps so far whose weights were given up by going back."""
+        return self.num_steps_looked + self._relapse.num_lost * self.ticks_per_step
+
+    @property
+    def num_steps_looked(self) -> int:
+        """Those of them until the switch."""
         at_switch = 0
         if self.switch_step is not None and self.rewound_to is not None:
             at_switch = self.switch_step - self.rewound_to
-        return self._course.num_lost + at_switch + self._relapse.num_lost * self.ticks_per_step
+        return self._course.num_lost + at_switch
 
     @property
     def takes_losses(self) -> bool:
@@ -109,6 +112,12 @@ class Reported(AdaptiveScheduler):
         if collective.num_processes() == 1:
             self.flush()
         return [*self._course.losses_before, *map(float, self._warm_up.history.gathered)]
+
+    def _losses_of_now(self, step: int) -> tuple[Array, Array]:
+        """Those of the loss as it is now; of them, those up to the weights that the switch at ``step`` goes on from."""
+        losses, approach = np.array(self.losses), self._course.approach
+        start = 0 if approach is None else approach.breaks.start(losses)
+        return losses[start:], losses[start : (self.rewound_to or step) // self.ticks_per_step]
 
     @property
     def tests(self) -> list[MinimumTestRecord]:
@@ -230,14 +239,12 @@ class Reported(AdaptiveScheduler):
         self._file_names.load_state_dict(state.get("file_names"))
 
     def _leave_report(self, step: int) -> None:
-        """Writes the files into ``report_dir``, where one was given, on the main process; a failure is a warning.
+        """Writes the files of ``step`` scheduler steps, the present one included, into ``report_dir``, where one was
+        given, on the main process; a failure is a warning.
 
         The pending losses are gathered for it, a collective where there are any. All processes join, with
         ``report_dir`` or without: a script may pass it on the main process only. While processes may be at different
         steps, the files are owed until they meet.
-
-        Args:
-            step: scheduler steps done, the present one included.
         """
         self._report_is_owed = self._cadence.held
         if self._report_is_owed:

@@ -32,15 +32,15 @@ def unwatched() -> Run:
     run = Run()
     for _ in run.train(STEPS):
         if run.scheduler.phase == "decay" and run.scheduler._relapse.is_watching:
-            run.scheduler._relapse.stop()
+            run.scheduler._relapse.stop(run.step)
     return run
 
 
 def test_what_was_lost_is_won_back(worn, unwatched):
     (attempt,) = worn.attempts
     assert attempt["was_lost"]
-    assert attempt["tried"] < attempt["level"] < attempt["again"]
-    assert attempt["back_to"] < attempt["since"] < attempt["end"] < UNTIL * STEPS
+    assert max(attempt["tried"], attempt["last"]) < attempt["level"] < attempt["again"]
+    assert attempt["back_to"] < attempt["since"] < attempt["taken_at"] < attempt["end"] < UNTIL * STEPS
     assert_below(worn.losses[-1], unwatched.losses[-1] - 0.5, unwatched.losses[-1])
     assert worn.lrs[: attempt["since"]] == unwatched.lrs[: attempt["since"]]
 
@@ -49,10 +49,12 @@ def test_it_goes_on_at_a_third_of_the_lr(worn):
     (attempt,) = worn.attempts
     peak = worn.scheduler.peak_lr
     assert peak > BEARABLE_LR
-    assert worn.lrs[attempt["since"]] == worn.lrs[attempt["end"]] == pytest.approx(peak / DIVISOR)
-    assert worn.lrs[attempt["end"] - 1] == peak  # the later weights, once more
+    assert worn.lrs[attempt["since"]] == worn.lrs[attempt["taken_at"]] == pytest.approx(peak / DIVISOR)
+    assert worn.lrs[attempt["taken_at"] - 1] == peak  # the later weights, once more
+    assert worn.lrs[attempt["end"]] == worn.lrs[attempt["taken_at"]]
     assert worn.scheduler.get_last_lr() == [0.0]
-    assert worn.scheduler.num_steps_lost == attempt["end"] - attempt["back_to"]
+    assert worn.scheduler.num_steps_lost == attempt["taken_at"] - attempt["back_to"]
+    assert worn.scheduler.num_steps_looked == 0
 
 
 def test_the_weights_are_those_from_before():
@@ -62,8 +64,8 @@ def test_the_weights_are_those_from_before():
         if run.attempts and run.attempts[-1]["end"] == step:
             break
     (attempt,) = run.attempts
-    for step, then in ((attempt["since"], attempt["back_to"]), (attempt["end"], attempt["back_to"])):
-        for now, before in zip(states[step], states[then], strict=True):
+    for step in (attempt["since"], attempt["taken_at"]):
+        for now, before in zip(states[step], states[attempt["back_to"]], strict=True):
             torch.testing.assert_close(now, before, rtol=0.0, atol=0.0)
 
 
@@ -84,6 +86,25 @@ def test_harder_data_are_no_relapse(until, asked_again, caplog):
     assert f"it goes on from the weights of step {attempt['since']}" in caplog.text
 
 
+@pytest.mark.parametrize("period", [18, 20, 22, 24, 26, 40])
+def test_data_that_are_hard_and_easy_in_turn_are_no_relapse(period):
+    """For one trial of the earlier weights and one of the later ones, each may have had its half."""
+    run = Run(wear=0.0, harder=lambda step: 1.0 * (step > 80 and step % period < period // 2)).go()
+    assert not any(attempt["was_lost"] for attempt in run.attempts)
+    assert run.lrs[150] == run.scheduler.peak_lr
+
+
+def test_an_lr_that_is_too_high_from_the_switch_on_is_seen():
+    """By what the losses were before."""
+    run = Run(wear=0.1, bearable_lr=0.3).go(60)
+    assert run.scheduler.phase == "decay"
+    run.scheduler.peak_lr *= 3.0
+    run.go()
+    assert run.attempts[0]["was_lost"]
+    assert run.attempts[0]["back_to"] == run.scheduler.switch_step
+    assert_below(run.losses[-1], 1.5, 1.0)
+
+
 def test_a_loss_that_goes_on_to_rise_by_itself_is_tried_twice_at_most():
     run = Run(wear=0.0, harder=lambda step: max(step - 70, 0) * 0.05).go()
     assert [attempt["was_lost"] for attempt in run.attempts] == [False, False]
@@ -94,12 +115,13 @@ def test_a_run_that_learns_is_left_alone(caplog):
     run = Run(wear=0.0).go()
     assert run.attempts == []
     assert run.scheduler._relapse._kept.snapshots == []  # the memory is free again
-    assert not run.scheduler.may_go_back
+    assert not run.scheduler._relapse.is_watching
 
 
-def test_weights_that_break_are_taken_back_at_once(caplog):
+@pytest.mark.parametrize(("steps", "at"), [(STEPS, 100), (STEPS, 145), (100, 50)])
+def test_weights_that_break_are_taken_back_at_once(steps, at, caplog):
     caplog.set_level(logging.INFO, "autowu_hf")
-    run = Run(wear=0.0).go(100)
+    run = Run(wear=0.0, steps=steps).go(at)
     with torch.no_grad():
         run.model.weight.fill_(math.nan)
     run.go()
@@ -117,16 +139,17 @@ def test_it_is_said(worn, caplog):
     assert f"by step {attempt['since']} the losses have risen again" in caplog.text
     assert f"it goes on from the weights of step {attempt['back_to']}, at a third of the learning rate" in caplog.text
     report = worn.scheduler.report()
-    assert f"back to step {attempt['back_to']} at step {attempt['end']}" in report["found"]
-    assert report["relapses"]["lr_factors"][-1] == [attempt["end"], 1.0 / DIVISOR]
+    assert f"back to step {attempt['back_to']} at step {attempt['taken_at']}" in report["found"]
+    assert report["relapses"]["lr_factors"][-1] == [attempt["taken_at"], 1.0 / DIVISOR]
     json.dumps(report, allow_nan=False)
 
 
-@pytest.mark.parametrize("stop", [95, 99, 107, 112, 120])
+@pytest.mark.parametrize("stop", [61, 70, 80, 88, 91, 95, 98, 100, 103, 105, 112, 130])
 def test_a_resumed_run_goes_on_bit_for_bit(worn, stop):
-    """In the first part of the attempt and in the second, and after it."""
+    """Before the attempt, in each of its parts, and after it."""
     (attempt,) = worn.attempts
-    assert attempt["since"] < stop
+    assert 80 < attempt["since"] < 88
+    assert 100 < attempt["taken_at"] < 105 < attempt["end"] < 112
     first = Run().go(stop)
     file = io.BytesIO()
     torch.save(first.state(), file)
@@ -137,23 +160,51 @@ def test_a_resumed_run_goes_on_bit_for_bit(worn, stop):
     assert second.attempts == worn.attempts
 
 
-def test_a_run_that_is_resumed_before_goes_back_to_there_at_most():
-    """A checkpoint beyond the switch holds no snapshots, as they are three times as large as the weights."""
-    first = Run().go(70)
-    assert first.scheduler._relapse.is_watching
-    state = first.state()
-    assert first.scheduler._relapse.state_dict()["kept"] is None
-    (attempt,) = Run().resume(state, 70).go().attempts
+def test_a_run_whose_checkpoint_holds_no_snapshots_goes_back_to_the_resume_at_most():
+    first = Run(rewind_in_checkpoint=False).go(70)
+    (attempt,) = Run(rewind_in_checkpoint=False).resume(first.state(), 70).go().attempts
     assert attempt["was_lost"]
     assert_above(attempt["back_to"], 70, STEPS)
 
 
-def test_an_attempt_whose_snapshots_no_checkpoint_holds_ends_with_the_resume(worn):
-    first = Run(rewind_in_checkpoint=False).go(95)
-    second = Run(rewind_in_checkpoint=False).resume(first.state(), 95).go()
-    assert second.scheduler.get_last_lr() == [0.0]
-    assert not second.attempts[-1]["was_lost"]
-    assert second.lrs[0] == worn.lrs[95]
+@pytest.mark.parametrize("part", ["earlier", "later"])
+def test_an_attempt_whose_snapshots_no_checkpoint_holds_is_cut_off_by_the_resume(worn, part, caplog):
+    """It goes on at the lower LR, whichever weights these are."""
+    caplog.set_level(logging.INFO, "autowu_hf")
+    (attempt,) = worn.attempts
+    stop = attempt["since"] + 3 if part == "earlier" else attempt["taken_at"] - 3
+    first = Run(rewind_in_checkpoint=False).go(stop)
+    caplog.clear()
+    second = Run(rewind_in_checkpoint=False).resume(first.state(), stop).go()
+    assert second.attempts[-1]["was_cut"]
+    assert second.lrs[1] == pytest.approx(worn.scheduler.peak_lr / DIVISOR)
+    assert f"is cut off at step {stop}; on at a third of the learning rate" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["no losses", "other processes"])
+def test_an_attempt_that_is_cut_off_ends_with_the_later_weights_unless_the_others_were_better(worn, by):
+    (attempt,) = worn.attempts
+    ends = {}
+    for part, stop in (("earlier", attempt["since"] + 3), ("later", attempt["taken_at"] - 3)):
+        run = Run().go(stop)
+        worn_out = run.model.worn.item()
+        if by == "no losses":
+            run.hands_over = False
+        else:
+            run.scheduler.hold_tests(True)
+        run.go(stop + 10)
+        ends[part] = (run.attempts[-1], run.lrs[-1], run.model.worn.item() - worn_out)
+        assert not run.scheduler._relapse.is_watching
+    peak = worn.scheduler.peak_lr
+    (earlier, earlier_lr, more), (later, later_lr, less) = ends["earlier"], ends["later"]
+    assert earlier["was_cut"]
+    assert later["was_cut"]
+    if by == "no losses":  # all processes can go
+        assert (earlier["was_lost"], earlier_lr) == (False, peak)
+        assert more > 0.1
+        assert less < -0.1
+    assert later["was_lost"]
+    assert later_lr == pytest.approx(peak / DIVISOR)
 
 
 def test_a_loop_that_hands_its_losses_over_no_more_is_not_watched(recwarn):
@@ -181,6 +232,12 @@ def test_without_a_scale_or_rewind_nothing_is_watched(options):
         assert not run.scheduler._relapse.is_watching
 
 
+def test_in_runs_of_fewer_than_200_steps_nothing_is_tried():
+    run = Run(steps=199).go()
+    assert run.attempts == []
+    assert_above(run.losses[-1], 2.0, 1.0)
+
+
 def test_short_runs_are_not_watched():
     run = Run(steps=59)
     for _ in run.train(59):
@@ -202,6 +259,18 @@ def test_too_little_memory_is_said_and_harms_nothing(monkeypatch, caplog):
     assert "does not watch the losses after the switch" in caplog.text
 
 
+def test_too_little_memory_for_a_second_snapshot_ends_it(monkeypatch):
+    run = Run().go(80)
+    monkeypatch.setattr("autowu_hf.rewind.memory.free_memory", lambda: 1)
+    run.go()
+    assert run.attempts == []
+    relapse = run.scheduler._relapse
+    assert not relapse.is_watching
+    assert relapse._kept.snapshots == []
+    relapse.heard.history.observe(None)  # and hears nothing any more
+    assert len(relapse.heard.history.pending()) == 0
+
+
 def test_evaluations_of_what_is_tried_do_not_count():
     run = Run()
     for step in run.train(STEPS):
@@ -212,7 +281,7 @@ def test_evaluations_of_what_is_tried_do_not_count():
 def test_a_schedule_that_nobody_holds_is_gone_at_once():
     run = Run().go(95)
     ref = weakref.ref(run.scheduler)
-    history = weakref.ref(run.scheduler._relapse.history)
+    history = weakref.ref(run.scheduler._relapse.heard.history)
     gc.disable()
     try:
         del run

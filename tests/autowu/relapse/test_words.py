@@ -15,18 +15,26 @@ def test_each_outcome_has_its_line():
     assert "at 1.9 with these, too" in line(harder, 0)
     stretch = dataclasses.replace(BEGUN, tried=1.1, again=1.2, end=115)
     assert "at 1.2 with the later weights, too" in line(stretch, 0)
-    lost = dataclasses.replace(BEGUN, tried=1.1, again=2.1, end=115, was_lost=True)
-    assert "at 1.1 with the earlier weights, and are at 2.1 with the later ones again" in line(lost, 0)
+    to_and_fro = dataclasses.replace(stretch, again=2.1, last=1.9)
+    assert "at 1.9 with the earlier weights as well by now" in line(to_and_fro, 0)
+    for refuted in (harder, stretch, to_and_fro):
+        assert line(refuted, 0).endswith("it goes on from the weights of step 100, at the learning rate as it was")
+    lost = dataclasses.replace(to_and_fro, last=1.0, was_lost=True)
+    assert "at 1.1 with the earlier weights, at 2.1 with the later ones again, and are at 1 with the" in line(lost, 0)
+    assert line(lost, 0).endswith("it goes on from the weights of step 60, at a third of the learning rate")
     broken = dataclasses.replace(BEGUN, level=math.inf, end=100, was_lost=True)
     assert "by step 100 the losses are not finite; it goes on from the weights of step 60" in line(broken, 0)
+    cut = dataclasses.replace(BEGUN, end=105, was_cut=True)
+    assert "from step 100 on is cut off at step 105; on at the learning rate as it was" in line(cut, 0)
+    assert "on at a third of the learning rate" in line(dataclasses.replace(cut, was_lost=True), 0)
 
 
 def test_only_what_was_lost_is_in_the_sentence_of_the_report():
-    lost = dataclasses.asdict(dataclasses.replace(BEGUN, end=115, was_lost=True))
-    report = {"relapses": {"attempts": [dataclasses.asdict(BEGUN), lost, {**lost, "back_to": 115, "end": 170}]}}
-    assert in_short(report) == (
+    lost = dataclasses.asdict(dataclasses.replace(BEGUN, taken_at=115, end=125, was_lost=True))
+    attempts = [dataclasses.asdict(BEGUN), lost, {**lost, "back_to": 115, "taken_at": 170}]
+    assert in_short({"relapses": {"attempts": attempts}}) == (
         "; the losses rose again: back to step 60 at step 115, at a third of the LR and back to step 115 at step 170, "
         "at a third of the LR"
     )
-    assert in_short({"relapses": {"attempts": [dataclasses.asdict(BEGUN)]}}) == ""
+    assert in_short({"relapses": {"attempts": attempts[:1]}}) == ""
     assert in_short({}) == ""  # of an earlier release

@@ -83,8 +83,8 @@ def lrs_of(axes) -> dict[float, float]:
 
 def test_what_was_tried_after_the_switch_is_drawn():
     """The LR of the decay with its factors; the steps that were taken back are shaded on the right, too."""
-    attempt = {"since": 120, "back_to": 100, "was_lost": True, "end": 130}
-    refuted = {"since": 150, "back_to": 100, "was_lost": False, "end": 155}
+    attempt = {"since": 120, "back_to": 100, "was_lost": True, "end": 140, "taken_at": 130}
+    refuted = {"since": 150, "back_to": 100, "was_lost": False, "end": 155, "taken_at": 155}
     factors = [[120, 1 / 3], [126, 1.0], [130, 1 / 3], [150, 1 / 9], [155, 1 / 3]]
     relapses = {"attempts": [attempt, refuted], "lr_factors": factors}
     report = {**run(dip(), 200).report(), "relapses": relapses}

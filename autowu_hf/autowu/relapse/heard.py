@@ -1,0 +1,91 @@
+"""The losses since the switch, for a schedule that can do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ...runtime import collective
+from ...runtime.losses.history import Array, LossHistory
+from .attempt import window
+
+
+class Heard:
+    """Takes losses in without a warning or an error, and gathers them where it is time.
+
+    Args:
+        optimizer: of the run.
+        models: called for those of the run, which after a resume are known by the losses only.
+
+    Attributes:
+        history: the last ones.
+        since: the optimizer steps done when it began to listen, or last began anew.
+    """
+
+    def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> None:
+        self.history = LossHistory(optimizer, is_quiet=True)
+        self.since = self._gathered_at = 0
+        self._models = models
+
+    def models(self) -> Sequence[nn.Module]:
+        """Those of the run."""
+        return self._models() or self.history.models()
+
+    @property
+    def losses(self) -> Array:
+        """(n,): those that were gathered, one per optimizer step."""
+        return self.history.gathered
+
+    def begin(self, step: int) -> None:
+        """Listens from ``step`` on."""
+        self.history.open()
+        self.begin_anew(step)
+
+    def begin_anew(self, step: int) -> None:
+        """Forgets the losses up to ``step``."""
+        self.history.reset()
+        self.since = self._gathered_at = step
+
+    def end(self) -> None:
+        """Listens no more."""
+        self.history.close()
+        self.history.reset()
+
+    def observe(self, loss: Any) -> None:
+        """Takes in the loss of one more optimizer step, as handed to the schedule."""
+        try:
+            self.history.observe(loss)
+        except ValueError:  # what is no loss has done no harm since the switch, and does none now
+            self.history.reset()
+
+    def gather(self, step: int, num_steps: int) -> bool:
+        """Gathers the new losses; all processes must join.
+
+        Args:
+            step: the optimizer steps done.
+            num_steps: those of the whole run.
+
+        Returns:
+            Whether there are any on all processes: a loop may hand them over only until the switch.
+        """
+        num_new = len(self.history.pending())
+        fewest, most = collective.gather_max([-num_new, num_new])
+        if most != -fewest or 2 * most < step - self._gathered_at:
+            return False
+        self._gathered_at = step
+        self.history.flush()
+        self.history.gathered = self.history.gathered[-2 * window(num_steps) :]
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, and the losses."""
+        return {"since": self.since, "gathered_at": self._gathered_at, "losses": self.history.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned, and listens."""
+        self.begin(state["since"])
+        self._gathered_at = state["gathered_at"]
+        self.history.load_state_dict(state["losses"])
