@@ -37,6 +37,7 @@ class Run:
         wear: of a step at a high LR, one above ``bearable_lr``.
         harder: what the loss is raised by after so many steps, whatever the weights.
         steps: of the run.
+        ticks: scheduler steps per optimizer step.
         options: of the schedule.
     """
 
@@ -46,13 +47,15 @@ class Run:
         harder: Callable[[int], float] | None = None,
         steps: int = STEPS,
         bearable_lr: float = BEARABLE_LR,
+        ticks: int = 1,
         **options: Any,
     ) -> None:
         self.harder = harder or (lambda step: 0.0)
         self.model = Wearing(wear, bearable_lr)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.0)
-        self.scheduler = get_autowu_schedule(self.optimizer, steps, model=self.model, **options)
-        self.steps, self.step = steps, 0
+        self.scheduler = get_autowu_schedule(self.optimizer, steps * ticks, model=self.model, **options)
+        self.scheduler.prepared(ticks, [self.optimizer])
+        self.steps, self.step, self.ticks = steps, 0, ticks
         self.losses: list[float] = []
         self.lrs: list[float] = []
         self.hands_over = True
@@ -74,7 +77,8 @@ class Run:
             self.optimizer.zero_grad()
             self.model.be_used(lr)
             self.step += 1
-            self.scheduler.step(loss if self.hands_over else None)
+            for _ in range(self.ticks):
+                self.scheduler.step(loss if self.hands_over else None)
             yield self.step
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import itertools
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import torch
 from margins import assert_above, assert_below
 from relapse_runs import BEARABLE_LR, STEPS, Run
 
-from autowu_hf.autowu.relapse.relapse import DIVISOR, UNTIL
+from autowu_hf.autowu.relapse.relapse import DIVISOR, RENEW, UNTIL
 
 HARDER_AT = 110
 
@@ -84,6 +85,61 @@ def test_harder_data_are_no_relapse(until, asked_again, caplog):
     assert run.lrs[attempt["end"] :] == plain.lrs[attempt["end"] :]
     assert run.scheduler.num_steps_lost == attempt["end"] - attempt["since"]
     assert f"it goes on from the weights of step {attempt['since']}" in caplog.text
+
+
+def test_with_several_scheduler_steps_to_an_optimizer_step_all_is_the_same(worn):
+    run = Run(ticks=2).go()
+    assert (run.losses, run.lrs, run.attempts) == (worn.losses, worn.lrs, worn.attempts)
+    assert run.scheduler.num_steps_lost == 2 * worn.scheduler.num_steps_lost
+
+
+def test_an_lr_that_is_still_too_high_is_divided_once_more():
+    run = Run(steps=400, wear=0.005).go()
+    assert [attempt["was_lost"] for attempt in run.attempts] == [True, True]
+    factors = [factor for _, factor in run.scheduler.report()["relapses"]["lr_factors"]]
+    assert factors[-1] == pytest.approx(1.0 / DIVISOR**2)
+    assert run.attempts[1]["factor"] == pytest.approx(1.0 / DIVISOR)
+    second = run.attempts[1]
+    assert run.scheduler.num_steps_lost == sum(a["taken_at"] - a["back_to"] for a in run.attempts)
+    assert run.lrs[second["taken_at"]] == pytest.approx(run.scheduler.peak_lr / DIVISOR**2)
+
+
+def test_newer_weights_take_the_place_of_the_kept_ones_as_the_losses_fall():
+    run = Run(wear=0.0, harder=lambda step: 1.0 - step / STEPS)
+    kept = []
+    for _ in run.train(int(UNTIL * STEPS)):
+        snapshots = [] if run.scheduler._relapse._kept is None else run.scheduler._relapse._kept.snapshots
+        assert len(snapshots) <= 1
+        kept += [stored.step for stored in snapshots if stored.step not in kept]
+    assert kept[0] == run.scheduler.switch_step
+    assert len(kept) > 3
+    assert min(later - earlier for earlier, later in itertools.pairwise(kept)) >= RENEW * STEPS
+
+
+def test_only_one_snapshot_is_kept_after_an_attempt(worn):
+    for harder in (None, lambda step: 1.0 * (step >= HARDER_AT)):
+        run = Run(wear=0.01 if harder is None else 0.0, harder=harder)
+        for _ in run.train(STEPS):
+            if run.attempts and run.attempts[0]["end"] is not None:
+                break
+        (attempt,) = run.attempts
+        kept = attempt["back_to"] if attempt["was_lost"] else attempt["since"]
+        assert [stored.step for stored in run.scheduler._relapse._kept.snapshots] == [kept]
+
+
+def test_nothing_is_tried_where_it_could_not_end_in_time():
+    run = Run(wear=0.0, harder=lambda step: 1.0 * (step >= 125)).go()
+    assert run.attempts == []
+    assert run.scheduler._relapse._kept.snapshots == []
+
+
+def test_after_an_attempt_the_losses_are_compared_with_what_they_are_then():
+    """A second rise is one of its own, and none where the first one goes on being there."""
+    run = Run(wear=0.0, harder=lambda step: 1.0 * (step >= 80)).go()
+    assert len(run.attempts) == 1
+    again = Run(wear=0.0, harder=lambda step: 1.0 * (step >= 80) + 2.0 * (step >= 115)).go()
+    assert len(again.attempts) == 2
+    assert again.attempts[1]["best"] == pytest.approx(2.0, abs=0.05)
 
 
 @pytest.mark.parametrize("period", [18, 20, 22, 24, 26, 40])
