@@ -93,9 +93,9 @@ def get_autowu_schedule(
             works, else a logged warning. False: only the LR goes back.
         rewind_dir: the folder for "disk"; None for the system's temporary one.
         rewind_memory: the share of the free host memory, in (0, 1), that the snapshots may take, 0.5.
-        rewind_in_checkpoint: True: ``state_dict`` has the snapshots during the warm-up, so that a resumed run goes back
-            to the same weights. False: it has not, and is small; a resumed run then goes back at most to where it was
-            resumed.
+        rewind_in_checkpoint: True: ``state_dict`` has the snapshots, those of the warm-up and the guard's after it, so
+            that a resumed run goes back to the same weights. False: it has not, and is small; a resumed run then goes
+            back at most to where it was resumed.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap. Where they tell
             nothing there either, the peak is a given ``max_lr``, if the losses have certainly fallen all the way up to
             it; else the LR that the optimizer was given, or ``max_lr`` if that is lower, and a logged warning says so.

@@ -63,7 +63,7 @@ def is_large(states: Sequence[dict[str, Any]], models: Sequence[nn.Module]) -> b
         return False
     if collective.is_main_process():
         logger.info(
-            "AutoWU: the schedule's state in a checkpoint of the warm-up holds %d snapshots of %d MiB together; "
+            "AutoWU: the schedule's state in a checkpoint holds %d snapshots of %d MiB together; "
             "rewind_in_checkpoint=False leaves them out",
             len(states),
             size // 2**20,

@@ -253,6 +253,7 @@ class Relapse:
         if self.is_watching:
             self.heard.load_state_dict(state["heard"])
             self._kept = Kept(*self._of_kept)
-            self._kept.load_state_dict(state["kept"], warming_up=True)
-            if self.attempt is not None and len(self._kept.snapshots) < 2:  # the checkpoint could not hold them
+            if state["kept"] is not None and state["kept"]["kept"]:  # a checkpoint may lack them
+                self._kept.load_state_dict(state["kept"], warming_up=True)
+            if self.attempt is not None and len(self._kept.snapshots) < 2:
                 self.stop(step)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from autowu_hf.autowu.relapse.heard import Heard
+from autowu_hf.runtime import collective
 
 
 @pytest.fixture
@@ -40,6 +41,13 @@ def test_steps_that_were_skipped_are_borne(heard):
     heard.observe(2.0)
     assert heard.gather(104, 250)
     assert not heard.gather(105, 250)
+
+
+def test_losses_that_not_all_processes_have_are_not_gathered(heard, monkeypatch):
+    monkeypatch.setattr(collective, "gather_max", lambda numbers: [numbers[0] + 1, numbers[1]])  # another has one less
+    for _ in range(4):
+        heard.observe(1.0)
+    assert not heard.gather(104, 250)
 
 
 def test_begins_anew(heard):

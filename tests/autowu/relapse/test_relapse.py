@@ -142,6 +142,16 @@ def test_after_an_attempt_the_losses_are_compared_with_what_they_are_then():
     assert again.attempts[1]["best"] == pytest.approx(2.0, abs=0.05)
 
 
+def test_what_it_compares_with_is_of_the_weights_that_the_switch_goes_on_from():
+    run = Run().go(70)
+    schedule = run.scheduler
+    first, last = schedule._losses_of_now(70)
+    assert (len(first), len(last)) == (schedule.switch_step, schedule.switch_step)
+    schedule.rewound_to = 20
+    first, last = schedule._losses_of_now(70)
+    assert last.tolist() == run.losses[:20] == first[:20].tolist()
+
+
 @pytest.mark.parametrize("period", [18, 20, 22, 24, 26, 40])
 def test_data_that_are_hard_and_easy_in_turn_are_no_relapse(period):
     """For one trial of the earlier weights and one of the later ones, each may have had its half."""
@@ -162,7 +172,7 @@ def test_an_lr_that_is_too_high_from_the_switch_on_is_seen():
 
 
 def test_a_loss_that_goes_on_to_rise_by_itself_is_tried_twice_at_most():
-    run = Run(wear=0.0, harder=lambda step: max(step - 70, 0) * 0.05).go()
+    run = Run(wear=0.0, steps=400, harder=lambda step: max(step - 130, 0) * 0.05).go()
     assert [attempt["was_lost"] for attempt in run.attempts] == [False, False]
     assert not run.scheduler._relapse.is_watching
 
@@ -244,12 +254,15 @@ def test_an_attempt_that_is_cut_off_ends_with_the_later_weights_unless_the_other
     for part, stop in (("earlier", attempt["since"] + 3), ("later", attempt["taken_at"] - 3)):
         run = Run().go(stop)
         worn_out = run.model.worn.item()
+        lost = run.scheduler.num_steps_lost
         if by == "no losses":
             run.hands_over = False
         else:
             run.scheduler.hold_tests(True)
         run.go(stop + 10)
         ends[part] = (run.attempts[-1], run.lrs[-1], run.model.worn.item() - worn_out)
+        end, to_step = run.attempts[-1]["end"], run.attempts[-1]["since" if part == "earlier" else "back_to"]
+        assert run.scheduler.num_steps_lost - lost == (end - to_step if by == "no losses" else 0)
         assert not run.scheduler._relapse.is_watching
     peak = worn.scheduler.peak_lr
     (earlier, earlier_lr, more), (later, later_lr, less) = ends["earlier"], ends["later"]
