@@ -34,8 +34,8 @@ UNTIL = 0.8
 RENEW = 0.1
 """The share of the run after which newer weights take the place of those to go back to."""
 
-DIVISOR = 3.0
-"""By what the LR is divided with the earlier weights."""
+DIVISOR, TRIAL_DIVISOR = 3.0, 10.0
+"""By what the LR is divided once it was too high; and, so that these are not lost too, while earlier weights are tried."""
 
 MOST = 2
 """So many attempts in a run."""
@@ -177,7 +177,7 @@ class Relapse:
             elif attempt.again is None:
                 self._go(step, attempt.since, attempt.factor)
             else:
-                self._go(step, attempt.back_to, attempt.factor / DIVISOR)
+                self._go(step, attempt.back_to, attempt.factor / TRIAL_DIVISOR)
 
     def _watch(self, step: int, num_steps: int, num: int) -> None:
         if step > UNTIL * num_steps or len(self.attempts) == MOST:
@@ -192,12 +192,12 @@ class Relapse:
         attempt = Attempt(step, kept.step, self._best, now, self.factor)
         has_time = num_steps >= FEWEST_TO_TRY and step + 3 * num <= UNTIL * num_steps
         if math.isinf(now):
-            if self._go(step, attempt.back_to, attempt.factor / DIVISOR):
+            if self._go(step, attempt.back_to, attempt.factor):
                 self.attempts.append(attempt)
                 self._end(step, attempt, was_lost=True)
         elif has_time and is_lost(self._first, self._best, now, losses, num):
             self._keep(step)
-            if self.is_watching and self._go(step, attempt.back_to, attempt.factor / DIVISOR):
+            if self.is_watching and self._go(step, attempt.back_to, attempt.factor / TRIAL_DIVISOR):
                 self.attempts.append(attempt)
                 say(line(attempt, num))
         elif now < self._best:
@@ -212,6 +212,7 @@ class Relapse:
         attempt.end, attempt.taken_at, attempt.was_lost = step, self.heard.since, was_lost
         self.num_lost += attempt.taken_at - to_step
         self._kept.keep_only(to_step)
+        self.factors.append((step, attempt.factor / (DIVISOR if was_lost else 1.0)))
         say(line(attempt, 0))
 
     def _go(self, step: int, to_step: int, factor: float) -> bool:

@@ -14,7 +14,7 @@ def line(attempt: Attempt, num: int) -> str:
     if attempt.end is None:
         return (
             f"AutoWU: by step {attempt.since} the losses have risen again, from {attempt.best:.4g} to "
-            f"{attempt.level:.4g}; for {num} steps it tries the weights of step {attempt.back_to} at a third of the "
+            f"{attempt.level:.4g}; for {num} steps it tries the weights of step {attempt.back_to} at a tenth of the "
             "learning rate"
         )
     goes_on = f"it goes on from the weights of step {attempt.since}, at the learning rate as it was"

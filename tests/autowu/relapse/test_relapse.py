@@ -16,7 +16,7 @@ import torch
 from margins import assert_above, assert_below
 from relapse_runs import BEARABLE_LR, STEPS, Run
 
-from autowu_hf.autowu.relapse.relapse import DIVISOR, RENEW, UNTIL
+from autowu_hf.autowu.relapse.relapse import DIVISOR, RENEW, TRIAL_DIVISOR, UNTIL
 
 HARDER_AT = 110
 
@@ -46,13 +46,13 @@ def test_what_was_lost_is_won_back(worn, unwatched):
     assert worn.lrs[: attempt["since"]] == unwatched.lrs[: attempt["since"]]
 
 
-def test_it_goes_on_at_a_third_of_the_lr(worn):
+def test_it_tries_at_a_tenth_of_the_lr_and_goes_on_at_a_third(worn):
     (attempt,) = worn.attempts
     peak = worn.scheduler.peak_lr
     assert peak > BEARABLE_LR
-    assert worn.lrs[attempt["since"]] == worn.lrs[attempt["taken_at"]] == pytest.approx(peak / DIVISOR)
+    assert worn.lrs[attempt["since"]] == worn.lrs[attempt["taken_at"]] == pytest.approx(peak / TRIAL_DIVISOR)
     assert worn.lrs[attempt["taken_at"] - 1] == peak  # the later weights, once more
-    assert worn.lrs[attempt["end"]] == worn.lrs[attempt["taken_at"]]
+    assert worn.lrs[attempt["end"]] == pytest.approx(peak / DIVISOR)
     assert worn.scheduler.get_last_lr() == [0.0]
     assert worn.scheduler.num_steps_lost == attempt["taken_at"] - attempt["back_to"]
     assert worn.scheduler.num_steps_looked == 0
@@ -101,7 +101,7 @@ def test_an_lr_that_is_still_too_high_is_divided_once_more():
     assert run.attempts[1]["factor"] == pytest.approx(1.0 / DIVISOR)
     second = run.attempts[1]
     assert run.scheduler.num_steps_lost == sum(a["taken_at"] - a["back_to"] for a in run.attempts)
-    assert run.lrs[second["taken_at"]] == pytest.approx(run.scheduler.peak_lr / DIVISOR**2)
+    assert run.lrs[second["end"]] == pytest.approx(run.scheduler.peak_lr / DIVISOR**2)
 
 
 def test_newer_weights_take_the_place_of_the_kept_ones_as_the_losses_fall():
@@ -206,7 +206,7 @@ def test_it_is_said(worn, caplog):
     assert f"it goes on from the weights of step {attempt['back_to']}, at a third of the learning rate" in caplog.text
     report = worn.scheduler.report()
     assert f"back to step {attempt['back_to']} at step {attempt['taken_at']}" in report["found"]
-    assert report["relapses"]["lr_factors"][-1] == [attempt["taken_at"], 1.0 / DIVISOR]
+    assert report["relapses"]["lr_factors"][-1] == [attempt["end"], 1.0 / DIVISOR]
     json.dumps(report, allow_nan=False)
 
 
