@@ -35,7 +35,7 @@ RENEW = 0.1
 """The share of the run after which newer weights take the place of those to go back to."""
 
 DIVISOR, TRIAL_DIVISOR = 3.0, 10.0
-"""By what the LR is divided once it was too high; and, so that these are not lost too, while earlier weights are tried."""
+"""By what the LR is divided where it was too high; and while earlier weights are tried, lest these are lost, too."""
 
 MOST = 2
 """So many attempts in a run."""
