@@ -211,10 +211,7 @@ class AutoWUScheduler(Reported):
         self._set_lrs()
 
     def _end_or_keep(self, step: int, ending: Ending | None) -> None:
-        if ending is not None:
-            self._switch(step, ending)
-        else:
-            self._way_back.keep(step)
+        return self._way_back.keep(step) if ending is None else self._switch(step, ending)
 
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
@@ -240,6 +237,12 @@ class AutoWUScheduler(Reported):
         self._leave_report(step)
         if reason != NOTHING and self._course.scale is not None and self.rewind.is_on and not self._cadence.held:
             self._relapse.begin(step, self.num_training_steps, self.ticks_per_step, *self._losses_of_now(step))
+
+    def flush(self) -> None:
+        """As in the base class; also after the switch, where losses are watched."""
+        super().flush()
+        if self._relapse.is_watching:
+            self._relapse.heard.flush()
 
     def _load_state(self, state: dict[str, Any]) -> None:
         """A run of another length keeps its switch and ends at the new total; a growth goes on at its pace."""

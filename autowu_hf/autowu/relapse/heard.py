@@ -27,7 +27,7 @@ class Heard:
 
     def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> None:
         self.history = LossHistory(optimizer, is_quiet=True)
-        self.since = self._gathered_at = 0
+        self.since = self._gathered_at = self._num_before = 0
         self._models = models
 
     def models(self) -> Sequence[nn.Module]:
@@ -47,7 +47,7 @@ class Heard:
     def begin_anew(self, step: int) -> None:
         """Forgets the losses up to ``step``."""
         self.history.reset()
-        self.since = self._gathered_at = step
+        self.since, self._gathered_at, self._num_before = step, step, 0
 
     def end(self) -> None:
         """Listens no more."""
@@ -71,21 +71,28 @@ class Heard:
         Returns:
             Whether there are any on all processes: a loop may hand them over only until the switch.
         """
-        num_new = len(self.history.pending())
-        fewest, most = collective.gather_max([-num_new, num_new])
-        if most != -fewest or 2 * most < step - self._gathered_at:
+        is_everywhere = self.flush()
+        if not is_everywhere or 2 * (len(self.losses) - self._num_before) < step - self._gathered_at:
             return False
-        self._gathered_at = step
-        self.history.flush()
-        self.history.gathered = self.history.gathered[-2 * window(num_steps) :]
+        self.history.gathered = self.losses[-2 * window(num_steps) :]
+        self._gathered_at, self._num_before = step, len(self.losses)
         return True
+
+    def flush(self) -> bool:
+        """Gathers the new losses, if all processes have as many; whether they have. All must join."""
+        num = len(self.history.pending())
+        fewest, most = collective.gather_max([-num, num])
+        if most == -fewest:
+            self.history.flush()
+        return most == -fewest
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, and the losses."""
-        return {"since": self.since, "gathered_at": self._gathered_at, "losses": self.history.state_dict()}
+        before = [self.since, self._gathered_at, self._num_before]
+        return {"before": before, "losses": self.history.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, and listens."""
-        self.begin(state["since"])
-        self._gathered_at = state["gathered_at"]
+        self.begin(0)
+        self.since, self._gathered_at, self._num_before = state["before"]
         self.history.load_state_dict(state["losses"])

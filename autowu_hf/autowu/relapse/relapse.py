@@ -159,8 +159,8 @@ class Relapse:
 
     def _is_tried(self, step: int, num_steps: int) -> bool:
         """Whether a part of an attempt may be over."""
-        attempt = self.attempt
-        return attempt is not None and step - self.heard.since >= attempt.num_losses(window(num_steps))
+        since = self.heard.since
+        return self.attempt is not None and step - since >= self.attempt.num_losses(window(num_steps))
 
     def _look(self, step: int, num_steps: int, num: int) -> None:
         attempt, losses = self.attempt, self.heard.losses
@@ -226,8 +226,8 @@ class Relapse:
 
     def report(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
-        attempts = [asdict(attempt) for attempt in self.attempts]
-        return {"relapses": {"attempts": attempts, "lr_factors": [[*pair] for pair in self.factors]}}
+        factors = [[*pair] for pair in self.factors]
+        return {"relapses": {"attempts": [asdict(attempt) for attempt in self.attempts], "lr_factors": factors}}
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists, the last losses, and the weights to go back to where those of one process are all."""
@@ -244,13 +244,12 @@ class Relapse:
     def load_state_dict(self, state: dict[str, Any] | None, step: int) -> None:
         """Restores what ``state_dict`` returned, after ``step`` steps; None is the state of an older release."""
         self.heard.end()
-        self.is_watching = state is not None and state["is_watching"]
-        if state is None:
-            return
+        state = {"is_watching": False, "attempts": [], "factors": []} if state is None else state
+        self.is_watching = state["is_watching"]
         self.attempts = [Attempt(*values) for values in state["attempts"]]
         self.factors = [(step, factor) for step, factor in state["factors"]]
-        self.num_lost = state["num_lost"]
-        self._first, self._best = state["levels"]
+        self.num_lost = state.get("num_lost", 0)
+        self._first, self._best = state.get("levels", [math.inf, math.inf])
         if self.is_watching:
             self.heard.load_state_dict(state["heard"])
             self._kept = Kept(*self._of_kept)
