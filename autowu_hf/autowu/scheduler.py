@@ -237,18 +237,19 @@ class AutoWUScheduler(Reported):
         self._leave_report(step)
         if reason != NOTHING and self._course.scale is not None and self.rewind.is_on and not self._cadence.held:
             self._relapse.begin(step, self.num_training_steps, self.ticks_per_step, *self._losses_of_now(step))
+            self._history = self._relapse.heard.history
 
     def flush(self) -> None:
         """As in the base class; also after the switch, where losses are watched."""
-        super().flush()
-        if self._relapse.is_watching:
-            self._relapse.heard.flush()
+        if not self._relapse.is_watching or self._relapse.heard.flush():
+            super().flush()
 
     def _load_state(self, state: dict[str, Any]) -> None:
         """A run of another length keeps its switch and ends at the new total; a growth goes on at its pace."""
         self._load_decided(state)
         self._check_at = state["check_at"]
         self._relapse.load_state_dict(state.get("relapse"), self.last_epoch // self.ticks_per_step)
+        self._history = self._relapse.heard.history if self._relapse.is_watching else self._warm_up.history
         self._course.load_state_dict(state.get("course"), state["growth_steps"])
         since_start, is_over = self.last_epoch - self._course.sweep_start, self.switch_step is not None
         self._warm_up.load_state_dict(state, is_over, since_start)

@@ -38,7 +38,8 @@ class Attempt:
         last: the level with the earlier weights, once more; the same.
         end: the steps done when it was over; None before.
         taken_at: the steps done when the run last went to the weights that it goes on from; None before that is known.
-        was_lost: whether what had been learned was really lost, so that the run went on from the earlier weights.
+        was_lost: whether what had been learned was really lost; and where it was cut, whether the run goes on from the
+            earlier weights, as it does then.
         was_cut: whether it ended before all of that was known.
     """
 
@@ -59,6 +60,16 @@ class Attempt:
     def is_with_earlier(self) -> bool:
         """Whether it is the earlier weights that are trained now."""
         return self.tried is None or self.again is not None
+
+    @property
+    def kept_step(self) -> int:
+        """The steps done when the weights were what the run goes on from."""
+        return self.back_to if self.was_lost else self.since
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the LR is lower from its end on."""
+        return self.was_lost or (self.was_cut and self.tried is not None)
 
     def num_losses(self, num: int) -> int:
         """The losses that are waited for now, where ``num`` make a level: half as many after the first time, so that
@@ -116,3 +127,9 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int) -> b
     """
     is_far = now - best > max(LOST * (first - best), LEAST_LOST * abs(first))  # the noise is asked for only then
     return is_far and now - best > _NOISES * error(losses, num)
+
+
+def has_just_broken(first: float, now: float, losses: Array) -> bool:
+    """Whether a few of the losses (n,), the newest, have lost what had been learned, which the other ones hide yet."""
+    newest = losses[-(FEWEST_LOSSES // 2) :]
+    return is_lost(first, now, level(newest), newest, len(newest))

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from ...rewind.kept import Kept
 from ...runtime.losses.history import Array
 from ..course.words import say
-from .attempt import FEWEST_LOSSES, Attempt, error, interval, is_lost, level, window
+from .attempt import FEWEST_LOSSES, Attempt, error, has_just_broken, interval, is_lost, level, window
 from .heard import Heard
 from .words import line
 
@@ -109,8 +109,8 @@ class Relapse:
             self.stop(step)
 
     def stop(self, step: int, is_alone: bool = False) -> None:
-        """Watches no more after ``step`` steps. An attempt that is under way ends where it stands: with the later
-        weights, unless the earlier ones have already been better, or the others are gone.
+        """Watches no more after ``step`` steps. An attempt that is under way ends with the later weights, or if the
+        earlier ones have already been better, with these; and where it cannot go there, at the lower LR.
 
         Args:
             step: the steps done.
@@ -118,16 +118,14 @@ class Relapse:
         """
         attempt, kept = self.attempt, self._kept
         if attempt is not None:
-            attempt.was_lost, attempt.was_cut, attempt.end = attempt.tried is not None, True, step
+            is_better = attempt.tried is not None
+            attempt.was_lost, attempt.was_cut, attempt.end = attempt.is_with_earlier, True, step
             attempt.taken_at = self.heard.since
-            wanted = attempt.back_to if attempt.was_lost else attempt.since
-            is_there = attempt.was_lost and attempt.is_with_earlier
-            if not is_there and (kept is None or is_alone or not kept.go_to(wanted)):
-                attempt.was_lost = True  # at the lower LR, whichever weights these are
-            elif not is_there:
-                attempt.taken_at = step
-                self.num_lost += step - wanted
-            self.factors.append((step, attempt.factor / (DIVISOR if attempt.was_lost else 1.0)))
+            to_step = attempt.back_to if is_better else attempt.since
+            if is_better != attempt.was_lost and not is_alone and kept is not None and kept.go_to(to_step):
+                attempt.was_lost, attempt.taken_at = is_better, step
+            self.num_lost += attempt.taken_at - attempt.kept_step
+            self.factors.append((step, attempt.factor / (DIVISOR if attempt.is_lowered else 1.0)))
             say(line(attempt, 0))
         self.is_watching = False
         self.heard.end()
@@ -149,18 +147,15 @@ class Relapse:
         if step % ticks != 0:
             return
         step, num_steps = step // ticks, num_steps // ticks
+        num, attempt = window(num_steps), self.attempt
+        is_tried = attempt is not None and step - self.heard.since >= attempt.num_losses(num)
         if is_held:
             self.stop(step, is_alone=True)
-        elif step % interval(num_steps) == 0 or self._is_tried(step, num_steps):
+        elif step % interval(num_steps) == 0 or is_tried:
             if self.heard.gather(step, num_steps):
-                self._look(step, num_steps, window(num_steps))
+                self._look(step, num_steps, num)
             else:
                 self.stop(step)
-
-    def _is_tried(self, step: int, num_steps: int) -> bool:
-        """Whether a part of an attempt may be over."""
-        since = self.heard.since
-        return self.attempt is not None and step - since >= self.attempt.num_losses(window(num_steps))
 
     def _look(self, step: int, num_steps: int, num: int) -> None:
         attempt, losses = self.attempt, self.heard.losses
@@ -170,7 +165,6 @@ class Relapse:
             speaks_for = attempt.take(level(losses[-attempt.num_losses(num) :]), error(losses, num))
             if not speaks_for:
                 if self._go(step, attempt.since, attempt.factor):
-                    self._best = math.inf  # what the losses are now
                     self._end(step, attempt, was_lost=False)
             elif attempt.last is not None:
                 self._end(step, attempt, was_lost=True)
@@ -183,14 +177,15 @@ class Relapse:
         if step > UNTIL * num_steps or len(self.attempts) == MOST:
             self.stop(step)
             return
-        if self._kept is None or self._kept.step is None:  # after a resume from a checkpoint without it
-            self._keep(step)
         losses, kept = self.heard.losses, self._kept
-        if not self.is_watching or kept is None or kept.step is None or len(losses) < num:
+        if kept is None or kept.step is None:  # after a resume from a checkpoint without it
+            self._keep(step)
+            return
+        if len(losses) < num:
             return
         now = level(losses[-num:])
         attempt = Attempt(step, kept.step, self._best, now, self.factor)
-        has_time = num_steps >= FEWEST_TO_TRY and step + 3 * num <= UNTIL * num_steps
+        has_time = num_steps >= FEWEST_TO_TRY and step + 2 * num <= UNTIL * num_steps
         if math.isinf(now):
             if self._go(step, attempt.back_to, attempt.factor):
                 self.attempts.append(attempt)
@@ -202,22 +197,24 @@ class Relapse:
                 say(line(attempt, num))
         elif now < self._best:
             self._best = now
-            if step - kept.step >= RENEW * num_steps:
+            if step - kept.step >= RENEW * num_steps and not has_just_broken(self._first, now, losses):
                 kept.renew(step)
 
     def _end(self, step: int, attempt: Attempt, was_lost: bool) -> None:
         """Goes on from the weights that the run is at: the earlier ones, or the later ones as if nothing had been."""
         assert self._kept is not None
-        to_step = attempt.back_to if was_lost else attempt.since
         attempt.end, attempt.taken_at, attempt.was_lost = step, self.heard.since, was_lost
-        self.num_lost += attempt.taken_at - to_step
-        self._kept.keep_only(to_step)
-        self.factors.append((step, attempt.factor / (DIVISOR if was_lost else 1.0)))
+        self.num_lost += attempt.taken_at - attempt.kept_step
+        self._kept.keep_only(attempt.kept_step)
+        self.factors.append((step, attempt.factor / (DIVISOR if attempt.is_lowered else 1.0)))
+        if attempt.last is not None or not was_lost:  # to compare with what the losses are now
+            self._best = attempt.last if was_lost and attempt.last is not None else math.inf
         say(line(attempt, 0))
 
     def _go(self, step: int, to_step: int, factor: float) -> bool:
         """To the weights of another step, and to another LR; where these are not finite, it watches no more."""
         if self._kept is None or not self._kept.go_to(to_step):
+            say(f"AutoWU cannot go back to the weights of step {to_step}, which are not finite, or gone")
             self.stop(step)
             return False
         self.factors.append((step, factor))
@@ -244,6 +241,8 @@ class Relapse:
     def load_state_dict(self, state: dict[str, Any] | None, step: int) -> None:
         """Restores what ``state_dict`` returned, after ``step`` steps; None is the state of an older release."""
         self.heard.end()
+        if self._kept is not None:
+            self._kept.drop()
         state = {"is_watching": False, "attempts": [], "factors": []} if state is None else state
         self.is_watching = state["is_watching"]
         self.attempts = [Attempt(*values) for values in state["attempts"]]

@@ -21,8 +21,9 @@ def line(attempt: Attempt, num: int) -> str:
     if attempt.was_lost:
         goes_on = f"it goes on from the weights of step {attempt.back_to}, at a third of the learning rate"
     if attempt.was_cut:
-        at_lr = "a third of the learning rate" if attempt.was_lost else "the learning rate as it was"
-        return f"AutoWU: what it tried from step {attempt.since} on is cut off at step {attempt.end}; on at {at_lr}"
+        at_lr = "a third of the learning rate" if attempt.is_lowered else "the learning rate as it was"
+        tried = f"AutoWU: what it tried from step {attempt.since} on is cut off at step {attempt.end}"
+        return f"{tried}; it goes on from the weights of step {attempt.kept_step}, at {at_lr}"
     if math.isinf(attempt.level):
         return f"AutoWU: by step {attempt.since} the losses are not finite; {goes_on}"
     if attempt.was_lost:
@@ -43,4 +44,4 @@ def in_short(report: Mapping[str, Any]) -> str:
     attempts = report.get("relapses", {"attempts": []})["attempts"]  # a report may be older than that
     lost = [attempt for attempt in attempts if attempt["was_lost"]]
     said = [f"back to step {a['back_to']} at step {a['taken_at']}, at a third of the LR" for a in lost]
-    return "; the losses rose again: " + " and ".join(said) if said else ""
+    return "; what was learned was lost again: " + " and ".join(said) if said else ""

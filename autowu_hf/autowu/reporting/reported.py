@@ -99,7 +99,7 @@ class Reported(AdaptiveScheduler):
     @property
     def takes_losses(self) -> bool:
         """Whether the losses of the steps to come are needed."""
-        return self.switch_step is None
+        return self.switch_step is None or self._relapse.is_watching
 
     @property
     def peak_rule(self) -> str:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from autowu_hf.autowu.relapse.attempt import Attempt, error, is_lost, level, window
+from autowu_hf.autowu.relapse.attempt import Attempt, error, has_just_broken, is_lost, level, window
 
 
 def attempt(**values) -> Attempt:
@@ -83,3 +83,12 @@ def test_the_later_weights_must_lose_it_again(again, expected):
 @pytest.mark.parametrize(("last", "expected"), [(1.3, True), (1.7, False), (math.inf, False)])
 def test_the_earlier_weights_must_have_it_again(last, expected):
     assert attempt(tried=1.2, again=2.0).take(last, 0.0) is expected
+
+
+def test_a_few_losses_tell_what_has_just_broken():
+    losses = np.full(20, 1.0)
+    assert not has_just_broken(2.0, 1.0, losses)
+    losses[-2:] = 3.0
+    assert not has_just_broken(2.0, 1.0, losses)  # a spike may be one
+    losses[-3:] = 3.0
+    assert has_just_broken(2.0, 1.0, losses)

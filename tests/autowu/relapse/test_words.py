@@ -25,16 +25,18 @@ def test_each_outcome_has_its_line():
     broken = dataclasses.replace(BEGUN, level=math.inf, end=100, was_lost=True)
     assert "by step 100 the losses are not finite; it goes on from the weights of step 60" in line(broken, 0)
     cut = dataclasses.replace(BEGUN, end=105, was_cut=True)
-    assert "from step 100 on is cut off at step 105; on at the learning rate as it was" in line(cut, 0)
-    assert "on at a third of the learning rate" in line(dataclasses.replace(cut, was_lost=True), 0)
+    assert line(cut, 0).endswith("at step 105; it goes on from the weights of step 100, at the learning rate as it was")
+    assert line(dataclasses.replace(cut, was_lost=True), 0).endswith("step 60, at a third of the learning rate")
+    worse = dataclasses.replace(cut, tried=1.1)
+    assert line(worse, 0).endswith("step 100, at a third of the learning rate")
 
 
 def test_only_what_was_lost_is_in_the_sentence_of_the_report():
     lost = dataclasses.asdict(dataclasses.replace(BEGUN, taken_at=115, end=125, was_lost=True))
     attempts = [dataclasses.asdict(BEGUN), lost, {**lost, "back_to": 115, "taken_at": 170}]
     assert in_short({"relapses": {"attempts": attempts}}) == (
-        "; the losses rose again: back to step 60 at step 115, at a third of the LR and back to step 115 at step 170, "
-        "at a third of the LR"
+        "; what was learned was lost again: back to step 60 at step 115, at a third of the LR and back to step 115 at step "
+        "170, at a third of the LR"
     )
     assert in_short({"relapses": {"attempts": attempts[:1]}}) == ""
     assert in_short({}) == ""  # of an earlier release
