@@ -35,8 +35,8 @@ def test_only_what_was_lost_is_in_the_sentence_of_the_report():
     lost = dataclasses.asdict(dataclasses.replace(BEGUN, taken_at=115, end=125, was_lost=True))
     attempts = [dataclasses.asdict(BEGUN), lost, {**lost, "back_to": 115, "taken_at": 170}]
     assert in_short({"relapses": {"attempts": attempts}}) == (
-        "; what was learned was lost again: back to step 60 at step 115, at a third of the LR and back to step 115 at step "
-        "170, at a third of the LR"
+        "; what was learned was lost again: back to step 60 at step 115, at a third of the LR and back to step 115 at "
+        "step 170, at a third of the LR"
     )
     assert in_short({"relapses": {"attempts": attempts[:1]}}) == ""
     assert in_short({}) == ""  # of an earlier release
