@@ -101,7 +101,7 @@ def window(num_steps: int) -> int:
 
 def interval(num_steps: int) -> int:
     """The steps from one look at the losses to the next."""
-    return max(2, num_steps // 60)
+    return max(3, num_steps // 60)
 
 
 def level(losses: Array) -> float:
