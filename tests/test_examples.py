@@ -87,8 +87,10 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "1/" in printed
     assert "growth, tap included" in printed
-    (line,) = [line for line in printed.splitlines() if "40 steps, to " in line]
-    assert 2 < int(line.split("to ")[1].split()[0]) <= 12  # around the scale, in training: the peak was found
+    before, after = (line for line in printed.splitlines() if "40 steps, " in line)
+    switch = before.split(" to ")[1].split()[0]  # around the scale, in training: the peak was found
+    assert 2 < int(switch) <= 12
+    assert f"40 steps, {switch} to 32" in after
     assert "at most 12 at a time" in printed
 
 
