@@ -129,17 +129,30 @@ def test_a_growth_that_has_gone_too_far_is_judged_alike_under_every_launcher(kin
         assert rise == pytest.approx(expected[0][1], rel=5e-2)
 
 
+def check_goes_on_bit_for_bit(folder, whole, killed, same, **options):
+    """That a run which is killed after so many steps goes on from its last checkpoint as the whole one did.
+
+    Args:
+        folder: for the checkpoints.
+        whole: what each process of the whole run saw.
+        killed: the steps done.
+        same: names of what has to be the same in the end, beside LRs and weights.
+        options: of both runs.
+    """
+    saving = {"save_strategy": "steps", "save_steps": 1, **options}
+    run(trainer_run, folder, kill_at=killed + 1, killed=True, **saving)
+    for seen, before in zip(run(trainer_run, folder, resume=True, **saving), whole, strict=True):
+        assert seen["lrs"] == before["lrs"][killed:]
+        assert [seen[name] for name in same] == [before[name] for name in same]
+        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(("processes", "killed"), [(1, 9), (2, 9), (2, 24)])
 def test_a_run_that_is_killed_while_that_is_asked_goes_on_bit_for_bit(tmp_path, processes, killed):
     options = {"processes": processes, "goes_too_far": True}
     whole = run(trainer_run, tmp_path / "whole", **options)
-    saving = {"save_strategy": "steps", "save_steps": 1, **options}
-    run(trainer_run, tmp_path, kill_at=killed + 1, killed=True, **saving)
-    for seen, before in zip(run(trainer_run, tmp_path, resume=True, **saving), whole, strict=True):
-        assert seen["lrs"] == before["lrs"][killed:]
-        assert seen["approach"] == before["approach"]
-        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
+    check_goes_on_bit_for_bit(tmp_path, whole, killed, ["approach"], **options)
 
 
 @pytest.mark.once
@@ -147,14 +160,9 @@ def test_a_run_that_is_killed_while_that_is_asked_goes_on_bit_for_bit(tmp_path, 
 def test_a_run_that_is_killed_within_its_first_steps_goes_on_bit_for_bit(tmp_path, whole, asked, processes, killed):
     """After 5 steps later batches are being asked, after 6 and 7 it is being measured how far updates get."""
     is_asked = killed == 5
-    saving = {"save_strategy": "steps", "save_steps": 1, "processes": processes, "asks_later": is_asked}
-    run(trainer_run, tmp_path, kill_at=killed + 1, killed=True, **saving)
-    resumed = run(trainer_run, tmp_path, resume=True, **saving)
-    for seen, before in zip(resumed, asked if is_asked else whole[processes], strict=True):
-        assert seen["lrs"] == before["lrs"][killed:]
-        assert seen["losses"] == before["losses"]
-        assert seen["approach"] == before["approach"]
-        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
+    before = asked if is_asked else whole[processes]
+    options = {"processes": processes, "asks_later": is_asked}
+    check_goes_on_bit_for_bit(tmp_path, before, killed, ["losses", "approach"], **options)
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +191,4 @@ def test_a_run_that_is_killed_while_earlier_weights_are_tried_goes_on_bit_for_bi
     options = {"processes": processes, **RELAPSES}
     whole = run(trainer_run, tmp_path / "whole", **options)
     killed = whole[0]["relapses"]["attempts"][0]["since"] + 3
-    saving = {"save_strategy": "steps", "save_steps": 1, **options}
-    run(trainer_run, tmp_path, kill_at=killed + 1, killed=True, **saving)
-    for seen, before in zip(run(trainer_run, tmp_path, resume=True, **saving), whole, strict=True):
-        assert seen["lrs"] == before["lrs"][killed:]
-        assert seen["relapses"] == before["relapses"]
-        assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))
+    check_goes_on_bit_for_bit(tmp_path, whole, killed, ["relapses"], **options)

@@ -20,6 +20,16 @@ RUN = {
     "lr_scheduler_kwargs": {"max_lr": 30.0, "test_every": 5},
 }
 """120 steps, up to 60 of them for the warm-up over a range, at whose end the weights go back."""
+JUDGED = {
+    "eval_dataset": batches(8),
+    "eval_strategy": "steps",
+    "eval_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 5,
+    "save_only_model": True,
+    "load_best_model_at_end": True,
+}
+"""Every fifth step is evaluated and saved, and the best one loaded in the end."""
 
 
 def trained(folder, **options):
@@ -91,14 +101,8 @@ def test_an_evaluation_of_weights_that_were_taken_back_is_not_the_best(tmp_path,
         tmp_path,
         callbacks=[AutoWUCallback(plot=False, report=False)],
         model=TinyClassifier(),
-        eval_dataset=batches(8),
-        eval_strategy="steps",
-        eval_steps=5,
-        save_strategy="steps",
-        save_steps=5,
-        save_only_model=True,
         save_total_limit=limit,
-        load_best_model_at_end=True,
+        **JUDGED,
         **RUN,
     )
 
@@ -152,14 +156,8 @@ def test_what_was_the_best_before_a_relapse_stays_the_best(tmp_path, monkeypatch
     trainer = trainer_for(
         tmp_path,
         callbacks=[AutoWUCallback(plot=False, report=False)],
-        eval_dataset=batches(8),
-        eval_strategy="steps",
-        eval_steps=5,
-        save_strategy="steps",
-        save_steps=5,
-        save_only_model=True,
         save_total_limit=1,
-        load_best_model_at_end=True,
+        **JUDGED,
         **{**RUN, "lr_scheduler_kwargs": {"scale": True, "max_lr": None}},
     )
 

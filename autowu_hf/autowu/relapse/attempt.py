@@ -30,7 +30,7 @@ class Attempt:
     Args:
         since: the steps done when it began.
         back_to: the steps done when the weights were those that it goes back to.
-        best: the lowest level of the losses before.
+        best: the lowest level of the losses since the switch, that just before it included.
         level: their level when it began; infinite where they were not finite.
         factor: of the LR when it began.
         tried: the level with the earlier weights; None before that is known, and where nobody asked.
@@ -120,7 +120,7 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int) -> b
 
     Args:
         first: their level at the start of the run.
-        best: their lowest level; infinite before there is one.
+        best: their lowest level since the switch, that just before it included; infinite before there is one.
         now: their level.
         losses: (n,), the last ones, by whose noise it is judged.
         num: how many of these make a level.
