@@ -18,6 +18,7 @@ to 2 % (one standard deviation).
 """
 
 _CHUNK = 1 << 18
+_WORD = 16
 _MASK = (1 << 31) - 1
 _MIXERS = (0x1E3779B1, 0x2545F491, 0x3C6EF372)  # below 2^31, so that no product overflows
 
@@ -55,17 +56,22 @@ def sketch(parameters: Sequence[Tensor], shares: Shares) -> Tensor:
 def kind_of(parameters: Sequence[Tensor], shares: Shares) -> str:
     """What a sketch depends on beside the weights. Sketches of other kinds have nothing to do with each other."""
     if shares.is_shared:  # how many weights a process has is its own
-        return f"{len(parameters)} tensors, {shares.num_processes} processes"
-    return f"{len(parameters)} tensors, {sum(p.numel() for p in parameters)} weights"
+        counted = f"{shares.num_processes} processes"
+    else:
+        counted = f"{sum(p.numel() for p in parameters)} weights"
+    return f"{len(parameters)} tensors, {counted}, signs by {_WORD}"  # a release before this one drew them one by one
 
 
 def _signs(first: int, number: int, process: int, device: torch.device) -> Tensor:
     """Signs of as many weights from the one with number ``first`` on, for a process; by arithmetic, since generators of
-    random numbers differ from device to device.
+    random numbers differ from device to device. Every number that is mixed has the signs of ``_WORD`` weights.
     """
-    places = torch.arange(first, first + number, device=device)
+    begin, end = first // _WORD, (first + number - 1) // _WORD + 1
+    places = torch.arange(begin, end, device=device)
     mixed = (places & _MASK) * _MIXERS[0] + (places >> 31) * _MIXERS[1] + process * _MIXERS[2]
     for mixer in _MIXERS[1:]:
         mixed &= _MASK
         mixed = (mixed ^ (mixed >> 15)) * mixer
-    return (mixed >> 29 & 1).to(torch.int8) * 2 - 1
+    words = (mixed >> 23 & (1 << _WORD) - 1).to(torch.int32)  # the bits in the middle of a product depend on all others
+    bits = words.unsqueeze(1) >> torch.arange(_WORD, dtype=torch.int32, device=device) & 1
+    return (bits * 2 - 1).reshape(-1)[first - begin * _WORD :][:number]

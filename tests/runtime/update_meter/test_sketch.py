@@ -62,9 +62,16 @@ def test_a_change_of_one_column_is_seen(width):
 def test_signs_are_as_often_plus_as_minus_and_others_on_every_process():
     own, other = (sketches._signs(3, 100_000, process, torch.device("cpu")).double() for process in (0, 1))
     far = sketches._signs(3 + (1 << 31), 100_000, 0, torch.device("cpu")).double()
-    for values in (own, own[1:] * own[:-1], own[64:] * own[:-64], own * other, own * far):
+    lags = (*range(1, 65), SIZE, 1024, 2 * SIZE)  # of the same number that is mixed, of the next ones, in the same sum
+    for values in (own, own * other, own * far, *(own[lag:] * own[:-lag] for lag in lags)):
         assert abs(float(values.mean())) < 5 / 100_000**0.5
     assert set(own.tolist()) == {-1.0, 1.0}
+
+
+def test_signs_do_not_depend_on_where_they_begin():
+    whole = sketches._signs(0, 200, 0, torch.device("cpu"))
+    for first, number in ((0, 1), (15, 2), (16, 16), (37, 100), (48, 0), (49, 0), (199, 1)):
+        assert torch.equal(sketches._signs(first, number, 0, torch.device("cpu")), whole[first : first + number])
 
 
 def test_it_does_not_depend_on_the_default_device():
@@ -92,10 +99,10 @@ def test_it_leaves_the_random_numbers_alone():
 
 def test_sketches_of_more_weights_or_other_shares_have_nothing_to_do_with_each_other(monkeypatch):
     whole = tensors(10)
-    assert kind_of(whole, Shares(whole, 1)) == "1 tensors, 10 weights"
+    assert kind_of(whole, Shares(whole, 1)) == "1 tensors, 10 weights, signs by 16"
     monkeypatch.setattr(collective, "num_processes", lambda: 4)
-    assert kind_of(whole, Shares(whole, 1)) == "1 tensors, 10 weights"
-    assert kind_of(whole, Shares(whole, 4)) == "1 tensors, 4 processes"
+    assert kind_of(whole, Shares(whole, 1)) == "1 tensors, 10 weights, signs by 16"
+    assert kind_of(whole, Shares(whole, 4)) == "1 tensors, 4 processes, signs by 16"
 
 
 class OneOfTwo(Shares):

@@ -89,12 +89,13 @@ def test_a_run_resumed_while_that_is_measured_takes_the_same_lrs(make):
         assert run(model, optimizer, schedule, losses[:110], since=step) == whole[step:]
 
 
-def test_weights_that_are_shared_out_in_another_way_leave_it_unknown():
+@pytest.mark.parametrize("other", ["4 tensors, 2 processes, signs by 16", "4 tensors, 163 weights"])
+def test_weights_that_are_shared_out_or_added_up_in_another_way_leave_it_unknown(other):
     model, optimizer, schedule = made(400, make=Shrinking)
     losses = slowly(400)
     run(model, optimizer, schedule, losses[:25])
-    assert schedule._course.approach.later._distance._kind == "4 tensors, 163 weights"
-    schedule._course.approach.later._distance._kind = "4 tensors, 2 processes"
+    assert schedule._course.approach.later._distance._kind == "4 tensors, 163 weights, signs by 16"
+    schedule._course.approach.later._distance._kind = other
     run(model, optimizer, schedule, losses, since=25)
     first, second = schedule.report()["approach"]["reaches"]
     assert (first, second) == (None, pytest.approx(1 / 20, rel=0.01))
