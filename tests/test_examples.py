@@ -92,6 +92,9 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     assert 2 < int(switch) <= 12
     assert f"40 steps, {switch} to 32" in after
     assert "at most 12 at a time" in printed
+    for name in ("snapshot", "measured step", "sketch"):
+        own = next(line for line in printed.splitlines() if line.strip().startswith(f"{name}  "))
+        assert float(own.split()[-1].removesuffix("x")) > 0.0
 
 
 @pytest.fixture(scope="module")

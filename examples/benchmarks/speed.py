@@ -1,5 +1,5 @@
 """What AutoWU costs: a minimum test with either engine, a step beside the cosine schedule, the steps until the peak is
-known in a real run, and a snapshot for rewind beside a training step.
+known in a real run, and what is done with all weights beside a training step.
 
     python examples/benchmarks/speed.py
     ACCELERATE_USE_CPU=false python examples/benchmarks/speed.py  # steps and snapshots on a GPU
@@ -30,6 +30,7 @@ from autowu_hf.autowu.settings import AutoWUSettings
 from autowu_hf.integrations import accelerate_hooks
 from autowu_hf.rewind import snapshot
 from autowu_hf.rewind.rewind import LR_FACTOR
+from autowu_hf.runtime.update_meter import UpdateMeter
 
 torch.set_num_threads(1)
 
@@ -197,8 +198,10 @@ def _seconds_of_steps(total: int, method: str) -> tuple[list[float], int, float]
     return seconds, switch, time.perf_counter() - begun
 
 
-def snapshots() -> None:
-    """A copy of weights and AdamW's state, and a training step, of a small GPT."""
+def whole_models() -> None:
+    """What is done with all weights at once, beside a training step of a small GPT: a copy of them and of AdamW's
+    state, a step that is measured, with the way from w_0, and a sketch.
+    """
     config = GPT2Config(vocab_size=1000, n_positions=64, n_embd=WIDTH, n_layer=4, n_head=4, bos_token_id=0)
     model = GPT2LMHeadModel(config).to(DEVICE)
     tokens = torch.randint(0, 1000, (8, 64), device=DEVICE)
@@ -211,25 +214,37 @@ def snapshots() -> None:
 
     train_step()
     kept = [snapshot.take(optimizer, [model], 0)]
+    meter = UpdateMeter(optimizer, [1.0])
+    start = [parameter.detach().to("cpu", copy=True) for parameter in model.parameters()]
 
     def take() -> None:
         kept[0] = snapshot.take(optimizer, [model], 0, reuse=kept[0])
 
-    copy_seconds, step_seconds = medians(take, train_step, rounds=max(ROUNDS // 4, 1), calls=1)
-    schedule = autowu_hf.get_autowu_schedule(optimizer, 10_000)
+    def measured_step() -> None:
+        meter.arm(takes_back=False)
+        meter.hold_start(start)
+        train_step()
+        meter.disarm()
+        meter.updates.clear()
+
     parameters = sum(p.numel() for p in model.parameters())
+    print(f"\nbeside a training step: GPT of {parameters / 1e6:.1f} M parameters, batch 8 x 64")
+    print(f"{'':>24} {'autowu':>10} {'step':>10} {'ratio':>8}")
+    ratios = []
+    for name, ours in (("snapshot", take), ("measured step", measured_step), ("sketch", meter.sketch)):
+        seconds, step_seconds = medians(ours, train_step, rounds=max(ROUNDS // 4, 1), calls=1)
+        ratios.append(seconds / step_seconds)
+        print(f"{name:>24} {seconds * 1e3:>7.2f} ms {step_seconds * 1e3:>7.2f} ms {ratios[-1]:>7.2f}x")
+    schedule = autowu_hf.get_autowu_schedule(optimizer, 10_000)
     size = kept[0].num_bytes()
     train_step()
     schedule.step(0.0)
     schedule.step(0.0)
     most = schedule.rewind.limit
     count = 1 + int(np.log(1.0 / 1e-5) / np.log(LR_FACTOR))
-    print(f"\na snapshot for rewind, beside a training step: GPT of {parameters / 1e6:.1f} M parameters, batch 8 x 64")
-    print(f"{'':>24} {'snapshot':>10} {'step':>10} {'ratio':>8}")
-    ratio = copy_seconds / step_seconds
-    print(f"{'':>24} {copy_seconds * 1e3:>7.2f} ms {step_seconds * 1e3:>7.2f} ms {ratio:>7.2f}x")
-    print(f"  {size / 2**20:.1f} MiB each, {size / 4 / parameters:.2f} x the parameters; at most {most} at a time")
-    print(f"  a warm-up of any length takes {count} at most: as long as {count * ratio:.1f} training steps")
+    print(f"  snapshots: {size / 2**20:.1f} MiB each, {size / 4 / parameters:.2f} x the parameters; ", end="")
+    print(f"at most {most} at a time")
+    print(f"  a warm-up of any length takes {count} at most: as long as {count * ratios[0]:.1f} training steps")
 
 
 def main() -> None:
@@ -237,7 +252,7 @@ def main() -> None:
     minimum_tests()
     steps()
     approaches()
-    snapshots()
+    whole_models()
 
 
 if __name__ == "__main__":

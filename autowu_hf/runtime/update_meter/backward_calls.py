@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..finite import numbers_of
-from .update import total
+from .update import square_of, total
 
 _LOSS_SCALE = 256.0
 """A gradient that is so many times smaller at the step was not only clipped: torch's scaler has undone its scale."""
@@ -49,7 +49,7 @@ class BackwardCalls:
         if before is not None:  # zero_grad lets go of a gradient, and the next one is another tensor
             added, anew = before.added if before.gradient() is gradient else 0, before.anew
         numbers = numbers_of(gradient)
-        square = None if numbers is None else numbers.float().square().sum()
+        square = None if numbers is None else square_of(numbers)
         self._heard[id(parameter)] = _Heard(weakref.ref(gradient), square, added + 1, anew + (added == 0))
 
     def listen(self, does: bool) -> None:

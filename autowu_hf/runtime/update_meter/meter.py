@@ -22,7 +22,7 @@ from ..param_groups import innermost
 from .backward_calls import BackwardCalls
 from .shares import Shares
 from .sketch import kind_of, sketch
-from .update import HALF, Update, decay_of, obstacle_in, product, seen_share, sums_of, total
+from .update import HALF, Update, decay_of, obstacle_in, seen_share, square_of, sums_of, total
 
 
 class UpdateMeter:
@@ -141,7 +141,7 @@ class UpdateMeter:
         squares, count = 0.0, 0
         for parameter in self._parameters():
             weights = numbers_of(parameter)
-            square = 0.0 if weights is None else float(product(weights, weights))
+            square = 0.0 if weights is None else float(square_of(weights))
             if weights is not None and square > 0.0:
                 squares, count = squares + square, count + weights.numel()
         return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
@@ -177,7 +177,6 @@ class UpdateMeter:
         if self.idle is not None:
             return
         scale = getattr(self.optimizer, "grad_scale", None)  # gradient scalers hand it, and found_inf, to some
-        unscale = 1.0 if scale is None else 1.0 / float(scale)
         if has_closure:  # which leaves its gradients behind
             self._backward_calls.clear()
         elif obstacle_in(self._parameters()) is not None:
@@ -185,7 +184,7 @@ class UpdateMeter:
         for parameter in self._parameters():
             weights, gradient = numbers_of(parameter), None if has_closure else numbers_of(parameter.grad)
             if weights is not None and (has_closure or gradient is not None):
-                held = None if gradient is None else _on_host(gradient) * unscale
+                held = None if gradient is None else _on_host(gradient, scale)
                 self._before.append((parameter, _on_host(weights), held))
         if self._has_start and not self._start:  # a parameter may get its first gradient later
             readable = {id(p): numbers_of(p) for p in self._parameters() if p.requires_grad}
@@ -256,5 +255,6 @@ START_IS_GONE = "the weights from before are gone"
 _MOST = 16  # the measured steps that nobody has taken in: the schedule is not stepped yet
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _on_host(tensor: Tensor, divisor: Any = None) -> Tensor:
+    copy = tensor.detach().to("cpu", copy=True)
+    return copy if divisor is None else copy.div_(float(divisor))

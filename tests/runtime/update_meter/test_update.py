@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autowu_hf.runtime.update_meter import update
-from autowu_hf.runtime.update_meter.update import NUM_SUMS, Update, product, seen_share, sums_of, total
+from autowu_hf.runtime.update_meter.update import NUM_SUMS, Update, product, seen_share, square_of, sums_of, total
 
 
 def moved(weights, gradient, change, own_lr=0.1):
@@ -45,6 +45,31 @@ def test_the_way_since_the_start_is_measured_along_the_gradient_before_clipping(
     sums = sums_of(w, w - 0.1, torch.tensor([1.0, 2.0]), 0.1, start=start)
     assert Update.from_sums(sums, 0.1, clipping=2.0).fallen == pytest.approx(2.0 * (0.5 - 2.0))
     assert Update.from_sums(sums_of(w, w - 0.1, w, 0.1), 0.1, 1.0).fallen == 0.0
+
+
+@pytest.mark.parametrize(("piece", "dtype"), [(1 << 17, torch.float32), (64, torch.float32), (64, torch.bfloat16)])
+def test_the_sums_are_those_of_the_formulas_also_in_pieces(piece, dtype, monkeypatch):
+    monkeypatch.setattr(update, "_PIECE", piece)
+    generator = torch.Generator().manual_seed(0)
+    w, d, g, way = (torch.randn(17, 23, generator=generator) for _ in range(4))
+    given = [t.to(dtype) for t in (w, w + 0.1 * d, g, w - 0.1 * way)]
+    before, now, gradient, start = (t.double() for t in given)
+    decay, rate = 0.3, 0.2
+    change, decayed = now - before, gradient + decay * before
+    sizes = [float((t * t).sum()) for t in (before, gradient, change)]
+    own = [float((decayed**2).sum()), -float((decayed * change).sum()) / rate, sizes[2] / rate**2]
+    fallen = float((gradient * (start - before)).sum())
+    expected = [-float((gradient * change).sum()), *sizes, sizes[2], *own, fallen, 17 * 23, 1]
+    found = sums_of(*given[:3], rate, decay, given[3])
+    assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert float(square_of(given[2])) == pytest.approx(sizes[1], rel=1e-5)
+    assert float(square_of(torch.zeros(0))) == 0.0
+
+
+def test_one_piece_of_zeros_is_no_tensor_of_zeros(monkeypatch):
+    monkeypatch.setattr(update, "_PIECE", 2)
+    sums = moved([0.0, 0.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0], [-1.0, 0.0, 0.0, 0.0])
+    assert seen_share(sums) == pytest.approx(1.0 / 5.0)
 
 
 def test_sums_of_many_tensors_are_added_in_double_precision():
