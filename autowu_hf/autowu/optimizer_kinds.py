@@ -95,3 +95,15 @@ def momentum_of(group: Mapping[str, Any]) -> float:
     if not 0.0 < momentum < 1.0 or dampening >= 1.0:
         return 0.0
     return max(1.0 - (1.0 - momentum) / (1.0 - dampening), 0.0)
+
+
+def has_momentum(optimizer: Any) -> bool:
+    """Whether its groups say that updates are along a mean of gradients: by ``momentum``, ``beta1``, or the first of
+    their ``betas``.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    groups = innermost(optimizer).param_groups
+    first = ((group.get("momentum"), group.get("beta1"), *(group.get("betas") or ())[:1]) for group in groups)
+    return any(map(any, first))

@@ -5,7 +5,14 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.optimizer_kinds import momentum_of, num_unrectified, rectification, rectified_by, steps_of
+from autowu_hf.autowu.optimizer_kinds import (
+    has_momentum,
+    momentum_of,
+    num_unrectified,
+    rectification,
+    rectified_by,
+    steps_of,
+)
 
 
 @pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam", "DAdaptSGD", "LDoG", "Rprop", "ProdigyPlusScheduleFree"])
@@ -73,3 +80,19 @@ def test_the_momentum_is_that_by_which_updates_grow():
     assert momentum_of({"momentum": 0.9}) == pytest.approx(0.9)
     assert momentum_of({"momentum": 0.9, "dampening": 0.9}) == pytest.approx(0.0)
     assert momentum_of({"lr": 1.0}) == momentum_of({"momentum": 1.0}) == 0.0
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, True), ({"betas": (0.0, 0.999)}, False)])
+def test_the_first_of_the_betas_is_a_momentum(options, expected):
+    assert has_momentum(one_weight(torch.optim.AdamW, lr=0.1, **options)) is expected
+
+
+def test_who_has_a_momentum_is_known_by_its_groups():
+    assert has_momentum(one_weight(torch.optim.SGD, lr=0.1, momentum=0.9))
+    assert has_momentum(one_weight(torch.optim.RMSprop, lr=0.1, momentum=0.5))
+    assert not has_momentum(one_weight(torch.optim.RMSprop, lr=0.1))
+    assert not has_momentum(one_weight(torch.optim.Adagrad, lr=0.1))
+    mixed = one_weight(torch.optim.SGD, lr=0.1)
+    mixed.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "beta1": 0.9, "betas": None})
+    assert has_momentum(mixed)
+    assert has_momentum(Accelerator(cpu=True).prepare(one_weight(torch.optim.AdamW, lr=0.1)))

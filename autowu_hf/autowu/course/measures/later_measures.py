@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from ....runtime.update_meter import START_IS_GONE, Distance, Update
+from ...optimizer_kinds import has_momentum
 from ..legs import Way
 from ..timetable import MOST_WATCHED, PATIENCE
 from .overshoot import Overshoot
 from .reach import reach_of
+from .scale import SURELY_LIFTED_FROM
 from .scale_search import ScaleSearch
 
 
@@ -47,6 +49,7 @@ class LaterMeasures:
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
         self.overshoot = Overshoot(search, start)
+        self._has_momentum = has_momentum(search.meter.optimizer)
         self._way = 0.0
         self._distance = Distance(search.meter)  # from the weights at ``since``
         self._num_before = 0  # the updates that the meter had when the last step of a window was to be measured
@@ -120,6 +123,8 @@ class LaterMeasures:
             self.start_anew()
             scale = self._search.scale
             wanted = 1.0 if found is None or scale is None else scale.reach_factor(*found, way.raised, self.factor)
+            if self._has_momentum and 1.0 < wanted <= SURELY_LIFTED_FROM:  # on a plateau its steps go to and fro, too
+                wanted = 1.0
             factor = wanted if is_first else max(wanted, 1.0)
             self.factors += [factor] if factor != 1.0 else []
         starts = self._next_start(way)

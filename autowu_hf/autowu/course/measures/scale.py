@@ -50,8 +50,8 @@ LoRA, whose two matrices grow together. The first was set after runs of LoRA (``
 """
 
 ONE_WAY, SURELY_LIFTED_FROM = 0.75, 2.5
-"""The share of their size from which steps go one way, as with momentum; and what stands for ``LIFTED_FROM`` there, and
-where R holds the LR, which is what one update may do to the weights.
+"""The share of their size from which steps go one way, as with momentum; and what stands for ``LIFTED_FROM`` there, for
+an optimizer that has momentum, and where R holds the LR, which is what one update may do to the weights.
 """
 
 MOST_LOWERED, MOST_LIFTED = 0.01, 20.0

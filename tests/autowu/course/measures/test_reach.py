@@ -12,9 +12,10 @@ import pytest
 import torch
 from scale_runs import made, run, slowly
 from torch import nn
+from torch.optim import AdamW
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.measures import overshoot
+from autowu_hf.autowu.course.measures import later_measures, overshoot
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,21 @@ def test_an_optimizer_whose_later_updates_are_small_gets_a_larger_lr(make, is_la
     assert lrs[first["end"]] == pytest.approx(first["to_lr"])
     assert max(lrs) == pytest.approx(schedule.peak_lr)
     assert f"times {wanted:.2g} since later updates get less far" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(("make", "share", "is_raised"), [(Steady, 2.2, True), (AdamW, 2.2, False), (AdamW, 2.8, True)])
+def test_updates_with_momentum_must_get_less_far_for_the_lr_to_rise(make, share, is_raised, monkeypatch):
+    """On a plateau, AdamW's steps go to and fro: a ViT from scratch, whose LR was doubled for that, learned nothing."""
+
+    def found(search, update, step, since, distance):
+        return max(0.2, 1.4 / step**0.5) / share, step, (0.5, 0.5)
+
+    monkeypatch.setattr(later_measures, "reach_of", found)
+    model, optimizer, schedule = made(400, make=make)
+    run(model, optimizer, schedule, 0.1 * slowly(400))  # so that P holds the LR
+    approach = schedule.report()["approach"]
+    assert schedule._course.scale.held_by == "polyak"
+    assert approach["factor"] == pytest.approx(share if is_raised else 1.0)
 
 
 @pytest.mark.parametrize("make", [Shrinking, ShrinkingLate])
