@@ -36,7 +36,7 @@ from tuning import SEEDS, percent_of_gain
 
 from autowu_hf import DivergedError, get_autowu_schedule
 from autowu_hf.autowu.course import signs, timetable
-from autowu_hf.autowu.course.measures import scale
+from autowu_hf.autowu.course.measures import later_measures, scale
 
 RUNS = RunTable(
     Path(__file__).with_suffix(".csv"),
@@ -56,7 +56,7 @@ _BLIND: list[Patch] = [
     (timetable, "FEWEST_STEPS", 10**9),
 ]
 _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
-_NO_LATER_MEASURE: Patch = (scale.Scale, "reach_factor", lambda *args: 1.0)
+_NO_LATER_MEASURE: Patch = (later_measures, "reach_factor", lambda *args, **options: 1.0)
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "default": ([], {}),
     "P and R alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),

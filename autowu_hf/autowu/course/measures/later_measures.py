@@ -16,8 +16,7 @@ from ...optimizer_kinds import has_momentum
 from ..legs import Way
 from ..timetable import MOST_WATCHED, PATIENCE
 from .overshoot import Overshoot
-from .reach import reach_of
-from .scale import SURELY_LIFTED_FROM
+from .reach import reach_factor, reach_of
 from .scale_search import ScaleSearch
 
 
@@ -34,7 +33,7 @@ class LaterMeasures:
             that they were asked.
         unasked: why nobody could tell that share where it mattered, as a part of a sentence; None elsewhere.
         since: the steps done when the window began in which it is measured how far steps get; None outside of one.
-        reaches: one for each window, see ``Scale.reach_factor``; None where it could not be measured.
+        reaches: one for each window, see ``reach_factor``; None where it could not be measured.
         factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
         overshoot: asks later batches whether the growth has gone too far.
     """
@@ -122,9 +121,10 @@ class LaterMeasures:
             self.reaches.append(None if found is None else found[0])
             self.start_anew()
             scale = self._search.scale
-            wanted = 1.0 if found is None or scale is None else scale.reach_factor(*found, way.raised, self.factor)
-            if self._has_momentum and 1.0 < wanted <= SURELY_LIFTED_FROM:  # on a plateau its steps go to and fro, too
-                wanted = 1.0
+            wanted = 1.0
+            if found is not None and scale is not None:
+                done, has_momentum = self.factor, self._has_momentum
+                wanted = reach_factor(scale, *found, raised=way.raised, done=done, has_momentum=has_momentum)
             factor = wanted if is_first else max(wanted, 1.0)
             self.factors += [factor] if factor != 1.0 else []
         starts = self._next_start(way)

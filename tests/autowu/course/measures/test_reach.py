@@ -16,6 +16,13 @@ from torch.optim import AdamW
 
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.course.measures import later_measures, overshoot
+from autowu_hf.autowu.course.measures.reach import reach_factor
+from autowu_hf.autowu.course.measures.scale import Scale
+
+BY_P = Scale(polyak=1.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
+BY_R = Scale(polyak=100.0, trust=1.0, alignment=0.5, loss=1.0, num_steps=2)
+SIZES = (1.0, 0.5)
+"""Of later updates, so that the LR may be lowered and raised."""
 
 
 @pytest.fixture(autouse=True)
@@ -237,3 +244,89 @@ def test_an_optimizer_whose_updates_stay_large_gets_a_smaller_lr(learns):
     assert approach["num_lost"] == schedule.num_steps_lost == (0 if learns else 28)
     lrs += run(model, optimizer, schedule, losses[:31], since=30)
     assert lrs[28] < (lrs[27] if learns else 0.1 * lrs[27])
+
+
+@pytest.mark.parametrize(
+    ("reach", "step", "factor"),
+    [
+        (0.2, 50, 1.0),  # Adam's mean of noise
+        (0.33, 50, 1.0),  # and of gradients that have one direction
+        (0.5, 4, 1.0),
+        (0.92, 8, 8**-0.5 / 0.92),  # LoRA
+        (1.0, 49, 0.2),  # Lion
+        (1.0, 4, 1.0),
+        (0.02, 49, 10.0),  # LAMB, whose first update was large
+        (0.03, 4, 20.0),
+        (1e-3, 49, 20.0),
+        (100.0, 49, 0.01),
+    ],
+)
+def test_how_far_later_updates_get_corrects_the_scale(reach, step, factor):
+    assert reach_factor(BY_P, reach, step, SIZES) == pytest.approx(factor)
+    assert reach_factor(BY_R, reach, step, SIZES) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("reach", "raised", "done", "factor"),
+    [
+        (0.02, 3.0, 1.0, 10 / 3),
+        (0.02, 6.0, 1.0, 1.0),  # what is left is too little
+        (0.02, 30.0, 1.0, 1.0),  # no raise is taken back
+        (1.0, 30.0, 1.0, 0.2),
+        (0.02, 1.0, 3.0, 10 / 3),
+        (0.02, 1.0, 9.0, 1.0),
+        (0.2 / 1.5, 1.0, 3.0, 1.0),  # what was lifted before is not lifted again by the way down
+    ],
+)
+def test_only_what_was_not_corrected_before_is_corrected(reach, raised, done, factor):
+    assert reach_factor(BY_P, reach, 49, SIZES, raised=raised, done=done) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(("share", "factor"), [(2.02, 1.0), (2.47, 1.0), (2.53, 2.53)])
+def test_with_momentum_the_lr_is_raised_where_updates_surely_get_less_far(share, factor):
+    assert reach_factor(BY_P, 0.2 / share, 49, SIZES, has_momentum=True) == pytest.approx(factor)
+
+
+def test_a_raise_is_not_taken_back_where_updates_get_a_little_less_far():
+    assert reach_factor(BY_P, 0.34, 16, SIZES, raised=7.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "reach", "sizes", "factor"),
+    [
+        (BY_P, 0.2 / 2.02, SIZES, 2.02),
+        (BY_P, 0.2 / 2.02, (1.0, 0.13), 1.0),  # 0.76 of its size
+        (BY_P, 0.2 / 2.53, (1.0, 0.1), 2.53),
+        (BY_P, 0.2 / 1.98, SIZES, 1.0),
+        (BY_R, 0.2 / 2.53, SIZES, 2.53),
+        (BY_R, 0.2 / 2.47, SIZES, 1.0),
+        (BY_P, 0.2 / 0.606, SIZES, 1.0),
+        (BY_P, 0.2 / 0.594, SIZES, 0.594),
+        (BY_R, 0.2 / 0.594, SIZES, 0.594),
+        (BY_P, 0.4, (0.673, 0.1), 0.5),
+        (BY_P, 0.4, (0.66, 1.0), 1.0),
+        (BY_P, 0.02, (1.0, 0.66), 10.0),
+        (BY_P, 0.02, (0.1, 0.673), 1.0),
+    ],
+)
+def test_the_bounds_of_a_correction_are_where_they_are_said_to_be(scale, reach, sizes, factor):
+    assert reach_factor(scale, reach, 49, sizes) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("sizes", [(0.5, 0.5), (1.0, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize("done", [0.2, 1.0, 5.0])
+def test_the_farther_updates_get_the_lower_is_the_lr(sizes, done):
+    factors = [reach_factor(BY_P, 0.01 * 1.1**i, 80, sizes, done=done) for i in range(80)]
+    assert factors == sorted(factors, reverse=True)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(0.6, 1.0), (0.7, 8**-0.5 / 0.9)])
+def test_the_lr_is_not_lowered_where_updates_become_smaller(size, factor):
+    """As AdamW's in a transient."""
+    assert reach_factor(BY_P, 0.9, 8, (size, 0.5)) == pytest.approx(factor)
+    assert reach_factor(BY_P, 0.02, 49, (size, 0.5)) == pytest.approx(10.0)
+
+
+def test_the_lr_is_not_raised_where_updates_of_the_same_size_get_less_far():
+    """They go to and fro, as those of a LR that is too high."""
+    assert reach_factor(BY_P, 0.05, 49, (0.7, 0.7)) == 1.0
