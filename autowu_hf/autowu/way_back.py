@@ -61,8 +61,8 @@ class WayBack:
         self.due_at = step + 1 + bisect.bisect_left(later, True, key=lambda t: rewind.is_due(lr_of(t)))
 
     def keep_start(self, step: int, approach: Approach) -> bool:
-        """Takes a snapshot where the LR begins to grow to the scale, or before a step is measured at a large LR; goes
-        back to it where the approach wants that, and drops it when the approach is over.
+        """Takes a snapshot where the LR begins to grow to the scale, before a step is measured at a large LR, or where
+        a transient is over; goes back to it where the approach wants that, and drops it when the approach is over.
 
         Args:
             step: scheduler steps done.
@@ -82,9 +82,11 @@ class WayBack:
                 done = start // self._cadence.ticks_per_step
                 logger.info("AutoWU goes back to the weights and the optimizer's state of step %d", done)
             return True
-        if approach.is_over:
+        is_anew = approach.transient.raised_at == step // self._cadence.ticks_per_step
+        if approach.is_over or is_anew:
             self._rewind.drop()
-        elif not self._rewind.snapshots and (len(approach.way.legs) == 1 or approach.search.is_far):
+        is_due = not self._rewind.snapshots and (len(approach.way.legs) == 1 or approach.search.is_far)
+        if is_anew or (is_due and not approach.is_over):
             self._rewind.keep_one(step)
         return True
 

@@ -7,7 +7,7 @@ would. From there on the losses say what remains to be done:
 
 * they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
 * they have not fallen in a run of SGD, whose scale is less sure: the same, at a third of the LR;
-* they have fallen to half already, after a transient or by quick learning: the LR grows on until they give way;
+* they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
@@ -30,6 +30,7 @@ from .legs import FEWEST_LOSSES, Sweep, Way
 from .measures.later_measures import LaterMeasures
 from .measures.scale import MOST_RAISED, Scale
 from .measures.scale_search import ScaleSearch
+from .measures.transient import Transient
 from .signs import FEWEST_TO_RISE, Array, have_risen
 from .timetable import Timetable
 
@@ -48,11 +49,12 @@ class Approach:
     Attributes:
         search: the scale, or the search for it.
         later: measures, once the scale is known, how much of the first slope lasts, and how far later updates get.
+        transient: whether the losses that halved were those of one.
         way: the legs of the LR since the scale is known.
         breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned and the run went back; None before.
         unmoved: the steps done when nothing had been learned and the LR grew on; None before.
-        wants_back: whether the run has to go back to where the first leg began, before its next step (``went_back``).
+        wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
         waits: whether nothing is left to do here but to judge whether the LR has grown too far.
         sweep: the growth that follows; None before that is known, and where none does.
         is_over: whether nothing is left to do here.
@@ -68,6 +70,7 @@ class Approach:
     ) -> None:
         self.search = ScaleSearch(optimizer, ratios)
         self.later = LaterMeasures(self.search, start)
+        self.transient = Transient(self.search)
         self.way = Way()
         self.breaks = Breaks()
         self.stalled: int | None = None
@@ -94,7 +97,7 @@ class Approach:
                 self.later.start_anew()
         self.way.fit(Timetable.of(num_steps, longest), factor)
         if self.later.is_watching:
-            self._watch(self.way.watched_since)
+            self.later.watch_from(self.way.watched_since, self.way)
         if self.sweep is not None:
             self.sweep = self.sweep.timed(num_steps, self.times.longest - sweep_start)
 
@@ -128,7 +131,7 @@ class Approach:
         return self.waits or self._looks(step) or self.later.overshoot.is_due(step, self.way)
 
     def _looks(self, step: int) -> bool:
-        is_due = self.scale is None or self.later.is_due(step, self.way)
+        is_due = self.scale is None or self.later.is_due(step, self.way) or self.transient.is_due(step, self.way)
         return not self.waits and (is_due or self.way.is_looked_at(step, self.end))
 
     def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
@@ -145,19 +148,20 @@ class Approach:
             self.is_over = self.search.obstacle is not None
             if (scale := self.search.scale) is not None:
                 self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-                self._watch(step if scale.raised_factor(0.0) > 1.0 else None)
+                self.later.watch_from(step if scale.raised_factor(0.0) > 1.0 else None, self.way)
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
         elif self._looks(step):
-            self._look(step, losses, self.scale)
+            self._look(step, losses, self.scale, share)
         if not (self.wants_back or self.is_over):
-            self.later.ask(step, self.way)
+            if self.transient.since is None:
+                self.later.ask(step, self.way)
             self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
         if self.is_over:
             self.later.stop()
 
-    def _look(self, step: int, losses: Array, scale: Scale) -> None:
+    def _look(self, step: int, losses: Array, scale: Scale, share: float) -> None:
         if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
             self.search.give_up("the losses are not positive throughout")
             self.search.is_blind = self.times.longest - step < FEWEST_LOSSES
@@ -173,9 +177,9 @@ class Approach:
         if self.later.is_watching and step >= self.way.watch_end:
             factor = scale.raised_factor(self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
-            self._watch(step if factor == MOST_RAISED else None)
+            self.later.watch_from(step if factor == MOST_RAISED else None, self.way)
         have_halved = seen.have_halved(losses)
-        factor = self.later.follow(step, self.way, have_halved)
+        factor = self.later.follow(step, self.way, have_halved) if self.transient.since is None else 1.0
         if factor < 1.0 and have_risen(losses, 3):
             self._go_back(step, num, factor * self.way.peak_lr)  # nothing is learned at this LR
         elif factor != 1.0:
@@ -188,7 +192,12 @@ class Approach:
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
             return
         is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and scale.may_be_noise
-        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step))
+        if not is_noisy and self.transient.may_be(have_halved, self.way):
+            is_busy = self.later.is_busy(step, self.way)
+            self.way.begin_anew(step, self.transient.look(step, self.way, losses, share, is_busy))
+            if not self.transient.is_over:
+                return
+        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and self.transient.raised_at is None)
         if may_grow and 2.0 * self.way.peak_lr < scale.trust < math.inf:
             self.sweep = Sweep.between(self.way.peak_lr, scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None
@@ -201,22 +210,11 @@ class Approach:
             self.breaks.went_back(step)
             self.way.went_back(step)
 
-    def _watch(self, since: int | None) -> None:
-        """Has the batches after so many steps say how much of the slope lasts; None: no more."""
-        if since is None:
-            self.later.stop()
-        elif self.times.watch_end(since) + 2 > self.times.longest:
-            self.later.refuse("there are too few steps")
-        elif not self.later.can_watch:
-            self.later.refuse("half precision would hide it")
-        else:
-            self.way.watched_since = since
-            self.later.watch()
-
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
         self.wants_back, self.waits = True, False
         self.breaks.go_back(num_losses)
         self.later.stop()
+        self.transient.stop()
         self.way.set_out(step, peak_lr)
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,10 +223,9 @@ class Approach:
             **{name: getattr(self, name) for name in _SEEN},
             **self.way.state_dict(),
             **self.breaks.state_dict(),
-            "later": self.later.state_dict(),
             "num_steps": self.times.num_steps,
             "sweep": None if self.sweep is None else [*dataclasses.astuple(self.sweep)],
-            "search": self.search.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in ("search", "later", "transient")},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -242,6 +239,7 @@ class Approach:
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
         self.search.load_state_dict(state["search"])
         self.later.load_state_dict(state.get("later") or {**state, **state["search"]})
+        self.transient.load_state_dict(state.get("transient"))
 
     def report(self) -> dict[str, Any]:
         """What the picture needs, and the scale."""
@@ -251,6 +249,8 @@ class Approach:
             "first_lr": self.search.lr,
             **{name: getattr(self, name) for name in _SEEN},
             **self.later.report(),
+            "risen": self.transient.risen,
+            "transient": self.transient.raised_at,
             "raised": self.way.raised,
             "num_lost": self.way.num_lost,
             "legs": [dataclasses.asdict(leg) for leg in self.way.legs],

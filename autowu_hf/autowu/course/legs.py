@@ -65,7 +65,7 @@ class Way:
         times: of the run that was planned last.
         legs: in their order; the first one is the growth to the scale, and one more follows for each that it was
             ``raised``.
-        began: the steps done when the last one that starts at 0 began.
+        began: the steps done when the last one began that starts at 0, or after a transient.
         num_lost: the steps that were thrown away by going back.
         watched_since: the steps done when later batches were last asked how much of the slope lasts; None before.
         raises: by what the scale's LR was multiplied for their answers, one after another.
@@ -170,8 +170,14 @@ class Way:
             self.raises.append(factor)
             self.go_on(since, factor)
 
+    def begin_anew(self, step: int, factor: float) -> None:
+        """Goes on, and whoever goes back will go back to after ``step`` steps; nothing, where the factor is 1."""
+        if factor != 1.0:
+            self.go_on(step, factor)
+            self.began = step
+
     def went_back(self, step: int) -> None:
-        """The run is where it was before the first leg, after ``step`` steps."""
+        """The run is where the way began, after ``step`` steps."""
         self.num_lost += step - self.began
         self.began = step
 

@@ -76,7 +76,16 @@ def events(approach: Approach) -> tuple[int, ...]:
     """How often each of the things has happened that ``news`` tells."""
     later, is_unasked = approach.later, int(approach.later.unasked is not None)
     breaks, changes, raises = approach.breaks.steps, approach.breaks.changes, approach.way.raises
-    return len(breaks), len(changes), len(raises), is_unasked, len(later.factors), len(later.overshoot.found)
+    has_raised = int(approach.transient.raised_at is not None)
+    return (
+        len(breaks),
+        len(changes),
+        len(raises),
+        is_unasked,
+        len(later.factors),
+        len(later.overshoot.found),
+        has_raised,
+    )
 
 
 def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str]:
@@ -87,7 +96,7 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         before: its ``events`` before.
         step: the steps done.
     """
-    breaks, changes, raises, is_unasked, factors, overshoots = (
+    breaks, changes, raises, is_unasked, factors, overshoots, transients = (
         now > then for now, then in zip(events(approach), before, strict=True)
     )
     if breaks or approach.stalled == step:
@@ -102,6 +111,8 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         yield _doubt(approach)
     if factors:
         yield _correction(approach, step)
+    if transients:
+        yield _transient(approach, step)
 
 
 def _setback(approach: Approach, step: int) -> str:
@@ -147,6 +158,14 @@ def _correction(approach: Approach, step: int) -> str:
     return (
         f"AutoWU: by step {step} the steps take the weights {far} than the first updates promised; the learning rate "
         f"goes to {approach.way.peak_lr:.1e}"
+    )
+
+
+def _transient(approach: Approach, step: int) -> str:
+    """Why the LR grows on although the losses have halved at the scale's."""
+    return (
+        f"AutoWU: the losses have fallen to half by step {step}, and P is {approach.transient.risen:.2g} times what it "
+        f"was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
     )
 
 

@@ -228,6 +228,9 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     if approach["factor"] != 1.0:
         far = "farther" if approach["factor"] < 1.0 else "less far"
         said += f", times {approach['factor']:.2g} since later updates get {far}"
+    if approach.get("transient") is not None:
+        said += f", on from it since P was {approach['risen']:.2g} times as high after a transient, at step "
+        said += str(approach["transient"])
     if approach.get("changes"):
         said += f", the loss having changed by step {approach['changes'][-1]}"
     if approach["breaks"]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ....runtime.update_meter import START_IS_GONE, Distance, Update
 from ...optimizer_kinds import has_momentum
 from ..legs import Way
-from ..timetable import MOST_WATCHED, PATIENCE
+from ..timetable import PATIENCE
+from .lasting import lasting_of
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
 from .scale_search import ScaleSearch
@@ -67,19 +68,26 @@ class LaterMeasures:
         if not self.lastings:
             self.unasked = why
 
+    def watch_from(self, since: int | None, way: Way) -> None:
+        """Has the batches after so many steps say how much of the slope lasts, where they can; None: no more."""
+        if since is None:
+            self.stop()
+        elif way.times.watch_end(since) + 2 > way.times.longest:
+            self.refuse("there are too few steps")
+        elif not self.can_watch:
+            self.refuse("half precision would hide it")
+        else:
+            way.watched_since = since
+            self.watch()
+
     @property
     def can_watch(self) -> bool:
         """Whether it can be told: not in half precision, whose rounding changes the way of the weights."""
         return not self._meter.is_half
 
     def take_lasting(self) -> float | None:
-        """Takes one more of the ``lastings``, and goes on watching. Each batch is asked for the whole way up to it, and
-        counts by its length.
-
-        Returns:
-            The mean of them all; None where this one cannot be known.
-        """
-        found = self._lasting([*self._meter.updates])
+        """Takes one more of the ``lastings``; the mean of them all, or None where this one cannot be known."""
+        found, self._way = lasting_of(self._search.scale, [*self._meter.updates], self._way)
         self._meter.updates.clear()
         if found is None:
             self.refuse("some of their steps were not seen")
@@ -91,18 +99,6 @@ class LaterMeasures:
     def lasting(self) -> float | None:
         """The mean of the ``lastings``; None while there are none."""
         return sum(self.lastings) / len(self.lastings) if self.lastings else None
-
-    def _lasting(self, updates: list[Update | str]) -> float | None:
-        scale, has_gaps = self._search.scale, len(updates) > 1 + MOST_WATCHED  # the meter holds so many only
-        if scale is None or has_gaps or any(isinstance(update, str) for update in updates):
-            return None
-        fallen = expected = 0.0
-        for update in updates:
-            assert isinstance(update, Update)
-            fallen += update.fallen
-            expected += self._way * scale.loss / scale.polyak
-            self._way += update.lr
-        return fallen / expected if expected > 0.0 and math.isfinite(fallen) else None
 
     def follow(self, step: int, way: Way, is_urgent: bool) -> float:
         """Begins a window, has its last step measured, or takes what came of it, whichever is due.
@@ -162,6 +158,11 @@ class LaterMeasures:
     def is_awaited(self, step: int) -> bool:
         """Whether the last step is under way that tells how far updates get, after so many steps."""
         return self._last is not None and step < PATIENCE + self._last
+
+    def is_busy(self, step: int, way: Way) -> bool:
+        """Whether something is being measured after so many steps, or will be."""
+        is_open = self.since is not None and (self._last is None or self.is_awaited(step))
+        return is_open or self.overshoot.is_pending(step, way)
 
     def _next_start(self, way: Way) -> int | None:
         if not self.reaches:

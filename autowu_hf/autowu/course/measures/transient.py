@@ -1,0 +1,146 @@
+"""Whether losses that have halved were those of a transient: P, measured once more, tells. (Ours.)
+
+A fresh model whose outputs are far too large has a loss that a few steps bring down, and gradients that tell of nothing
+else. What they say, P, is too low by far for what follows. Where a model has learned as much instead, P is about what
+it was: loss and slope have fallen together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ....runtime.update_meter import Update
+from ..legs import Way
+from ..signs import Array
+from ..timetable import PATIENCE
+from .scale import FAR, POLYAK_SHARE, TRUST_SHARE
+from .scale_search import ScaleSearch
+
+RISEN, MOST_RISEN = 2.5, 10.0
+"""By how much P must have risen for a transient, and the most that counts. It is 3.6 times or more in nearly all runs
+of the waves, and at most 1.8 times in MiniLM, which has learned.
+"""
+
+FARTHEST = 10.0 * FAR
+"""How far below R's LR that of P may lie. Farther below it are large pretrained models: 1000 times and more. Their P
+rises, too, once they have learned what is easy in their data, but R tells nothing of them.
+"""
+
+
+class Transient:
+    """Measures some steps once the losses have halved, where P lies far below R.
+
+    Args:
+        search: that has the scale by then, and whose meter measures.
+
+    Attributes:
+        since: the steps done when the measured steps began; None outside of them.
+        is_over: whether nothing is left to measure.
+        risen: how many times as high P was; None where that is not known.
+        raised_at: the steps done when the LR was raised for that; None where it was not.
+    """
+
+    def __init__(self, search: ScaleSearch) -> None:
+        self._search = search
+        self._meter = search.meter
+        self.since: int | None = None
+        self.is_over = False
+        self.risen: float | None = None
+        self.raised_at: int | None = None
+
+    def may_be(self, have_halved: bool, way: Way) -> bool:
+        """Whether there is something to measure, or more of it.
+
+        Args:
+            have_halved: whether the losses have.
+            way: the LR's.
+        """
+        scale = self._search.scale
+        if self.since is not None or self.is_over or scale is None or not have_halved:
+            return self.since is not None
+        is_near = TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
+        return is_near and scale.may_be_noise and not (self._meter.is_half or way.has_gone_back)
+
+    def look(self, step: int, way: Way, losses: Array, share: float, is_busy: bool) -> float:
+        """Begins to measure, or takes in what was measured, whichever is due.
+
+        Args:
+            step: the optimizer steps done.
+            way: the LR's.
+            losses: (n,), one of each step.
+            share: of a loss, that whose gradient was taken.
+            is_busy: whether others are measuring, or will.
+
+        Returns:
+            By what the LR has to be multiplied, 1 at least.
+        """
+        if self.since is None and not is_busy:
+            self._begin(step, way)
+        return self._taken(step, way, losses, share) if self.is_due(step, way) else 1.0
+
+    def _begin(self, step: int, way: Way) -> None:
+        """Measures the steps after ``step``, where enough of them are left."""
+        if way.times.ramp_end(way.times.reach_end(step)) + PATIENCE > way.times.longest:
+            self.is_over = True
+            return
+        self.since = step
+        self._meter.expected_lr = math.inf
+        self._meter.updates.clear()
+        self._meter.arm(self._search.num_shares, takes_back=False)
+
+    def is_due(self, step: int, way: Way) -> bool:
+        """Whether all steps have been measured after ``step`` steps."""
+        return self.since is not None and step >= way.times.reach_end(self.since)
+
+    def _taken(self, step: int, way: Way, losses: Array, share: float) -> float:
+        """By what the LR has to be multiplied: the geometric mean of 0.3 P as it is now and 0.2 R takes its place. P is
+        that of gradients that are mostly noise now, and still too low, and R is a bound.
+        """
+        assert self.since is not None
+        num, updates, scale = way.times.reach_end(self.since) - self.since, [*self._meter.updates], self._search.scale
+        if len(updates) < num and step < self.since + num + PATIENCE:
+            return 1.0
+        self.stop()
+        self.is_over = True
+        seen = [update for update in updates if isinstance(update, Update)]
+        if scale is None or len(seen) < num or len(seen) < len(updates):
+            return 1.0
+        loss, slope = share * float(losses[-len(seen) :].mean()), sum(update.slope for update in seen) / len(seen)
+        if not (loss > 0.0 and math.isfinite(loss) and math.isfinite(slope)):
+            return 1.0
+        self.risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
+        by_trust = TRUST_SHARE * scale.trust
+        by_polyak = min(self.risen * POLYAK_SHARE * scale.polyak, by_trust)
+        factor = math.sqrt(by_polyak * by_trust) / way.peak_lr if self.risen >= RISEN else 1.0
+        self.raised_at = step if factor > 1.0 else None
+        return max(factor, 1.0)
+
+    def stop(self) -> None:
+        """Measures no more, and forgets what was not taken."""
+        if self.since is not None:
+            self.since = None
+            self._meter.updates.clear()
+            self._search.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, names and lists only."""
+        measured = self._meter.updates if self.since is not None else []
+        return {
+            **{name: getattr(self, name) for name in _SEEN},
+            "updates": [asdict(update) if isinstance(update, Update) else update for update in measured],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Restores what ``state_dict`` returned; None is the state of a release that did not measure."""
+        for name in _SEEN if state is not None else ():
+            setattr(self, name, state[name] if state is not None else None)
+        if state is not None and self.since is not None:
+            self._meter.expected_lr = math.inf
+            self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state["updates"]]
+            self._meter.arm(self._search.num_shares, takes_back=False)
+
+
+_SEEN = ("since", "is_over", "risen", "raised_at")
