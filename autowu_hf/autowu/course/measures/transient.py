@@ -19,10 +19,14 @@ from ..timetable import PATIENCE
 from .scale import FAR, POLYAK_SHARE, TRUST_SHARE
 from .scale_search import ScaleSearch
 
-RISEN, MOST_RISEN = 2.5, 10.0
-"""By how much P must have risen for a transient, and the most that counts. It is 3.6 times or more in nearly all runs
-of the waves, and at most 1.8 times in MiniLM, which has learned.
+KEPT = 0.75
+"""The share of the first P that must be left, per unit of the way that the weights go, for a transient. It is 0.95 or
+more in the waves, and about half in MiniLM, which has learned. Per unit of LR, P rises as updates become smaller, as
+Adam's do to a third, RMSprop's to a tenth.
 """
+
+MOST_RISEN = 10.0
+"""The most by which P counts as higher, per unit of LR, once it was a transient."""
 
 FARTHEST = 10.0 * FAR
 """How far below R's LR that of P may lie. Farther below it are large pretrained models: 1000 times and more. Their P
@@ -39,7 +43,8 @@ class Transient:
     Attributes:
         since: the steps done when the measured steps began; None outside of them.
         is_over: whether nothing is left to measure.
-        risen: how many times as high P was; None where that is not known.
+        risen: how many times as high P was, per unit of LR; None where that is not known.
+        kept: the same per unit of the way that the weights go.
         raised_at: the steps done when the LR was raised for that; None where it was not.
     """
 
@@ -49,6 +54,7 @@ class Transient:
         self.since: int | None = None
         self.is_over = False
         self.risen: float | None = None
+        self.kept: float | None = None
         self.raised_at: int | None = None
 
     def may_be(self, have_halved: bool, way: Way) -> bool:
@@ -112,9 +118,13 @@ class Transient:
         if not (loss > 0.0 and math.isfinite(loss) and math.isfinite(slope)):
             return 1.0
         self.risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
+        first, now = (
+            math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (self._search.updates, seen)
+        )
+        self.kept = self.risen * now / first if first > 0.0 else 0.0
         by_trust = TRUST_SHARE * scale.trust
         by_polyak = min(self.risen * POLYAK_SHARE * scale.polyak, by_trust)
-        factor = math.sqrt(by_polyak * by_trust) / way.peak_lr if self.risen >= RISEN else 1.0
+        factor = math.sqrt(by_polyak * by_trust) / way.peak_lr if self.kept >= KEPT else 1.0
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
 
@@ -133,6 +143,10 @@ class Transient:
             "updates": [asdict(update) if isinstance(update, Update) else update for update in measured],
         }
 
+    def report(self) -> dict[str, Any]:
+        """What was found."""
+        return {"risen": self.risen, "kept": self.kept, "transient": self.raised_at}
+
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Restores what ``state_dict`` returned; None is the state of a release that did not measure."""
         for name in _SEEN if state is not None else ():
@@ -143,4 +157,4 @@ class Transient:
             self._meter.arm(self._search.num_shares, takes_back=False)
 
 
-_SEEN = ("since", "is_over", "risen", "raised_at")
+_SEEN = ("since", "is_over", "risen", "kept", "raised_at")
