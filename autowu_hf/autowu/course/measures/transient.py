@@ -1,8 +1,8 @@
 """Whether losses that have halved were those of a transient: P, measured once more, tells. (Ours.)
 
 A fresh model whose outputs are far too large has a loss that a few steps bring down, and gradients that tell of nothing
-else. What they say, P, is too low by far for what follows. Where a model has learned as much instead, P is about what
-it was: loss and slope have fallen together.
+else. What they say, P, is too low by far for what follows. Where a model has learned as much instead, it has less loss
+left and is as steep as before: P, per unit of the way that the weights go, is about half of what it was.
 """
 
 from __future__ import annotations
