@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
+from .measures.transient import MOST_RISEN
 from .signs import FEWEST_STEPS
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def _correction(approach: Approach, step: int) -> str:
 def _transient(approach: Approach, step: int) -> str:
     """Why the LR grows on although the losses have halved at the scale's."""
     return (
-        f"AutoWU: the losses have fallen to half by step {step}, and P is {approach.transient.risen:.2g} times what it "
+        f"AutoWU: the losses have fallen to half by step {step}, and P is {times(approach.transient.risen)} what it "
         f"was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
     )
 
@@ -182,3 +183,8 @@ def lasting(share: float | None) -> str:
     if share is None or share < 1e-3:
         return "nothing"
     return "all" if share > 0.99 else f"{100.0 * share:.2g} %"
+
+
+def times(risen: float | None) -> str:
+    """By what P has risen; no more than ``MOST_RISEN`` is told apart."""
+    return f"{MOST_RISEN:.0f} or more times" if risen is None or risen >= MOST_RISEN else f"{risen:.2g} times"

@@ -12,7 +12,7 @@ from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
 from ..course.signs import have_risen
-from ..course.words import lasting
+from ..course.words import lasting, times
 from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 
@@ -229,7 +229,7 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         far = "farther" if approach["factor"] < 1.0 else "less far"
         said += f", times {approach['factor']:.2g} since later updates get {far}"
     if approach.get("transient") is not None:
-        said += f", on from it since P was {approach['risen']:.2g} times as high after a transient, at step "
+        said += f", on from it since P was {times(approach['risen'])} as high after a transient, at step "
         said += str(approach["transient"])
     if approach.get("changes"):
         said += f", the loss having changed by step {approach['changes'][-1]}"

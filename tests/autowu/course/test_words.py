@@ -9,6 +9,9 @@ import pytest
 import torch
 from scale_runs import made, run, slowly
 
+from autowu_hf.autowu.course.measures.transient import MOST_RISEN
+from autowu_hf.autowu.course.words import times
+
 
 @pytest.mark.parametrize(
     ("steps", "expected"),
@@ -84,3 +87,8 @@ def test_where_losses_are_negative_it_is_said_that_a_policys_tell_nothing(first,
         run(model, optimizer, schedule, losses)
     assert "cannot tell the scale" in caplog.text
     assert ("the loss of a policy gradient, which says nothing of progress" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize(("risen", "expected"), [(5.14, "5.1 times"), (MOST_RISEN, "10 or more times")])
+def test_no_more_is_said_of_p_than_was_measured(risen, expected):
+    assert times(risen) == expected

@@ -43,7 +43,7 @@ class Transient:
     Attributes:
         since: the steps done when the measured steps began; None outside of them.
         is_over: whether nothing is left to measure.
-        risen: how many times as high P was, per unit of LR; None where that is not known.
+        risen: how many times as high P was, per unit of LR, ``MOST_RISEN`` at most; None where that is not known.
         kept: the same per unit of the way that the weights go.
         raised_at: the steps done when the LR was raised for that; None where it was not.
     """
@@ -149,9 +149,11 @@ class Transient:
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Restores what ``state_dict`` returned; None is the state of a release that did not measure."""
-        for name in _SEEN if state is not None else ():
-            setattr(self, name, state[name] if state is not None else None)
-        if state is not None and self.since is not None:
+        if state is None:
+            return
+        for name in _SEEN:
+            setattr(self, name, state[name])
+        if self.since is not None:
             self._meter.expected_lr = math.inf
             self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state["updates"]]
             self._meter.arm(self._search.num_shares, takes_back=False)
