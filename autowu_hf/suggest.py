@@ -53,7 +53,8 @@ class SuggestedLR:
     def __str__(self) -> str:
         scale = self.scale
         found = f"{self.lr:.1e}: P = {scale.polyak:.1e}, R = {scale.trust:.1e}"
-        which = "0.3 P" if scale.held_by == "polyak" else "0.2 R"
+        found += "" if math.isnan(scale.layer_trust) else f", M = {scale.layer_trust:.1e}"
+        which = {"polyak": "0.3 P", "trust": "0.2 R", "layers": "0.3 M"}[scale.held_by]
         if scale.momentum > 0.0:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
         if self.lr != scale.peak_lr:

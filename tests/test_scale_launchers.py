@@ -32,7 +32,7 @@ def whole(tmp_path_factory, one_process):
 def check_finds_the_same(ranks, one_process, tolerance):
     for seen in ranks:
         assert seen["all_lrs_equal"]
-        for number in ("polyak", "trust", "peak_lr"):
+        for number in ("polyak", "trust", "layer_trust", "peak_lr"):
             assert seen["approach"]["scale"][number] == pytest.approx(
                 one_process["approach"]["scale"][number], rel=tolerance
             )

@@ -92,8 +92,8 @@ class Approach:
         """
         before, factor = self.times.num_steps, None
         if self.scale is not None and not self.is_over:  # the last leg may be of another run
-            factor = self.scale.peak_lr_for(num_steps) / self.scale.peak_lr_for(before)
-            if factor != 1.0:
+            factor = 1.0 if self.transient.raised_at else self.scale.changed(before, num_steps)
+            if factor != 1.0 and self.transient.since is None:
                 self.later.start_anew()
         self.way.fit(Timetable.of(num_steps, longest), factor)
         if self.later.is_watching:
@@ -197,7 +197,8 @@ class Approach:
             self.way.begin_anew(step, self.transient.look(step, self.way, losses, share, is_busy))
             if not self.transient.is_over:
                 return
-        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and self.transient.raised_at is None)
+        is_raised = self.transient.raised_at is not None and not self.way.has_gone_back
+        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and not is_raised)
         if may_grow and 2.0 * self.way.peak_lr < scale.trust < math.inf:
             self.sweep = Sweep.between(self.way.peak_lr, scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None

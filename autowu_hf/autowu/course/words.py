@@ -164,9 +164,10 @@ def _correction(approach: Approach, step: int) -> str:
 
 def _transient(approach: Approach, step: int) -> str:
     """Why the LR grows on although the losses have halved at the scale's."""
+    found = times(approach.transient.kept, approach.transient.risen)
     return (
-        f"AutoWU: the losses have fallen to half by step {step}, and P is {times(approach.transient.risen)} what it "
-        f"was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
+        f"AutoWU: the losses have fallen to half by step {step}, and P, per unit of the way that the weights go, is "
+        f"{found} what it was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
     )
 
 
@@ -185,6 +186,9 @@ def lasting(share: float | None) -> str:
     return "all" if share > 0.99 else f"{100.0 * share:.2g} %"
 
 
-def times(risen: float | None) -> str:
-    """By what P has risen; no more than ``MOST_RISEN`` is told apart."""
-    return f"{MOST_RISEN:.0f} or more times" if risen is None or risen >= MOST_RISEN else f"{risen:.2g} times"
+def times(kept: float | None, risen: float | None) -> str:
+    """What is left of P, which may be more where it has risen, per unit of LR, by ``MOST_RISEN``: then no more is told
+    apart.
+    """
+    is_least = risen is None or risen >= MOST_RISEN
+    return f"{kept or 0.0:.2g} {'or more ' if is_least else ''}times"

@@ -229,7 +229,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         far = "farther" if approach["factor"] < 1.0 else "less far"
         said += f", times {approach['factor']:.2g} since later updates get {far}"
     if approach.get("transient") is not None:
-        said += f", on from it since P was {times(approach['risen'])} as high after a transient, at step "
+        left = times(approach["kept"], approach["risen"])
+        said += f", on from it since P, per unit of the way, was {left} as high after a transient, at step "
         said += str(approach["transient"])
     if approach.get("changes"):
         said += f", the loss having changed by step {approach['changes'][-1]}"

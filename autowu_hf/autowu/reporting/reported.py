@@ -116,7 +116,7 @@ class Reported(AdaptiveScheduler):
     def _losses_of_now(self, step: int) -> tuple[Array, Array]:
         """Those of the loss as it is now; of them, those up to the weights that the switch at ``step`` goes on from."""
         losses, approach = np.array(self.losses), self._course.approach
-        start = 0 if approach is None else approach.breaks.start(losses)
+        start = 0 if approach is None else approach.transient.start(losses, approach.breaks.start(losses), approach.way)
         return losses[start:], losses[start : (self.rewound_to or step) // self.ticks_per_step]
 
     @property

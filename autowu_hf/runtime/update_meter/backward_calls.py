@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..finite import numbers_of
-from .update import square_of, total
+from .update import rows_of, square_of
 
 _LOSS_SCALE = 256.0
 """A gradient that is so many times smaller at the step was not only clipped: torch's scaler has undone its scale."""
@@ -83,7 +83,7 @@ class BackwardCalls:
         """
         if not self._heard or norm <= 0.0:
             return 1.0
-        squares = total(heard.square.reshape(1) for heard in self._heard.values() if heard.square is not None)
+        squares = rows_of([own.square.reshape(1) for own in self._heard.values() if own.square is not None], 1)
         ratio = math.sqrt(float(squares.sum())) / norm
         exponent = math.log2(ratio) if ratio > 0.0 and math.isfinite(ratio) else 0.0
         if abs(exponent - round(exponent)) < 1e-4:

@@ -20,9 +20,10 @@ from .. import collective
 from ..finite import numbers_of
 from ..param_groups import innermost
 from .backward_calls import BackwardCalls
+from .layers import layer_trust, over_processes
 from .shares import Shares
 from .sketch import kind_of, sketch
-from .update import HALF, Update, decay_of, obstacle_in, seen_share, square_of, sums_of, total
+from .update import HALF, Update, decay_of, obstacle_in, on_host, rows_of, seen_share, square_of, sums_of
 
 
 class UpdateMeter:
@@ -184,11 +185,11 @@ class UpdateMeter:
         for parameter in self._parameters():
             weights, gradient = numbers_of(parameter), None if has_closure else numbers_of(parameter.grad)
             if weights is not None and (has_closure or gradient is not None):
-                held = None if gradient is None else _on_host(gradient, scale)
-                self._before.append((parameter, _on_host(weights), held))
+                held = None if gradient is None else on_host(gradient, scale)
+                self._before.append((parameter, on_host(weights), held))
         if self._has_start and not self._start:  # a parameter may get its first gradient later
             readable = {id(p): numbers_of(p) for p in self._parameters() if p.requires_grad}
-            self._start = {key: _on_host(weights) for key, weights in readable.items() if weights is not None}
+            self._start = {key: on_host(weights) for key, weights in readable.items() if weights is not None}
 
     def _why_idle(self) -> str | None:
         """Why the coming step is not to be measured, as a part of a sentence."""
@@ -208,7 +209,7 @@ class UpdateMeter:
         if self.idle is not None:
             self._backward_calls.clear()
             return
-        lr, parts, shares = self._lr(), [], self._shares
+        lr, parts, shares = self._lr(), {}, self._shares
         of_groups = [(float(group["lr"]), decay_of(group), group["params"]) for group in self._outermost.param_groups]
         own = {id(p): (rate, decay) for rate, decay, parameters in of_groups for p in parameters}
         unreadable = obstacle_in(self._parameters())
@@ -222,12 +223,13 @@ class UpdateMeter:
             if divisors:  # not all of them were clipped together
                 g = g * divisors[id(parameter)]
             w0 = None if start is None else start.to(now.device)
-            parts.append(sums_of(w, now, g, *own[id(parameter)], w0) / shares.copies_of(parameter))
-        sums = total(parts)
+            parts[id(parameter)] = sums_of(w, now, g, *own[id(parameter)], w0) / shares.copies_of(parameter)
+        rows = rows_of([*parts.values()])
         clipping: float | None = 1.0 if divisors else told[0] if told else None
         if clipping is None:
-            clipping = self._backward_calls.clipping(math.sqrt(float(sums[2])))
-        sums = shares.gather_sum(sums)
+            clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())))
+        have_part = [id(parameter) in parts for parameter in self._parameters()]
+        sums, layers = over_processes(rows, have_part, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back else []:
             now = numbers_of(parameter)
@@ -246,15 +248,10 @@ class UpdateMeter:
         if obstacle is not None or clipping is None:
             self.updates.append(str(obstacle))
         else:
-            self.updates.append(Update.from_sums(sums, lr, clipping))
+            self.updates.append(Update.from_sums(sums, lr, clipping, layer_trust(layers)))
 
 
 START_IS_GONE = "the weights from before are gone"
 """Why it cannot be said how far the loss has fallen since, as a part of a sentence."""
 
 _MOST = 16  # the measured steps that nobody has taken in: the schedule is not stepped yet
-
-
-def _on_host(tensor: Tensor, divisor: Any = None) -> Tensor:
-    copy = tensor.detach().to("cpu", copy=True)
-    return copy if divisor is None else copy.div_(float(divisor))

@@ -44,6 +44,8 @@ class Update:
             steps before it; g is the gradient before clipping. 0 where there is no w_0.
         whole_norm: ||u|| over all weights.
         num_weights: that have a gradient, those that are zero included.
+        layer_trust: the LR at which the update of a single tensor is as large as the tensor, in the middle of them all
+            (``layers.layer_trust``); NaN where none tells.
     """
 
     slope: float
@@ -57,20 +59,22 @@ class Update:
     fallen: float = 0.0
     whole_norm: float = math.nan
     num_weights: float = math.nan
+    layer_trust: float = math.nan
 
     def enlarged(self, times: float) -> Update:
         """The same update, so many times as large."""
         sizes = {name: times * getattr(self, name) for name in ("slope", "update_norm", "whole_norm", "resolution")}
-        return dataclasses.replace(self, **sizes)
+        return dataclasses.replace(self, **sizes, layer_trust=self.layer_trust / times)
 
     @classmethod
-    def from_sums(cls, sums: Tensor, lr: float, clipping: float) -> Update:
+    def from_sums(cls, sums: Tensor, lr: float, clipping: float, layer_trust: float = math.nan) -> Update:
         """The update of a step.
 
         Args:
             sums: (NUM_SUMS,), finite, the sum of ``sums_of`` over all tensors with a gradient.
             lr: the common LR of the step, positive.
             clipping: as above.
+            layer_trust: per unit of the step's LR.
         """
         down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, _ = sums.tolist()
         return cls(
@@ -85,6 +89,7 @@ class Update:
             fallen=clipping * fallen,
             whole_norm=math.sqrt(d2) / lr,
             num_weights=number,
+            layer_trust=layer_trust * lr,
         )
 
 
@@ -178,13 +183,19 @@ def square_of(tensor: Tensor) -> Tensor:
     return functools.reduce(torch.add, (product(piece, piece) for piece in _pieces(tensor)))
 
 
-def total(parts: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors (n,) on any devices, float64, on the CPU; all of a device come over together."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for part in parts:
-        by_device.setdefault(part.device, []).append(part)
-    rows = [row for own in by_device.values() for row in torch.stack(own).cpu().to(torch.float64)]
-    return torch.stack(rows).sum(0) if rows else torch.zeros(NUM_SUMS, dtype=torch.float64)
+def rows_of(parts: Sequence[Tensor], size: int = NUM_SUMS) -> Tensor:
+    """Tensors (size,) on any devices -> (n, size), float64, on the CPU; all of a device come over together."""
+    rows = torch.zeros(len(parts), size, dtype=torch.float64, device="cpu")
+    for device in {part.device for part in parts}:
+        places = [i for i, part in enumerate(parts) if part.device == device]
+        rows[places] = torch.stack([parts[i] for i in places]).cpu().to(torch.float64)
+    return rows
+
+
+def on_host(tensor: Tensor, divisor: Any = None) -> Tensor:
+    """A copy in host memory, divided by a number."""
+    copy = tensor.detach().to("cpu", copy=True)
+    return copy if divisor is None else copy.div_(float(divisor))
 
 
 def summed_in(device: torch.device) -> torch.dtype:

@@ -89,6 +89,6 @@ def test_where_losses_are_negative_it_is_said_that_a_policys_tell_nothing(first,
     assert ("the loss of a policy gradient, which says nothing of progress" in caplog.text) == is_said
 
 
-@pytest.mark.parametrize(("risen", "expected"), [(5.14, "5.1 times"), (MOST_RISEN, "10 or more times")])
+@pytest.mark.parametrize(("risen", "expected"), [(5.14, "1.2 times"), (MOST_RISEN, "1.2 or more times")])
 def test_no_more_is_said_of_p_than_was_measured(risen, expected):
-    assert times(risen) == expected
+    assert times(1.21, risen) == expected

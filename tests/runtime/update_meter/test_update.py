@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autowu_hf.runtime.update_meter import update
-from autowu_hf.runtime.update_meter.update import NUM_SUMS, Update, product, seen_share, square_of, sums_of, total
+from autowu_hf.runtime.update_meter.update import NUM_SUMS, Update, product, rows_of, seen_share, square_of, sums_of
 
 
 def moved(weights, gradient, change, own_lr=0.1):
@@ -72,11 +72,12 @@ def test_one_piece_of_zeros_is_no_tensor_of_zeros(monkeypatch):
     assert seen_share(sums) == pytest.approx(1.0 / 5.0)
 
 
-def test_sums_of_many_tensors_are_added_in_double_precision():
-    parts = [torch.full((NUM_SUMS,), 1.0 / 3.0, dtype=torch.float64) for _ in range(7)]
-    assert torch.equal(total(parts), sum(parts))
-    assert torch.equal(total([]), torch.zeros(NUM_SUMS, dtype=torch.float64))
-    assert total([torch.ones(NUM_SUMS)]).dtype == torch.float64
+def test_the_sums_of_many_tensors_come_in_double_precision_and_in_their_order():
+    parts = [torch.full((NUM_SUMS,), float(i), dtype=(torch.float64, torch.float32)[i % 2]) for i in range(7)]
+    assert rows_of(parts)[:, 0].tolist() == [*map(float, range(7))]
+    assert rows_of(parts).dtype == torch.float64
+    assert rows_of([]).shape == (0, NUM_SUMS)
+    assert torch.equal(rows_of([]).sum(0), torch.zeros(NUM_SUMS, dtype=torch.float64))
 
 
 def test_a_device_without_double_precision_adds_up_in_single(monkeypatch):
@@ -85,4 +86,4 @@ def test_a_device_without_double_precision_adds_up_in_single(monkeypatch):
     monkeypatch.setattr(update, "_WITHOUT_FLOAT64", ("cpu",))
     assert product(w, w).dtype == torch.float32
     assert float(product(w, w)) == pytest.approx(exact, rel=1e-5)
-    assert Update.from_sums(total([moved([3.0, 4.0], [1.0, 2.0], [-0.1, -0.2])]), 0.1, 1.0).weight_norm == 5.0
+    assert Update.from_sums(rows_of([moved([3.0, 4.0], [1.0, 2.0], [-0.1, -0.2])]).sum(0), 0.1, 1.0).weight_norm == 5.0

@@ -6,13 +6,15 @@ With u the change of the weights by one optimizer step per unit of LR, and g the
                         (1987) along the optimizer's own direction
     R = ||w|| / ||u||   the LR at which one update is as large as the weights: the trust ratio of LARS (You et al. 2017)
                         over all weights
+    M                   the median of that ratio over single tensors, each counting by its part of ||u||^2
 
-Both follow the loss's and the weights' units, so the scale does, too: a loss multiplied by 1000 changes nothing.
+All follow the loss's and the weights' units, so the scale does, too: a loss multiplied by 1000 changes nothing.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,8 +25,11 @@ from ...optimizer_kinds import rectification
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
 
+LAYER_SHARE = 0.3
+"""The highest peak LR as a share of M."""
+
 TRUST_SHARE = 0.2
-"""The highest peak LR as a share of R."""
+"""The same as a share of R."""
 
 HORIZON, HORIZON_POWER = 100, 0.25
 """From so many optimizer steps on the peak LR falls with this power of them."""
@@ -67,7 +72,8 @@ class Scale:
         loss: the mean of the measured steps' losses, in the loss's unit.
         num_steps: the optimizer steps that were measured.
         momentum: of SGD, in [0, 1): its updates grow to 1 / (1 - momentum) of the first.
-        beta2: of an optimizer that rectifies its updates (RAdam), 0 of others. P and R are those of its last updates.
+        beta2: of an optimizer that rectifies its updates (RAdam), 0 of others. P, R and M are those of its last ones.
+        layer_trust: M; NaN where no tensor tells, and in a state of an older release.
     """
 
     polyak: float
@@ -77,6 +83,7 @@ class Scale:
     num_steps: int
     momentum: float = 0.0
     beta2: float = 0.0
+    layer_trust: float = math.nan
 
     @classmethod
     def from_updates(
@@ -111,28 +118,55 @@ class Scale:
             is_finite = all(map(math.isfinite, losses))
             what = f"positive (the lowest is {min(losses):.3g})" if is_finite else "finite"
             raise ValueError(f"the first losses are not {what}")
-        return cls(loss / slope, trust, alignment, loss, len(updates), momentum if alignment > ALIGNED else 0.0)
+        of_layers = [update.layer_trust for update in updates if not math.isnan(update.layer_trust)]
+        return cls(
+            polyak=loss / slope,
+            trust=trust,
+            alignment=alignment,
+            loss=loss,
+            num_steps=len(updates),
+            momentum=momentum if alignment > ALIGNED else 0.0,
+            layer_trust=statistics.geometric_mean(of_layers) if of_layers and trust < math.inf else math.nan,
+        )
 
     @property
     def lr(self) -> float:
-        """The scale as one number: P, or 2/3 R where that is less."""
-        return min(self.polyak, TRUST_SHARE / POLYAK_SHARE * self.trust)
+        """The scale as one number: P, M or 2/3 R, whichever is lowest."""
+        return min(self.polyak, self.trusted_lr / POLYAK_SHARE)
+
+    @property
+    def trusted_lr(self) -> float:
+        """The LR at which one update turns the weights as far as it may: 0.3 M, or 0.2 R where that is less. The update
+        of plain gradients lies in the few tensors that have large ones, so that M says nothing there.
+        """
+        return min(self._of_layers, TRUST_SHARE * self.trust)
+
+    @property
+    def _of_layers(self) -> float:
+        """0.3 M; infinite where it says nothing."""
+        return math.inf if math.isnan(self.layer_trust) or self.is_aligned else LAYER_SHARE * self.layer_trust
 
     @property
     def peak_lr(self) -> float:
-        """min(0.3 P, 0.2 R), the LR for a short run; of an optimizer that rectifies its updates, for its last ones."""
+        """min(0.3 P, 0.3 M, 0.2 R), the LR for a short run; of an optimizer that rectifies its updates, for its last
+        ones.
+        """
         return self.peak_lr_for(1)
 
     def peak_lr_for(self, num_steps: int) -> float:
         """The LR for a run of so many optimizer steps.
 
         The best LR falls slowly with their number (Bjorck et al. 2024, arXiv 2409.19913, with a power of 0.32), and so
-        does 0.3 P. R bounds how far the weights turn in one step, whatever the number; only where the updates are the
-        gradients, which grow once something is learned, does 0.2 R fall, too.
+        does 0.3 P. M and R bound how far the weights turn in one step, whatever the number; only where the updates are
+        the gradients, which grow once something is learned, does 0.2 R fall, too.
         """
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
-        trust = TRUST_SHARE * self.trust / (horizon if self.is_aligned else 1.0)
+        trust = self.trusted_lr / (horizon if self.is_aligned else 1.0)
         return min(POLYAK_SHARE * self.polyak / horizon, trust) * (1.0 - self.momentum) / self.rectified(num_steps)
+
+    def changed(self, before: int, num_steps: int) -> float:
+        """By what the LR has to be multiplied where a run of ``before`` steps becomes one of ``num_steps``."""
+        return self.peak_lr_for(num_steps) / self.peak_lr_for(before)
 
     def rectified(self, num_steps: int) -> float:
         """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
@@ -146,8 +180,10 @@ class Scale:
 
     @property
     def held_by(self) -> str:
-        """Which of the two is the lower one: "polyak" or "trust"."""
-        return "polyak" if POLYAK_SHARE * self.polyak <= TRUST_SHARE * self.trust else "trust"
+        """Which of the three bounds is the lowest one: "polyak" for P, "trust" for R or "layers" for M."""
+        if POLYAK_SHARE * self.polyak <= self.trusted_lr:
+            return "polyak"
+        return "trust" if TRUST_SHARE * self.trust <= self._of_layers else "layers"
 
     @property
     def may_be_noise(self) -> bool:
@@ -178,17 +214,17 @@ class Scale:
         return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 
     def size_of(self, whole: float, seen: float) -> float:
-        """The size of the first updates that its LR depends on: P is told by all of an update, R without the tensors
-        that were zero, which the first steps of some optimizers move by much.
+        """The size of the first updates that its LR depends on: P is told by all of an update, R and M without the
+        tensors that were zero, which the first steps of some optimizers move by much.
 
         Args:
             whole: the norm of an update.
             seen: the same without these tensors.
 
         Returns:
-            ``whole`` where P holds the LR, ``seen`` where R does, and between them where the two norms differ in that.
+            ``whole`` where P holds the LR, ``seen`` where R or M does, and between them where the norms differ in that.
         """
-        by_polyak, by_trust = POLYAK_SHARE * self.polyak, TRUST_SHARE * self.trust
+        by_polyak, by_trust = POLYAK_SHARE * self.polyak, self.trusted_lr
         if math.isinf(by_trust) or whole == 0.0:
             return whole
         return whole * min(by_polyak, by_trust * seen / whole) / min(by_polyak, by_trust)

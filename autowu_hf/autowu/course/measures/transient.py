@@ -8,14 +8,17 @@ left and is as steep as before: P, per unit of the way that the weights go, is a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ....runtime.update_meter import Update
 from ..legs import Way
-from ..signs import Array
+from ..signs import Array, window
 from ..timetable import PATIENCE
+from .reach import HARDLY_SHRUNK
 from .scale import FAR, POLYAK_SHARE, TRUST_SHARE
 from .scale_search import ScaleSearch
 
@@ -102,8 +105,8 @@ class Transient:
         return self.since is not None and step >= way.times.reach_end(self.since)
 
     def _taken(self, step: int, way: Way, losses: Array, share: float) -> float:
-        """By what the LR has to be multiplied: the geometric mean of 0.3 P as it is now and 0.2 R takes its place. P is
-        that of gradients that are mostly noise now, and still too low, and R is a bound.
+        """By what the LR has to be multiplied: the geometric mean of 0.3 P as it is now and 0.25 M takes its place. P
+        is that of gradients that are mostly noise now, and still too low, and M is a bound.
         """
         assert self.since is not None
         num, updates, scale = way.times.reach_end(self.since) - self.since, [*self._meter.updates], self._search.scale
@@ -111,22 +114,37 @@ class Transient:
             return 1.0
         self.stop()
         self.is_over = True
-        seen = [update for update in updates if isinstance(update, Update)]
-        if scale is None or len(seen) < num or len(seen) < len(updates):
+        seen = [update for update in updates if isinstance(update, Update)]  # else its gradient was not finite
+        last = losses[-len(updates) :]
+        last = last[np.isfinite(last)]
+        if scale is None or 2 * len(seen) < num or not (len(last) and self._is_of_same_weights(seen)):
             return 1.0
-        loss, slope = share * float(losses[-len(seen) :].mean()), sum(update.slope for update in seen) / len(seen)
-        if not (loss > 0.0 and math.isfinite(loss) and math.isfinite(slope)):
+        loss, slope = share * float(last.mean()), sum(update.slope for update in seen) / len(seen)
+        if not loss > 0.0:
             return 1.0
         self.risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
         first, now = (
             math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (self._search.updates, seen)
         )
         self.kept = self.risen * now / first if first > 0.0 else 0.0
-        by_trust = TRUST_SHARE * scale.trust
-        by_polyak = min(self.risen * POLYAK_SHARE * scale.polyak, by_trust)
-        factor = math.sqrt(by_polyak * by_trust) / way.peak_lr if self.kept >= KEPT else 1.0
+        if self.kept < KEPT or now >= HARDLY_SHRUNK * first:
+            return 1.0
+        by_trust = scale.trusted_lr
+        factor = math.sqrt(min(self.risen * POLYAK_SHARE * scale.polyak, by_trust) * by_trust) / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
+
+    def _is_of_same_weights(self, seen: Sequence[Update]) -> bool:
+        """Whether no weights were frozen, or joined, since the first updates."""
+        before = self._search.updates[-1].num_weights  # NaN in a state of an older release
+        return not any(abs(update.num_weights - before) > 1e-6 * before for update in seen)
+
+    def start(self, losses: Array, first: int, way: Way) -> int:
+        """The place of the first loss that counts, out of (n,): ``first``, or that of those after a transient. What was
+        learned in it hides what is lost later.
+        """
+        after = min(self.raised_at or 0, len(losses)) - window(way.times.num_steps)
+        return max(first, after)
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""

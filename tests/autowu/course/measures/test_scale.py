@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -34,7 +35,22 @@ def test_p_is_the_loss_over_the_slope_and_r_the_weights_over_the_update():
     assert not scale.is_aligned
 
 
-def test_r_holds_p_down():
+def test_the_median_of_the_layers_holds_p_down_and_not_r():
+    updates = [replace(update(), layer_trust=trust) for trust in (4.0, 9.0, math.nan)]
+    scale = Scale.from_updates([300.0], updates, alignment=0.5, momentum=0.0, from_zero=False)
+    assert scale.layer_trust == pytest.approx(6.0)
+    scale = replace(scale, trust=30.0)
+    assert scale.peak_lr == pytest.approx(0.3 * 6.0)
+    assert scale.lr == pytest.approx(6.0)
+    assert scale.held_by == "layers"
+    by_r = replace(scale, trust=7.0)
+    assert by_r.peak_lr == pytest.approx(0.2 * 7.0)
+    assert by_r.held_by == "trust"
+    assert replace(scale, polyak=1.0).held_by == "polyak"
+    assert replace(scale, alignment=1.0).trusted_lr == pytest.approx(0.2 * 30.0)  # of SGD it says nothing
+
+
+def test_without_layers_that_tell_r_holds_p_down():
     scale = Scale.from_updates([300.0], [update()], alignment=1.0, momentum=0.0, from_zero=False)
     assert scale.polyak == 150.0
     assert scale.peak_lr == pytest.approx(0.2 * 2.0)
@@ -51,8 +67,9 @@ def test_weights_that_are_zero_hold_nothing_down(zero):
 
 def test_weights_that_began_at_zero_hold_nothing_down_in_later_steps_either():
     updates = [update(weight_norm=0.0, update_norm=0.0), update(weight_norm=1e-4)]
+    updates[1] = replace(updates[1], layer_trust=1e-4)
     scale = Scale.from_updates([1.0, 1.0], updates, alignment=0.5, momentum=0.0, from_zero=True)
-    assert scale.trust == math.inf
+    assert scale.trust == scale.trusted_lr == math.inf
     assert Scale.from_updates([1.0, 1.0], updates, alignment=0.5, momentum=0.0, from_zero=False).trust < 1.0
 
 

@@ -7,14 +7,17 @@ import io
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from scale_runs import made, quickly, run
 from torch import nn
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.measures.scale import FAR, POLYAK_SHARE, TRUST_SHARE
+from autowu_hf.autowu.course.legs import Way
+from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE
 from autowu_hf.autowu.course.measures.transient import FARTHEST, KEPT, MOST_RISEN
+from autowu_hf.autowu.course.timetable import MOST_REACHED
 
 STEPS = 120
 
@@ -22,12 +25,12 @@ STEPS = 120
 class Regression:
     """A fresh network whose outputs are far too large for small and noisy targets."""
 
-    def __init__(self, steps=STEPS, size=0.01, seed=3, **options):
+    def __init__(self, steps=STEPS, size=0.01, seed=3, kind=torch.optim.AdamW, **options):
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.0)
+        self.optimizer = kind(self.model.parameters(), lr=1e-3, weight_decay=0.0)
         self.schedule = get_autowu_schedule(self.optimizer, steps, **options)
-        self.size, self.done = size, 0
+        self.size, self.times, self.done = size, 1.0, 0
         self.losses, self.lrs = [], []
 
     def go(self, num):
@@ -37,7 +40,7 @@ class Regression:
             noise = torch.randn(32, 1, generator=generator)
             y = self.size * (torch.sin(3.0 * x[:, :1]) + torch.sin(3.0 * x[:, 1:2]) + 0.3 * noise)
             self.optimizer.zero_grad()
-            loss = nn.functional.mse_loss(self.model(x), y)
+            loss = nn.functional.mse_loss(self.model(x), y) * self.times
             loss.backward()
             self.lrs.append(self.optimizer.param_groups[0]["lr"])
             self.optimizer.step()
@@ -56,8 +59,9 @@ def test_after_a_transient_the_lr_grows_on_and_that_is_said(caplog):
         regression = Regression().go(STEPS)
     approach = regression.approach
     scale, at = approach["scale"], approach["transient"]
-    by_polyak, by_trust = POLYAK_SHARE * scale["polyak"], TRUST_SHARE * scale["trust"]
-    assert FAR * by_polyak < by_trust < FARTHEST * by_polyak
+    by_polyak, of_all = POLYAK_SHARE * scale["polyak"], TRUST_SHARE * scale["trust"]
+    by_trust = min(LAYER_SHARE * scale["layer_trust"], of_all)
+    assert FAR * by_polyak < of_all < FARTHEST * by_polyak
     assert KEPT <= approach["kept"] < approach["risen"] <= MOST_RISEN
     wanted = math.sqrt(min(approach["risen"] * by_polyak, by_trust) * by_trust)
     assert regression.schedule.peak_lr == pytest.approx(wanted)
@@ -65,10 +69,9 @@ def test_after_a_transient_the_lr_grows_on_and_that_is_said(caplog):
     assert max(regression.lrs) == pytest.approx(wanted)
     assert regression.schedule.num_steps_lost == 0
     assert regression.schedule.ended_by == "scale"
-    assert f"half by step {at}, and P is {approach['risen']:.2g} times what it was" in caplog.text
-    assert (
-        f"on from it since P was {approach['risen']:.2g} times as high after a transient, at step {at}" in caplog.text
-    )
+    assert f"half by step {at}, and P, per unit" in caplog.text
+    assert f"is {approach['kept']:.2g} times what it was, so that this was a transient" in caplog.text
+    assert f"was {approach['kept']:.2g} times as high after a transient, at step {at}" in caplog.text
 
 
 def test_the_raised_lr_trains_better_than_that_of_the_first_gradients():
@@ -129,18 +132,119 @@ def test_the_run_goes_back_to_the_end_of_the_transient_where_the_lr_is_too_high(
 def test_a_resume_while_it_is_measured_and_after_changes_nothing(later):
     whole = Regression().go(STEPS)
     begun = Regression().go(whole.approach["transient"] + later)
+    other = resumed(begun, STEPS).go(STEPS - begun.done)
+    assert begun.lrs + other.lrs == whole.lrs
+    assert other.schedule.peak_lr == whole.schedule.peak_lr
+    assert all(map(torch.equal, other.model.parameters(), whole.model.parameters()))
+
+
+def resumed(begun, steps):
+    """The same run as one of ``steps``, in another process."""
+    other = Regression(steps=steps, seed=1)
     state = io.BytesIO()
-    parts = begun.model, begun.optimizer, begun.schedule
-    torch.save([part.state_dict() for part in parts], state)
+    torch.save([part.state_dict() for part in (begun.model, begun.optimizer, begun.schedule)], state)
     state.seek(0)
-    resumed = Regression(seed=1)
-    for part, saved in zip((resumed.model, resumed.optimizer, resumed.schedule), torch.load(state), strict=True):
+    for part, saved in zip((other.model, other.optimizer, other.schedule), torch.load(state), strict=True):
         part.load_state_dict(saved)
-    resumed.done = begun.done
-    resumed.go(STEPS - begun.done)
-    assert begun.lrs + resumed.lrs == whole.lrs
-    assert resumed.schedule.peak_lr == whole.schedule.peak_lr
-    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+    other.done, other.losses = begun.done, [*begun.losses]
+    return other
+
+
+@pytest.mark.parametrize("steps", [STEPS - 20, 2 * STEPS])
+def test_a_run_of_another_length_goes_on_to_measure(steps):
+    at = Regression().go(STEPS).approach["transient"]
+    begun = Regression().go(at - 3)
+    assert begun.schedule._course.approach.transient.since is not None
+    other = resumed(begun, steps).go(steps - begun.done)
+    assert other.approach["kept"] >= KEPT
+    assert abs(other.approach["transient"] - at) <= MOST_REACHED
+
+
+@pytest.mark.parametrize("steps", [STEPS - 20, 20 * STEPS])
+def test_the_raised_lr_is_the_same_in_a_run_of_another_length(steps):
+    whole = Regression().go(STEPS)
+    begun = Regression().go(whole.approach["transient"] + 1)
+    other = resumed(begun, steps).go(20)
+    assert max(other.lrs) == pytest.approx(whole.schedule.peak_lr)
+
+
+def in_the_window():
+    """A run in which two of the steps are done that are measured."""
+    return Regression().go(Regression().go(STEPS).approach["transient"] - MOST_REACHED + 2)
+
+
+def test_where_weights_were_frozen_p_is_of_other_weights_and_tells_nothing():
+    regression = in_the_window()
+    assert regression.schedule._course.approach.transient.since is not None
+    for parameter in regression.model[0].parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    approach = regression.go(STEPS - regression.done).approach
+    assert approach["risen"] is None
+    assert approach["transient"] is None
+
+
+def test_one_loss_that_is_not_finite_is_left_out():
+    regression = in_the_window()
+    before = [parameter.detach().clone() for parameter in regression.model.parameters()]
+    states = copy.deepcopy(regression.optimizer.state_dict())
+    regression.times = math.nan
+    regression.go(1)
+    with torch.no_grad():  # as if the loop had caught it
+        for parameter, weights in zip(regression.model.parameters(), before, strict=True):
+            parameter.copy_(weights)
+    regression.optimizer.load_state_dict({**states, "param_groups": regression.optimizer.state_dict()["param_groups"]})
+    regression.times = 1.0
+    assert regression.go(STEPS - regression.done).approach["transient"] is not None
+
+
+class Sign(torch.optim.Optimizer):
+    """Updates of one size, as Lion's."""
+
+    def __init__(self, params, lr, weight_decay):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+                average.lerp_(parameter.grad, 0.1)
+                parameter.sub_(group["lr"] * average.sign())
+
+
+def test_where_updates_have_kept_their_size_p_is_no_higher_and_the_lr_stays():
+    approach = Regression(kind=Sign).go(STEPS).approach
+    assert approach["kept"] is not None
+    assert approach["transient"] is None
+
+
+def test_what_was_learned_in_the_transient_does_not_count_later():
+    regression = Regression()
+    transient, way = regression.schedule._course.approach.transient, Way()
+    losses = np.ones(50)
+    assert transient.start(losses, 2, way) == 2
+    transient.raised_at = 30
+    assert 20 < transient.start(losses, 2, way) < 30
+    assert transient.start(losses, 40, way) == 40
+    assert transient.start(losses[:10], 0, way) < 10
+    regression = Regression().go(STEPS)
+    first, _ = regression.schedule._losses_of_now(regression.schedule.switch_step)
+    assert first[0] < 0.5 * regression.losses[0]
+
+
+def test_after_a_way_back_from_the_raised_lr_it_may_grow_on_again():
+    regression = Regression(steps=400).go(100)
+    at = regression.approach["transient"]
+    regression = Regression(steps=400).go(at + 12)
+    regression.times = 1e4  # the loss itself, so that the run goes back
+    regression.go(3)
+    while not regression.approach["breaks"]:
+        regression.go(1)
+    regression.times = 1.0
+    approach = regression.go(120 - regression.done).approach
+    assert approach["breaks"]
+    assert approach["sweep"] is not None
 
 
 def test_a_state_of_a_release_that_did_not_measure_goes_on():

@@ -1,0 +1,84 @@
+"""The trust ratios of single tensors, and their median."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf.runtime import collective
+from autowu_hf.runtime.update_meter import UpdateMeter
+from autowu_hf.runtime.update_meter.layers import layer_trust, over_processes
+from autowu_hf.runtime.update_meter.shares import Shares
+from autowu_hf.runtime.update_meter.update import NUM_SUMS
+
+CPU = Shares([], 1)
+
+
+def median(*pairs):
+    """Of tensors with a norm, and that of their update."""
+    return layer_trust(torch.tensor([[w**2, d**2] for w, d in pairs], dtype=torch.float64))
+
+
+def test_half_of_the_update_is_in_tensors_whose_ratio_is_no_higher():
+    assert median((10.0, 1.0)) == pytest.approx(10.0)
+    assert median((1000.0, 1.0), (10.0, 1.0), (20.0, 1.0)) == pytest.approx(20.0)
+    assert median((10.0, 1.0), (1000.0, 0.7), (2000.0, 0.7)) == pytest.approx(10.0)
+    assert median((10.0, 1.0), (1000.0, 0.8), (2000.0, 0.8)) == pytest.approx(1000.0 / 0.8)
+
+
+def test_tensors_that_were_zero_tell_nothing():
+    zero, of_the_last_step, frozen = (0.0, 1.0), (1.0, 0.9), (50.0, 0.0)
+    assert median(zero, of_the_last_step, frozen, (10.0, 0.5)) == pytest.approx(20.0)
+    assert math.isnan(median(zero, of_the_last_step, frozen))
+    assert math.isnan(layer_trust(torch.zeros(0, 2)))
+
+
+def test_each_tensor_has_its_place_among_the_parameters():
+    rows = torch.arange(2.0 * NUM_SUMS, dtype=torch.float64).reshape(2, NUM_SUMS)
+    sums, layers = over_processes(rows, [False, True, False, True], CPU)
+    assert torch.equal(sums, rows.sum(0))
+    assert layers.tolist() == [[0.0, 0.0], rows[0, [1, 3]].tolist(), [0.0, 0.0], rows[1, [1, 3]].tolist()]
+    sums, layers = over_processes(torch.zeros(0, NUM_SUMS, dtype=torch.float64), [False, False], CPU)
+    assert not sums.any()
+    assert layers.shape == (2, 2)
+
+
+def test_shares_of_one_tensor_are_put_together_before_the_median(monkeypatch):
+    monkeypatch.setattr(collective, "gather_sum", lambda numbers: numbers + other)
+    other = torch.zeros(NUM_SUMS + 4, dtype=torch.float64)
+    other[NUM_SUMS:] = torch.tensor([300.0, 3.0, 0.0, 0.0])  # the first tensor's other share
+    rows = torch.ones(2, NUM_SUMS, dtype=torch.float64)
+    rows[:, 1] = 100.0
+    _, layers = over_processes(rows, [True, True], Shares([], 2))
+    assert layers.tolist() == [[400.0, 4.0], [100.0, 1.0]]
+
+
+def measured(scale=1.0, seed=0):
+    """The update of a first step of AdamW, where the last layer of three is ``scale`` times as large."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 16))
+    with torch.no_grad():
+        model[4].weight.mul_(scale)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    model(torch.randn(8, 16)).square().mean().backward()
+    optimizer.step()
+    meter.disarm()
+    return meter.updates[0]
+
+
+def test_one_large_layer_decides_r_and_not_the_median():
+    usual, large = measured(), measured(scale=100.0)
+    trust = [update.weight_norm / update.update_norm for update in (usual, large)]
+    assert trust[1] > 10.0 * trust[0]
+    assert large.layer_trust == pytest.approx(usual.layer_trust, rel=0.5)
+    assert usual.layer_trust == pytest.approx(trust[0], rel=0.5)
+
+
+def test_an_enlarged_update_has_a_smaller_ratio():
+    update = measured()
+    assert update.enlarged(2.0).layer_trust == pytest.approx(update.layer_trust / 2.0)
