@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 from typing import Any
@@ -267,7 +268,7 @@ def trainer_run(
     from autowu_hf.autowu.relapse import attempt, relapse
 
     if asks_later:
-        scale.FAR = 1e-3
+        scale.TRUST_SHARE, scale.LAYER_SHARE, scale.FAR = 1e3, math.inf, 1.0
     if goes_too_far:
         overshoot.OVERSHOT = overshoot._ERRORS = -1e6
     if relapses:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import statistics
 from collections.abc import Iterator
@@ -59,7 +60,8 @@ _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
 _NO_LATER_MEASURE: Patch = (later_measures, "reach_factor", lambda *args, **options: 1.0)
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     "default": ([], {}),
-    "P and R alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),
+    "first gradients alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),
+    "without M": ([(scale, "LAYER_SHARE", math.inf)], {}),
     "without the length": ([_NO_LENGTH], {}),
     "without the later measure": ([_NO_LATER_MEASURE], {}),
     "without a look at the losses": (_BLIND, {}),

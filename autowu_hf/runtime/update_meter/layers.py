@@ -11,10 +11,19 @@ from torch import Tensor
 from .shares import Shares
 from .update import NUM_SUMS
 
-_BORN = 0.25
-"""The share of a tensor from which an update of a first step tells that it was zero before that step, or the last one:
-those of all weights are a 300th at most in full precision, and a tenth in half.
+_BORN = 15.0
+"""A tensor whose ratio is so many times below that of all weights together was zero before the first step, or near it:
+adapters, embeddings of recommenders, a fresh head. It outgrows what it was within a few steps, so that its ratio tells
+nothing of them.
 """
+
+_LOWEST = 6.0
+"""So many times below that of all weights together the median counts at most. That of a ViT from scratch lies five
+times below.
+"""
+
+_FEWEST = 0.01
+"""The share of ||d||^2 that the tensors must hold that tell: else the weight decay and rounding do."""
 
 _WEIGHT, _CHANGE = 1, 3  # the places of ||w||^2 and ||d||^2 in ``sums_of``
 
@@ -47,11 +56,14 @@ def layer_trust(layers: Tensor) -> float:
         layers: (n, 2), ||w||^2 and ||d||^2.
 
     Returns:
-        The median; NaN where no tensor tells. One that was zero before the run does not.
+        The median, but a sixth of the ratio of all weights at least; NaN where the tensors that tell hardly move beside
+        those that began at zero.
     """
-    squares = layers[(layers[:, 1] > 0.0) & (layers[:, 1] < _BORN**2 * layers[:, 0])]
-    if not len(squares):
+    seen = layers[(layers[:, 0] > 0.0) & (layers[:, 1] > 0.0)]
+    of_all = math.sqrt(float(seen[:, 0].sum() / seen[:, 1].sum())) if len(seen) else math.nan
+    ratios, order = (seen[:, 0] / seen[:, 1]).sqrt().sort()
+    changes = seen[order, 1] * (ratios >= of_all / _BORN)
+    below = changes.cumsum(0)
+    if not len(seen) or below[-1] < _FEWEST * layers[:, 1].sum():
         return math.nan
-    ratios, order = (squares[:, 0] / squares[:, 1]).sqrt().sort()
-    below = squares[order, 1].cumsum(0)
-    return float(ratios[int((below < 0.5 * below[-1]).sum())])
+    return max(float(ratios[int((below < 0.5 * below[-1]).sum())]), of_all / _LOWEST)

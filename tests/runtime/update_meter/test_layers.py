@@ -24,16 +24,29 @@ def median(*pairs):
 
 def test_half_of_the_update_is_in_tensors_whose_ratio_is_no_higher():
     assert median((10.0, 1.0)) == pytest.approx(10.0)
-    assert median((1000.0, 1.0), (10.0, 1.0), (20.0, 1.0)) == pytest.approx(20.0)
-    assert median((10.0, 1.0), (1000.0, 0.7), (2000.0, 0.7)) == pytest.approx(10.0)
-    assert median((10.0, 1.0), (1000.0, 0.8), (2000.0, 0.8)) == pytest.approx(1000.0 / 0.8)
+    assert median((30.0, 1.0), (10.0, 1.0), (20.0, 1.0)) == pytest.approx(20.0)
+    assert median((10.0, 1.0), (20.0, 0.7), (40.0, 0.7)) == pytest.approx(10.0)
+    assert median((10.0, 1.0), (20.0, 0.8), (40.0, 0.8)) == pytest.approx(20.0 / 0.8)
 
 
-def test_tensors_that_were_zero_tell_nothing():
-    zero, of_the_last_step, frozen = (0.0, 1.0), (1.0, 0.9), (50.0, 0.0)
+def test_it_is_a_sixth_of_the_ratio_of_all_weights_at_least():
+    for large, small in ((15.0, 1.0), (1500.0, 100.0), (10.0, 0.8)):
+        of_all = math.hypot(large, small) / math.hypot(1.0, 2.0)
+        assert median((large, 1.0), (small, 2.0)) == pytest.approx(of_all / 6.0)
+    assert median((10.0, 1.0), (4.0, 2.0)) == pytest.approx(2.0)
+
+
+def test_tensors_that_began_at_zero_or_next_to_it_tell_nothing():
+    zero, of_the_last_step, frozen = (0.0, 1.0), (1e-3, 1.0), (50.0, 0.0)
     assert median(zero, of_the_last_step, frozen, (10.0, 0.5)) == pytest.approx(20.0)
-    assert math.isnan(median(zero, of_the_last_step, frozen))
+    assert median((10.0, 1.0), (1.0, 5.0)) < median((10.0, 1.0), (0.5, 5.0)) == pytest.approx(10.0)
+    assert math.isnan(median(zero, frozen))
     assert math.isnan(layer_trust(torch.zeros(0, 2)))
+
+
+def test_where_nearly_all_of_the_update_is_in_tensors_of_zeros_the_decay_of_the_others_tells_nothing():
+    assert math.isnan(median((0.0, 1.0), (10.0, 0.09)))
+    assert median((0.0, 1.0), (10.0, 0.11)) == pytest.approx(10.0 / 0.11)
 
 
 def test_each_tensor_has_its_place_among_the_parameters():
@@ -72,11 +85,12 @@ def measured(scale=1.0, seed=0):
 
 
 def test_one_large_layer_decides_r_and_not_the_median():
-    usual, large = measured(), measured(scale=100.0)
-    trust = [update.weight_norm / update.update_norm for update in (usual, large)]
-    assert trust[1] > 10.0 * trust[0]
+    usual, large, larger = measured(), measured(scale=8.0), measured(scale=20.0)
+    trust = [update.weight_norm / update.update_norm for update in (usual, large, larger)]
+    assert trust[1] > 3.0 * trust[0]
     assert large.layer_trust == pytest.approx(usual.layer_trust, rel=0.5)
     assert usual.layer_trust == pytest.approx(trust[0], rel=0.5)
+    assert larger.layer_trust == pytest.approx(trust[2] / 6.0, rel=1e-3)
 
 
 def test_an_enlarged_update_has_a_smaller_ratio():

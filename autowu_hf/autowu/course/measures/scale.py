@@ -209,7 +209,7 @@ class Scale:
         """
         if lasting is None or not (self.may_be_noise and math.isfinite(self.trust)):
             return 1.0
-        most = TRUST_SHARE * self.trust / (FAR * POLYAK_SHARE * self.polyak)
+        most = min(TRUST_SHARE * self.trust / FAR, self.trusted_lr) / (POLYAK_SHARE * self.polyak)
         wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
         return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 

@@ -19,7 +19,7 @@ from ..legs import Way
 from ..signs import Array, window
 from ..timetable import PATIENCE
 from .reach import HARDLY_SHRUNK
-from .scale import FAR, POLYAK_SHARE, TRUST_SHARE
+from .scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
 from .scale_search import ScaleSearch
 
 KEPT = 0.75
@@ -70,8 +70,7 @@ class Transient:
         scale = self._search.scale
         if self.since is not None or self.is_over or scale is None or not have_halved:
             return self.since is not None
-        is_near = TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
-        return is_near and scale.may_be_noise and not (self._meter.is_half or way.has_gone_back)
+        return may_be_transient(scale) and not (self._meter.is_half or way.has_gone_back)
 
     def look(self, step: int, way: Way, losses: Array, share: float, is_busy: bool) -> float:
         """Begins to measure, or takes in what was measured, whichever is due.
@@ -105,9 +104,7 @@ class Transient:
         return self.since is not None and step >= way.times.reach_end(self.since)
 
     def _taken(self, step: int, way: Way, losses: Array, share: float) -> float:
-        """By what the LR has to be multiplied: the geometric mean of 0.3 P as it is now and 0.25 M takes its place. P
-        is that of gradients that are mostly noise now, and still too low, and M is a bound.
-        """
+        """By what the LR has to be multiplied, where all of the steps were measured."""
         assert self.since is not None
         num, updates, scale = way.times.reach_end(self.since) - self.since, [*self._meter.updates], self._search.scale
         if len(updates) < num and step < self.since + num + PATIENCE:
@@ -119,18 +116,10 @@ class Transient:
         last = last[np.isfinite(last)]
         if scale is None or 2 * len(seen) < num or not (len(last) and self._is_of_same_weights(seen)):
             return 1.0
-        loss, slope = share * float(last.mean()), sum(update.slope for update in seen) / len(seen)
-        if not loss > 0.0:
+        if not last.mean() > 0.0:
             return 1.0
-        self.risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
-        first, now = (
-            math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (self._search.updates, seen)
-        )
-        self.kept = self.risen * now / first if first > 0.0 else 0.0
-        if self.kept < KEPT or now >= HARDLY_SHRUNK * first:
-            return 1.0
-        by_trust = scale.trusted_lr
-        factor = math.sqrt(min(self.risen * POLYAK_SHARE * scale.polyak, by_trust) * by_trust) / way.peak_lr
+        self.risen, self.kept, lr = told_by(self._search.updates, scale, seen, share * float(last.mean()))
+        factor = 0.0 if lr is None else lr / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
 
@@ -175,6 +164,37 @@ class Transient:
             self._meter.expected_lr = math.inf
             self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state["updates"]]
             self._meter.arm(self._search.num_shares, takes_back=False)
+
+
+def told_by(
+    first: Sequence[Update], scale: Scale, seen: Sequence[Update], loss: float
+) -> tuple[float, float, float | None]:
+    """What some steps tell that were measured once the losses had halved.
+
+    Args:
+        first: the updates of the first steps.
+        scale: that of them.
+        seen: (n,), the later updates, n at least 1.
+        loss: the mean of their steps' losses, positive.
+
+    Returns:
+        How many times as high P is, per unit of LR, ``MOST_RISEN`` at most; the same per unit of the way that the
+        weights go; and the LR for what follows, None where it was no transient: the geometric mean of 0.3 P as it is
+        now and of the LR that R and M allow. P is that of gradients that are mostly noise now, and still too low.
+    """
+    slope = sum(update.slope for update in seen) / len(seen)
+    risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
+    before, now = (math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (first, seen))
+    kept = risen * now / before if before > 0.0 else 0.0
+    if kept < KEPT or now >= HARDLY_SHRUNK * before:
+        return risen, kept, None
+    most = scale.trusted_lr
+    return risen, kept, math.sqrt(min(risen * POLYAK_SHARE * scale.polyak, most) * most)
+
+
+def may_be_transient(scale: Scale) -> bool:
+    """Whether P lies as far below R as in a transient, and no farther."""
+    return scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
 
 
 _SEEN = ("since", "is_over", "risen", "kept", "raised_at")

@@ -179,3 +179,16 @@ def test_the_lr_is_raised_in_steps_and_no_further_than_the_weights_allow():
 @pytest.mark.parametrize("options", [{"far": 1.0}, {"far": 0.02}, {"alignment": 1.0}, {"trust": math.inf}])
 def test_no_batch_raises_the_lr_where_p_is_not_far_below_r_or_less_sure(options):
     assert noise(**options).raised_factor(0.0) == 1.0
+
+
+def test_what_noise_hides_is_no_more_than_m_allows():
+    scale = Scale(polyak=0.001, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert scale.raised_factor(1e-4) == MOST_RAISED
+    assert replace(scale, layer_trust=0.008).raised_factor(1e-4) == pytest.approx(0.008 / 0.001)
+    assert replace(scale, layer_trust=0.008, alignment=1.0).raised_factor(1e-4) == 1.0
+
+
+def test_where_m_holds_the_lr_later_updates_are_compared_without_the_tensors_that_were_zero():
+    scale = Scale(polyak=100.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2, layer_trust=1.0)
+    assert scale.size_of(10.0, 5.0) == pytest.approx(5.0)
+    assert replace(scale, polyak=0.1).size_of(10.0, 5.0) == pytest.approx(10.0)

@@ -1,0 +1,73 @@
+"""The suggestion after a transient; ``tests/test_suggest.py`` has all the rest."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transient_runs import STEPS, Regression
+
+from autowu_hf import suggest_lr
+from autowu_hf.autowu.course import suggestion
+from autowu_hf.autowu.course.measures.transient import KEPT
+
+
+def suggested(regression, num=13):
+    batches = [regression.batch(step) for step in range(num)]
+    return suggest_lr(regression.model, regression.optimizer, regression.loss_of, batches)
+
+
+@pytest.fixture(scope="module")
+def after_a_transient():
+    return suggested(Regression())
+
+
+def test_after_a_transient_the_suggestion_is_near_the_lr_that_a_run_grows_to(after_a_transient):
+    peak_lr = Regression().go(STEPS).schedule.peak_lr
+    assert after_a_transient.kept >= KEPT
+    assert 0.4 * peak_lr < after_a_transient.lr < 2.5 * peak_lr
+    assert after_a_transient.lr > 5.0 * after_a_transient.scale.peak_lr
+    kept = f"{after_a_transient.kept:.2g}"
+    assert f"since P, per unit of the way, is {kept} times as high after a transient" in str(after_a_transient)
+    assert after_a_transient.steps <= suggestion.MOST_STEPS
+
+
+def test_the_steps_are_taken_back(after_a_transient):
+    regression = Regression()
+    before = copy.deepcopy((regression.model.state_dict(), regression.optimizer.state_dict()))
+    hooks = len(regression.optimizer._optimizer_step_pre_hooks)  # of its own schedule
+    assert suggested(regression).lr == after_a_transient.lr
+    assert all(map(torch.equal, before[0].values(), regression.model.state_dict().values()))
+    assert before[1] == regression.optimizer.state_dict()
+    assert len(regression.optimizer._optimizer_step_pre_hooks) == hooks
+
+
+def test_losses_that_fall_slowly_are_left_after_a_few_steps():
+    regression = Regression()
+    inner = regression.loss_of
+    regression.loss_of = lambda model, batch: inner(model, batch) + 10.0 * inner(model, batch).detach()  # hardly falls
+    regression.optimizer.param_groups[0]["weight_decay"] = 0.0
+    found = suggested(regression)
+    assert found.kept is None
+    assert found.lr == found.scale.peak_lr
+
+
+def test_where_p_is_near_r_nothing_is_trained():
+    found = suggested(Regression(size=1.0))
+    assert found.steps == found.scale.num_steps == 2
+    assert found.kept is None
+
+
+def test_a_loss_that_is_no_number_ends_it_at_the_scale():
+    regression = Regression()
+    inner, calls = regression.loss_of, []
+
+    def broken(model, batch):
+        calls.append(batch)
+        return inner(model, batch) * (1.0 if len(calls) < 5 else float("nan"))
+
+    regression.loss_of = broken
+    found = suggested(regression)
+    assert found.kept is None
+    assert found.lr == found.scale.peak_lr

@@ -1,0 +1,48 @@
+"""A run whose first losses are those of a transient."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from autowu_hf import get_autowu_schedule
+
+STEPS = 120
+
+
+class Regression:
+    """A fresh network whose outputs are far too large for small and noisy targets."""
+
+    def __init__(self, steps=STEPS, size=0.01, seed=3, kind=torch.optim.AdamW, **options):
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        self.optimizer = kind(self.model.parameters(), lr=1e-3, weight_decay=0.0)
+        self.schedule = get_autowu_schedule(self.optimizer, steps, **options)
+        self.size, self.times, self.done = size, 1.0, 0
+        self.losses, self.lrs = [], []
+
+    def batch(self, step):
+        generator = torch.Generator().manual_seed(1000 + step)
+        x = 2.0 * torch.rand(32, 8, generator=generator) - 1.0
+        noise = torch.randn(32, 1, generator=generator)
+        return x, self.size * (torch.sin(3.0 * x[:, :1]) + torch.sin(3.0 * x[:, 1:2]) + 0.3 * noise)
+
+    @staticmethod
+    def loss_of(model, batch):
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    def go(self, num):
+        for _ in range(num):
+            self.optimizer.zero_grad()
+            loss = self.loss_of(self.model, self.batch(self.done)) * self.times
+            loss.backward()
+            self.lrs.append(self.optimizer.param_groups[0]["lr"])
+            self.optimizer.step()
+            self.schedule.step(loss.detach())
+            self.losses.append(float(loss.detach()))
+            self.done += 1
+        return self
+
+    @property
+    def approach(self):
+        return self.schedule.report()["approach"]
