@@ -224,11 +224,11 @@ class UpdateMeter:
                 g = g * divisors[id(parameter)]
             w0 = None if start is None else start.to(now.device)
             parts[id(parameter)] = sums_of(w, now, g, *own[id(parameter)], w0) / shares.copies_of(parameter)
-        rows = rows_of([*parts.values()])
+        have_part = [id(p) in parts for p in self._parameters()]
+        rows = rows_of([parts[id(p)] for p in self._parameters() if id(p) in parts])
         clipping: float | None = 1.0 if divisors else told[0] if told else None
         if clipping is None:
             clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())))
-        have_part = [id(parameter) in parts for parameter in self._parameters()]
         sums, layers = over_processes(rows, have_part, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back else []:

@@ -96,3 +96,15 @@ def test_one_large_layer_decides_r_and_not_the_median():
 def test_an_enlarged_update_has_a_smaller_ratio():
     update = measured()
     assert update.enlarged(2.0).layer_trust == pytest.approx(update.layer_trust / 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_a_parameter_that_is_given_twice_has_two_places():
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight, weight], lr=1e-3)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    weight.sum().backward()
+    optimizer.step()
+    meter.disarm()
+    assert meter.updates[0].layer_trust > 0.0
