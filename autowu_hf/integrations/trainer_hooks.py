@@ -90,6 +90,20 @@ def _maybe_log_save_evaluate(this: Wrap) -> Function:
     return log_save_evaluate
 
 
+def _save_checkpoint(this: Wrap) -> Function:
+    """The losses of all ranks are in the state that rank 0 saves, also where a later callback or an evaluation asked
+    for that.
+    """
+
+    def save(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scheduler = adaptive(self.lr_scheduler)
+        if this.is_active and scheduler is not None and len(scheduler.pending_losses()):  # as many on each of them
+            scheduler.flush()
+        return this.original(self, *args, **kwargs)
+
+    return save
+
+
 def _hyperparameters(this: Wrap) -> Function:
     """The model card names the LR that was found, or says that none was."""
 
@@ -115,6 +129,7 @@ _HOOKS = (
 _TRAINER_HOOKS = {
     "_report_to_hp_search": _report_to_hp_search,
     "_maybe_log_save_evaluate": _maybe_log_save_evaluate,
+    "_save_checkpoint": _save_checkpoint,
 }
 
 

@@ -133,3 +133,29 @@ def test_the_model_card_names_the_lr_that_was_found(tmp_path, name):
 def card_lr(trainer, folder) -> str:
     trainer.create_model_card(model_name="tiny")
     return re.search(r"^- learning_rate: (.*)$", (folder / "README.md").read_text(), flags=re.MULTILINE)[1]
+
+
+class SavesLate(TrainerCallback):
+    """Asks for a checkpoint when AutoWU's own callback has had its turn."""
+
+    def __init__(self, when: str) -> None:
+        self.when, self.pending = when, {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= self.when == "step" and state.global_step == 7
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_save |= self.when == "evaluation" and state.global_step == 6
+
+    def on_save(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.pending[state.global_step] = len(lr_scheduler.pending_losses())
+
+
+@pytest.mark.parametrize(("when", "step"), [("step", 7), ("evaluation", 6)])
+def test_a_checkpoint_that_somebody_else_asks_for_has_the_losses_of_all_ranks(tmp_path, when, step):
+    saves = SavesLate(when)
+    options = {"callbacks": [saves], "save_strategy": "no", "lr_scheduler_kwargs": {"max_lr": 30.0, "test_every": 5}}
+    trainer = trainer_for(tmp_path, **options, **{**RUN, "num_train_epochs": 4})
+    trainer.train()
+    assert saves.pending[step] == 0
+    assert (tmp_path / f"checkpoint-{step}").is_dir()
