@@ -139,8 +139,8 @@ class Course:
             for said in news(approach, before, done):
                 say(said)
             search = approach.search
-            if search.is_over and search.num_backwards > 1:
-                self._history.say_accumulated(search.num_backwards, search.is_stepped_at_each)
+            if search.is_over and search.meter.num_backwards > 1:
+                self._history.say_accumulated(search.meter.num_backwards, search.is_stepped_at_each)
             is_far = approach.scale is None and approach.search.is_far
             if not (approach.is_over or is_far) and len(approach.way.legs) == legs:
                 return False

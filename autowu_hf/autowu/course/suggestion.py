@@ -112,8 +112,9 @@ def suggested(optimizer: Optimizer, losses: Iterator[float], num_batches: float 
                 if later.can_watch:
                     lr *= _raised(scale, later, taken, num_batches - steps)
                     trained_at = lr
-                    after, kept = _after_transient(search, scale, taken)
-                    lr = max(lr, after)
+                    if lr == scale.peak_lr:  # what was raised for noise is no transient's
+                        after, kept = _after_transient(search, scale, taken)
+                        lr = max(lr, after)
                 return SuggestedLR(lr, scale, steps, later.lasting, kept)
     finally:
         later.stop()
@@ -166,8 +167,7 @@ def _after_transient(search: ScaleSearch, scale: Scale, taken: Iterator[float]) 
     if not may_be_transient(scale) or not _have_halved(scale.loss, taken):
         return 0.0, None
     meter, kept = search.meter, None
-    meter.expected_lr = math.inf
-    meter.arm(search.num_shares, takes_back=False)
+    search.measure_later()
     for _ in range(_LOOKS):  # the losses may have halved before all of the transient is over
         meter.updates.clear()
         losses = list(itertools.islice(taken, _MEASURED))

@@ -61,6 +61,10 @@ class Update:
     num_weights: float = math.nan
     layer_trust: float = math.nan
 
+    def is_of_weights_of(self, other: Update) -> bool:
+        """Whether none were frozen, or joined, since another update; True where a state of an older release is silent."""
+        return not abs(self.num_weights - other.num_weights) > 1e-6 * other.num_weights
+
     def enlarged(self, times: float) -> Update:
         """The same update, so many times as large."""
         sizes = {name: times * getattr(self, name) for name in ("slope", "update_norm", "whole_norm", "resolution")}

@@ -71,3 +71,13 @@ def test_a_loss_that_is_no_number_ends_it_at_the_scale():
     found = suggested(regression)
     assert found.kept is None
     assert found.lr == found.scale.peak_lr
+
+
+def test_what_was_raised_for_noise_is_no_transients(monkeypatch):
+    monkeypatch.setattr(suggestion, "_raised", lambda *args: 8.0)
+    found = suggested(Regression())
+    assert found.lr == pytest.approx(8.0 * found.scale.peak_lr)
+    assert found.steps == 2
+    assert found.kept is None
+    assert "times 8 since" in str(found)
+    assert "transient" not in str(found)

@@ -196,11 +196,10 @@ class LaterMeasures:
         self.start_anew()
 
     def _arm(self) -> None:
-        self._meter.expected_lr = math.inf
         if not self.overshoot.is_open:
             self._meter.updates.clear()
         self._num_before = len(self._meter.updates)
-        self._meter.arm(self._search.num_shares, takes_back=False)
+        self._search.measure_later()
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""

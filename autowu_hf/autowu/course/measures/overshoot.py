@@ -124,8 +124,7 @@ class Overshoot:
         """
         self.is_open = bool(start)
         if start:
-            self._meter.expected_lr = math.inf
-            self._meter.arm(self._search.num_shares, takes_back=False)
+            self._search.measure_later()
             self._meter.hold_start(start)
 
 

@@ -64,9 +64,8 @@ def reach_of(
         return None
     if search.alignment > ALIGNED and (search.momentum > 0.0 or update.alignment > ALIGNED):
         return None  # SGD's, whose size is that of the gradient, from batch to batch
-    before = search.updates[-1].num_weights  # NaN in a state of an older release
-    if abs(update.num_weights - before) > 1e-6 * before:
-        return None  # some were frozen, or others joined them
+    if not update.is_of_weights_of(search.updates[-1]):
+        return None
     seen, whole = (_root_mean_square(getattr(own, size) for own in search.updates) for size in _SIZES)
     growth = update.lr / search.updates[0].lr
     if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:

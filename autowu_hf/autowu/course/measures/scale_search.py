@@ -107,11 +107,6 @@ class ScaleSearch:
         return self._lr.is_far
 
     @property
-    def num_backwards(self) -> int:
-        """How often gradients were added up for the last step that was measured; 0 where that cannot be told."""
-        return self.meter.num_backwards
-
-    @property
     def is_stepped_at_each(self) -> bool:
         """Whether the schedule was stepped at each of the backward calls of all steps that were measured; of one alone,
         a gradient scaler may have skipped those before it.
@@ -121,6 +116,11 @@ class ScaleSearch:
     def shows(self, update: Update) -> bool:
         """Whether an update can be told from rounding."""
         return self._lr.shows(update.resolution)
+
+    def measure_later(self) -> None:
+        """Measures every step from now on, at whatever LR, and takes none back."""
+        self.meter.expected_lr = math.inf
+        self.meter.arm(self.num_shares, takes_back=False)
 
     def stop(self) -> None:
         """Measures no more."""
@@ -136,7 +136,7 @@ class ScaleSearch:
         self.meter.updates.clear()
         self._num_calls += 1
         if updates:
-            self._at_each.append(self._num_calls == self.num_backwards > 1)
+            self._at_each.append(self._num_calls == self.meter.num_backwards > 1)
             self._num_calls = 0
             self._beta2 *= steps_of(self.meter.optimizer) > 0.0  # without a count, nothing tells the rectification
         if not updates and self.meter.idle is None and not self.meter.has_gradients():

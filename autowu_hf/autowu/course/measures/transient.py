@@ -36,6 +36,8 @@ FARTHEST = 10.0 * FAR
 rises, too, once they have learned what is easy in their data, but R tells nothing of them.
 """
 
+_SEEN = ("since", "is_over", "risen", "kept", "raised_at")
+
 
 class Transient:
     """Measures some steps once the losses have halved, where P lies far below R.
@@ -95,9 +97,8 @@ class Transient:
             self.is_over = True
             return
         self.since = step
-        self._meter.expected_lr = math.inf
         self._meter.updates.clear()
-        self._meter.arm(self._search.num_shares, takes_back=False)
+        self._search.measure_later()
 
     def is_due(self, step: int, way: Way) -> bool:
         """Whether all steps have been measured after ``step`` steps."""
@@ -114,19 +115,13 @@ class Transient:
         seen = [update for update in updates if isinstance(update, Update)]  # else its gradient was not finite
         last = losses[-len(updates) :]
         last = last[np.isfinite(last)]
-        if scale is None or 2 * len(seen) < num or not (len(last) and self._is_of_same_weights(seen)):
-            return 1.0
-        if not last.mean() > 0.0:
+        are_same = all(update.is_of_weights_of(self._search.updates[-1]) for update in seen)
+        if scale is None or 2 * len(seen) < num or not (are_same and len(last) and last.mean() > 0.0):
             return 1.0
         self.risen, self.kept, lr = told_by(self._search.updates, scale, seen, share * float(last.mean()))
         factor = 0.0 if lr is None else lr / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
-
-    def _is_of_same_weights(self, seen: Sequence[Update]) -> bool:
-        """Whether no weights were frozen, or joined, since the first updates."""
-        before = self._search.updates[-1].num_weights  # NaN in a state of an older release
-        return not any(abs(update.num_weights - before) > 1e-6 * before for update in seen)
 
     def start(self, losses: Array, first: int, way: Way) -> int:
         """The place of the first loss that counts, out of (n,): ``first``, or that of those after a transient. What was
@@ -161,9 +156,8 @@ class Transient:
         for name in _SEEN:
             setattr(self, name, state[name])
         if self.since is not None:
-            self._meter.expected_lr = math.inf
             self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state["updates"]]
-            self._meter.arm(self._search.num_shares, takes_back=False)
+            self._search.measure_later()
 
 
 def told_by(
@@ -195,6 +189,3 @@ def told_by(
 def may_be_transient(scale: Scale) -> bool:
     """Whether P lies as far below R as in a transient, and no farther."""
     return scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
-
-
-_SEEN = ("since", "is_over", "risen", "kept", "raised_at")
