@@ -62,7 +62,7 @@ class Update:
     layer_trust: float = math.nan
 
     def is_of_weights_of(self, other: Update) -> bool:
-        """Whether none were frozen, or joined, since another update; True where a state of an older release is silent."""
+        """Whether none were frozen, or joined, since another update; True where an old state does not tell."""
         return not abs(self.num_weights - other.num_weights) > 1e-6 * other.num_weights
 
     def enlarged(self, times: float) -> Update:
