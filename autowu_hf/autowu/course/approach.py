@@ -27,6 +27,7 @@ from ...rewind import snapshot
 from ...runtime.param_groups import weights_out_of_reach
 from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
 from .legs import FEWEST_LOSSES, Sweep, Way
+from .looks import Looks
 from .measures.later_measures import LaterMeasures
 from .measures.scale import MOST_RAISED, Scale
 from .measures.scale_search import ScaleSearch
@@ -72,6 +73,7 @@ class Approach:
         self.later = LaterMeasures(self.search, start)
         self.transient = Transient(self.search)
         self.way = Way()
+        self._looks = Looks(self.way, self.later, self.transient)
         self.breaks = Breaks()
         self.stalled: int | None = None
         self.unmoved: int | None = None
@@ -128,11 +130,11 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        return self.waits or self._looks(step) or self.later.overshoot.is_due(step, self.way)
+        return self.waits or self.scale is None or self._looks.are_wanted(step, self.end)
 
-    def _looks(self, step: int) -> bool:
-        is_due = self.scale is None or self.later.is_due(step, self.way) or self.transient.is_due(step, self.way)
-        return not self.waits and (is_due or self.way.is_looked_at(step, self.end))
+    def next_look(self, step: int) -> int:
+        """The first step after ``step`` after which it may have, if nothing changes before."""
+        return self._looks.next_after(step, self.end) if self.way.legs else step + 1
 
     def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -152,7 +154,7 @@ class Approach:
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
-        elif self._looks(step):
+        elif not self.waits and self._looks.is_due(step, self.end):
             self._look(step, losses, self.scale, share)
         if not (self.wants_back or self.is_over):
             if self.transient.since is None:
@@ -233,8 +235,7 @@ class Approach:
         """Restores what ``state_dict`` returned, or the state of an older release."""
         self.later.stop()
         self.way.load_state_dict(state)
-        for name in _SEEN:
-            setattr(self, name, state.get(name))  # a state may be older than a name
+        vars(self).update({name: state.get(name) for name in _SEEN})  # a state may be older than a name
         self.way.times = dataclasses.replace(self.times, num_steps=state.get("num_steps", self.times.num_steps))
         self.breaks.load_state_dict(state)
         self.sweep = None if state["sweep"] is None else Sweep(*state["sweep"])
@@ -251,8 +252,7 @@ class Approach:
             **{name: getattr(self, name) for name in _SEEN},
             **self.later.report(),
             **self.transient.report(),
-            "raised": self.way.raised,
-            "num_lost": self.way.num_lost,
+            **{name: getattr(self.way, name) for name in ("raised", "num_lost")},
             "legs": [dataclasses.asdict(leg) for leg in self.way.legs],
             **self.breaks.state_dict(),
             "looks": self.times.looks,

@@ -53,7 +53,7 @@ class Course:
         self._settings = settings
         self._history = history
         self._ticks = 1
-        self.sweep_start = 0
+        self.sweep_start = self._next_look = 0  # the latter: in optimizer steps; before it, there is nothing to see
         self.losses_before: list[float] = []
         self.approach = Approach(optimizer, ratios, history.models, start) if settings.uses_scale else None
         if self.approach is not None and self.approach.is_over:
@@ -78,7 +78,7 @@ class Course:
             is_over: whether the warm-up is over.
         """
         settings, approach = self._settings, self.approach
-        self._ticks = ticks
+        self._ticks, self._next_look = ticks, 0
         # A whole number of optimizer steps, so that the schedule does not depend on the number of processes.
         cap = num_warmup_steps or settings.longest_warmup(num_training_steps / ticks) * ticks
         cap = min(cap, num_training_steps - 1)
@@ -92,8 +92,7 @@ class Course:
         if approach is not None and approach.scale is not None:
             curve = self._curve_around_scale(approach, num_training_steps)
         else:
-            if num_warmup_steps:
-                cap = max(cap - self.sweep_start, ticks)
+            cap -= self.sweep_start if num_warmup_steps else 0
             cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
             curve = settings.curve(num_training_steps, cap)
         if is_over:
@@ -126,11 +125,14 @@ class Course:
             Whether the course has changed, so that it has to be planned anew.
         """
         approach, done = self.approach, step // self._ticks
+        if done < self._next_look:
+            return False
         if approach is None or self.is_blind:  # from the start
             return True
         if held and approach.scale is None:
             approach.give_up("the processes may be at different steps")
         elif held or not approach.wants_losses(done):
+            self._next_look = approach.next_look(done)
             return False
         else:
             self._history.flush()
@@ -141,8 +143,8 @@ class Course:
             search = approach.search
             if search.is_over and search.meter.num_backwards > 1:
                 self._history.say_accumulated(search.meter.num_backwards, search.is_stepped_at_each)
-            is_far = approach.scale is None and approach.search.is_far
-            if not (approach.is_over or is_far) and len(approach.way.legs) == legs:
+            if not (approach.is_over or (approach.scale is None and search.is_far)) and len(approach.way.legs) == legs:
+                self._next_look = approach.next_look(done)
                 return False
         if approach.is_over and (approach.sweep is not None or approach.wants_back or approach.is_late):
             self.losses_before = self._history.gathered.tolist()
@@ -208,9 +210,8 @@ class Course:
     @property
     def is_done(self) -> bool:
         """Whether the approach is over, and the scale's peak LR is the peak."""
-        return (
-            self.scale is not None and self.approach is not None and self.approach.is_over and not self.approach.sweep
-        )
+        approach = self.approach
+        return approach is not None and approach.scale is not None and approach.is_over and approach.sweep is None
 
     @property
     def num_lost(self) -> int:

@@ -129,13 +129,6 @@ class Way:
         end = self.times.judge_end(since)
         return None if end is None else range(since, end)
 
-    def is_looked_at(self, step: int, end: int) -> bool:
-        """Whether the losses are looked at after ``step`` steps: at each 60th of the run, where a part of the approach
-        ends, and after ``end``.
-        """
-        ends = (self.legs[-1].end, self.growth_end, self.watch_end, self.signs.stall_step, end)
-        return step % self.times.look_interval == 0 or step in ends
-
     def end(self, has_reach: bool) -> int:
         """Where the approach is over at the latest; ``has_reach``: it is known how far later updates get."""
         leg_end = max(self.legs[-1].end, self.growth_end)

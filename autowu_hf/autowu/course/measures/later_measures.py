@@ -123,7 +123,7 @@ class LaterMeasures:
                 wanted = reach_factor(scale, *found, raised=way.raised, done=done, has_momentum=has_momentum)
             factor = wanted if is_first else max(wanted, 1.0)
             self.factors += [factor] if factor != 1.0 else []
-        starts = self._next_start(way)
+        starts = self.next_start(way)
         is_worth_it = factor == 1.0 and not (self.reaches and is_urgent)  # else another leg or the sweep is next
         is_time = starts is not None and starts <= step <= way.times.longest - 2  # two more: to measure, and to change
         if self.since is None and is_worth_it and is_time:
@@ -152,7 +152,7 @@ class LaterMeasures:
     def is_due(self, step: int, way: Way) -> bool:
         """Whether ``follow`` has something to do after so many steps."""
         if self.since is None:
-            return step == self._next_start(way)
+            return step == self.next_start(way)
         return self._last is not None or step == self.since + 1 or self._is_before_end(step, way)
 
     def is_awaited(self, step: int) -> bool:
@@ -164,7 +164,8 @@ class LaterMeasures:
         is_open = self.since is not None and (self._last is None or self.is_awaited(step))
         return is_open or self.overshoot.is_pending(step, way)
 
-    def _next_start(self, way: Way) -> int | None:
+    def next_start(self, way: Way) -> int | None:
+        """The steps done when the next window begins; None where there is no more of them."""
         if not self.reaches:
             return way.growth_end if way.is_first_growth else None
         is_once_more = len(self.reaches) == 1 and not way.has_gone_back
