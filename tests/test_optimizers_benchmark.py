@@ -53,9 +53,9 @@ def test_the_grid_of_an_optimizer_comes_first_then_its_best_lr(optimizers):
     assert grid[-1] == 3.16228
     jobs = wanted(optimizers, [])
     assert {(job[4], job[5]) for job in jobs if job[3] == "cosine"} == {(lr, seed) for lr in grid for seed in (0, 1)}
-    assert [job[4:] for job in jobs if job[3] == "autowu"] == [(None, 10), (None, 11), (None, 12)]
+    assert [job[4:] for job in jobs if job[3] == "autowu"] == [(None, seed) for seed in optimizers.SEEDS]
     rows = [row(optimizers, "cosine", lr, seed, 0.9 - abs(lr - 0.1)) for lr in grid for seed in (0, 1)]
-    assert wanted(optimizers, rows, methods=["cosine"]) == [(*CELL, "cosine", 0.1, seed) for seed in (10, 11, 12)]
+    assert wanted(optimizers, rows, methods=["cosine"]) == [(*CELL, "cosine", 0.1, seed) for seed in optimizers.SEEDS]
     rows = [row(optimizers, "cosine", lr, seed, lr) for lr in grid for seed in (0, 1)]
     assert wanted(optimizers, rows, methods=["cosine"]) == [(*CELL, "cosine", 10.0, seed) for seed in (0, 1)]
 
@@ -127,11 +127,12 @@ def test_the_percent_of_a_gain(tuning):
 
 
 def test_gap_and_tables(optimizers, tmp_path, capsys):
-    rows = [row(optimizers, "cosine", 0.1, seed, value) for seed, value in ((10, 0.5), (11, 0.6), (12, 0.7))]
-    rows += [row(optimizers, "autowu", None, seed, value) for seed, value in ((10, 0.2), (11, 0.55), (12, math.nan))]
+    seeds = optimizers.SEEDS
+    rows = [row(optimizers, "cosine", 0.1, *pair) for pair in zip(seeds, 2 * [0.5, 0.6, 0.7], strict=True)]
+    rows += [row(optimizers, "autowu", None, *pair) for pair in zip(seeds, 2 * [0.2, 0.55, math.nan], strict=True)]
     rows += [row(optimizers, "cosine", 0.1, 0, 0.9)]
     guess = ("digits MLP", "SGD", 100)  # no better than chance
-    rows += [row(optimizers, method, 0.1, s, 0.1, guess) for method in ("cosine", "autowu") for s in (10, 11, 12)]
+    rows += [row(optimizers, method, 0.1, s, 0.1, guess) for method in ("cosine", "autowu") for s in seeds]
     table = table_of(optimizers, tmp_path, rows)
     results = optimizers.Results(table)
     assert results.test(CELL, "cosine") == 0.6

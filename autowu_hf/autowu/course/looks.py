@@ -1,4 +1,6 @@
-"""When the approach needs the losses: at each 60th of the run, and where a part of it ends or begins."""
+"""When the approach needs the losses: at each 60th of the run (at every third step of a short one), and where a part
+of it ends or begins.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ class Looks:
         self._way, self._later, self._transient = way, later, transient
 
     def is_due(self, step: int, end: int) -> bool:
-        """Whether there is one after ``step`` steps; ``end``: where the approach is over at the latest."""
+        """Whether there is one after ``step`` steps; ``end``: where the approach is over at the latest, which a resume
+        as a shorter run may find passed.
+        """
         way = self._way
         is_measured = self._later.is_due(step, way) or self._transient.is_due(step, way)
-        return is_measured or step % way.times.look_interval == 0 or step in self._ends(end)
+        return is_measured or step % way.times.look_interval == 0 or step >= end or step in self._ends(end)
 
     def are_wanted(self, step: int, end: int) -> bool:
         """Whether losses are needed after ``step`` steps: there is a look, or batches are asked about the growth."""
@@ -35,7 +39,8 @@ class Looks:
         """The first step after ``step`` for which ``are_wanted`` may hold, if nothing changes before: those up to it
         need not ask.
         """
-        if self._later.since is not None or self._later.overshoot.is_open or self._transient.since is not None:
+        is_measured = self._later.since is not None or self._transient.since is not None
+        if is_measured or self._later.overshoot.is_open or step >= end:
             return step + 1
         interval, way = self._way.times.look_interval, self._way
         starts = (self._later.next_start(way), None if way.judges is None else way.judges.start)

@@ -32,6 +32,9 @@ FEWEST_AFTER = 3
 AGAIN = 0.2
 """The share of the run by which that is measured a second time, for updates that go on to become smaller."""
 
+FEWEST_NEW = 3
+"""The losses from one look at them to the next, at least; as many as a look compares at least (``signs.window``)."""
+
 PATIENCE = 3
 """The steps for which a growth waits for that, where the steps do not happen (a gradient scaler skips some)."""
 
@@ -105,4 +108,4 @@ class Timetable:
     @property
     def look_interval(self) -> int:
         """The steps from one look at the losses to the next."""
-        return max(1, self.num_steps // 60)
+        return max(FEWEST_NEW, self.num_steps // 60)

@@ -156,10 +156,10 @@ def _raise(approach: Approach, step: int) -> str:
 def _correction(approach: Approach, step: int) -> str:
     """Why the LR is another one from now on."""
     far = "farther" if approach.later.factors[-1] < 1.0 else "less far"
-    return (
-        f"AutoWU: by step {step} the steps take the weights {far} than the first updates promised; the learning rate "
-        f"goes to {approach.way.peak_lr:.1e}"
-    )
+    found = f"the steps take the weights {far} than the first updates promised"
+    if approach.scale is not None and approach.scale.may_be_outgrown:
+        found = "the weights have outgrown what they were, and allow more"
+    return f"AutoWU: by step {step} {found}; the learning rate goes to {approach.way.peak_lr:.1e}"
 
 
 def _transient(approach: Approach, step: int) -> str:

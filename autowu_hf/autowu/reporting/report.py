@@ -226,8 +226,10 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
     if approach["factor"] != 1.0:
-        far = "farther" if approach["factor"] < 1.0 else "less far"
-        said += f", times {approach['factor']:.2g} since later updates get {far}"
+        why = f"later updates get {'farther' if approach['factor'] < 1.0 else 'less far'}"
+        if approach["scale"].get("outgrown"):
+            why = "the weights have outgrown what they were"
+        said += f", times {approach['factor']:.2g} since {why}"
     if approach.get("transient") is not None:
         left = times(approach["kept"], approach["risen"])
         said += f", on from it since P, per unit of the way, was {left} as high after a transient, at step "

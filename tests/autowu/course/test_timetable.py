@@ -13,6 +13,7 @@ def test_a_growth_takes_a_twentieth_of_the_run_and_the_looking_three_tenths():
     assert times.look_end(20) == times.end(20, is_corrected=False) == 120
     assert times.look_end(150) == 153  # a growth that ends later is looked at for three steps
     assert times.look_interval == 6
+    assert [Timetable.of(steps, None).look_interval for steps in (30, 100, 179, 240)] == [3, 3, 3, 4]
 
 
 @pytest.mark.parametrize("longest", [0, 3, 12, 39])

@@ -16,6 +16,7 @@ from ...optimizer_kinds import has_momentum
 from ..legs import Way
 from ..timetable import PATIENCE
 from .lasting import lasting_of
+from .outgrown import outgrown_factor
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
 from .scale_search import ScaleSearch
@@ -113,15 +114,10 @@ class LaterMeasures:
         """
         factor = 1.0
         if self._last is not None and len(self._meter.updates) > self._num_before:
-            found, is_first = self._reach(step), not self.reaches
-            self.reaches.append(None if found is None else found[0])
+            reach, wanted = self._reach(step, way.raised)
+            factor = max(wanted, 1.0) if self.reaches else wanted
+            self.reaches.append(reach)
             self.start_anew()
-            scale = self._search.scale
-            wanted = 1.0
-            if found is not None and scale is not None:
-                done, has_momentum = self.factor, self._has_momentum
-                wanted = reach_factor(scale, *found, raised=way.raised, done=done, has_momentum=has_momentum)
-            factor = wanted if is_first else max(wanted, 1.0)
             self.factors += [factor] if factor != 1.0 else []
         starts = self.next_start(way)
         is_worth_it = factor == 1.0 and not (self.reaches and is_urgent)  # else another leg or the sweep is next
@@ -171,14 +167,19 @@ class LaterMeasures:
         is_once_more = len(self.reaches) == 1 and not way.has_gone_back
         return way.times.starts_again(way.legs[-1].end) if is_once_more else None
 
-    def _reach(self, step: int) -> tuple[float, float, tuple[float, float]] | None:
-        """See ``reach_of``, which is not asked where more than one update was measured: the schedule is not stepped at
-        each then.
+    def _reach(self, step: int, raised: float) -> tuple[float | None, float]:
+        """The reach, and by what the LR has to be multiplied for it; None and 1 where that is not known, or more than
+        one update was measured, for the schedule is not stepped at each.
         """
-        update, since = self._meter.updates[-1], self.since
-        if isinstance(update, str) or len(self._meter.updates) > 1 + self._num_before or since is None:
-            return None
-        return reach_of(self._search, update, step, since, self._distance)
+        update, since, scale = self._meter.updates[-1], self.since, self._search.scale
+        if isinstance(update, str) or len(self._meter.updates) > 1 + self._num_before or since is None or scale is None:
+            return None, 1.0
+        if (found := reach_of(self._search, update, step, since, self._distance)) is None:
+            return None, 1.0
+        done, has_momentum = self.factor, self._has_momentum
+        wanted = reach_factor(scale, *found, raised=raised, done=done, has_momentum=has_momentum)
+        grown = outgrown_factor(scale, self._search.updates, update)
+        return found[0], max(grown / done, wanted, 1.0) if grown > 1.0 else wanted
 
     def ask(self, step: int, way: Way) -> None:
         """See ``Overshoot.ask``; after ``follow``, which may take what it would forget."""

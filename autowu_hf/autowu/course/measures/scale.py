@@ -44,7 +44,8 @@ ALIGNED = 0.99
 
 FAR = 30.0
 """How far below R's LR that of P lies where its gradients may be noise. It is 1000 times for EfficientNet, whose
-gradients are, and about twice for a ViT from scratch, which is on a plateau.
+gradients are, and about twice for a ViT from scratch, which is on a plateau. And how far above R's and M's it lies
+where the weights may have begun near zero: 14 times at most for networks with a usual start, and else 40 and more.
 """
 
 LASTING = 0.125
@@ -193,6 +194,13 @@ class Scale:
         is_far = FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust
         return is_far and not self.is_aligned and self.beta2 == 0.0
 
+    @property
+    def may_be_outgrown(self) -> bool:
+        """Whether R and M may be far too low, because the weights began near zero: where P would allow an LR that is
+        ``FAR`` times as high (``outgrown.py``).
+        """
+        return FAR * self.trusted_lr < POLYAK_SHARE * self.polyak
+
     def raised_factor(self, lasting: float | None, raised: float = 1.0) -> float:
         """By what the LR has to be multiplied, once later batches have told how much of the slope was noise.
 
@@ -231,5 +239,5 @@ class Scale:
 
     def report(self, num_steps: int = 1) -> dict[str, Any]:
         """All of it in numbers and names, for a run of so many steps."""
-        found = {"lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by}
+        found = {"lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by, "outgrown": self.may_be_outgrown}
         return {**asdict(self), **found, "rectified": self.rectified(num_steps)}
