@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,12 +16,17 @@ from torch.optim import Optimizer
 from .autowu.course.suggestion import ENOUGH, MOST_STEPS, SuggestedLR, suggested
 from .rewind.trial import trial
 from .runtime import collective
+from .runtime.param_groups import innermost
 from .runtime.random_state import generators_of, same_random_numbers
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 __all__ = ["SuggestedLR", "suggest_lr"]
+
+logger = logging.getLogger(__name__)
+
+_NOTHING = object()
 
 
 def suggest_lr(
@@ -35,7 +42,8 @@ def suggest_lr(
     or eleven more where the gradients may be mostly noise (``Scale.raised_factor``). Where they may be those of a
     transient (``may_be_transient``), it trains for eight steps, and for 20 to 45 where the losses fall fast. It puts
     everything back: weights, buffers, the optimizer's state and LRs, gradients, random numbers and the order of the
-    data. One process only.
+    data; what a stream of data has given stays given, and so do other attributes that a forward sets. A schedule that
+    measures the same optimizer takes no notice. One process only.
 
     Args:
         trainer_or_model: a Trainer, which has all the rest; or a model.
@@ -77,23 +85,41 @@ def suggest_lr(
         )
 
     def backward(batch: Any) -> float:
-        loss = compute(model, batch)
+        loss = _checked(compute(model, batch))
         loss.backward()  # type: ignore[no-untyped-call]
         _clip(model, max_grad_norm)
         return float(loss.detach())
 
+    _require_no_closure(optimizer)
     with same_random_numbers(_device_of_model(model), generators_of(batches)), trial(model, optimizer):
         first = list(itertools.islice(batches, ENOUGH))
         over_and_over = itertools.islice(itertools.cycle(first), MOST_STEPS)
         return suggested(optimizer, map(backward, over_and_over), len(first))
 
 
+def _require_no_closure(optimizer: Any) -> None:
+    """A ValueError where the optimizer cannot be stepped without a closure."""
+    inner = innermost(optimizer)
+    closure = inspect.signature(type(inner).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(f"suggest_lr steps the optimizer without a closure, which {type(inner).__name__} needs")
+
+
 def _of_trainer(trainer: Any) -> SuggestedLR:
+    from transformers import Trainer
+
+    if type(trainer).training_step is not Trainer.training_step:
+        logger.info(
+            "suggest_lr calls compute_loss itself, and not %s.training_step; what that changes of the loss or of the "
+            "gradients is not in the suggestion",
+            type(trainer).__name__,
+        )
     model, owned, accelerator = trainer.model, trainer.optimizer, trainer.accelerator
     number_of_loaders = len(accelerator._dataloaders)
     with same_random_numbers(_device_of_model(model)):
         optimizer = trainer.create_optimizer() if owned is None else owned
         try:
+            _require_no_closure(optimizer)
             with trial(model, optimizer), _checkpointing(trainer.args, model):
                 steps = _trainer_steps(trainer, iter(trainer.get_train_dataloader()))
                 return suggested(optimizer, steps)
@@ -104,17 +130,29 @@ def _of_trainer(trainer: Any) -> SuggestedLR:
 
 @contextlib.contextmanager
 def _checkpointing(args: Any, model: Any) -> Iterator[None]:
-    """Checkpoints activations within the block, as the Trainer would, so that the batches fit into memory."""
+    """Checkpoints activations within the block, as the Trainer would, so that the batches fit into memory. What that
+    sets on the modules, forward hooks included, is put back: transformers' own way to end it leaves some.
+    """
     name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
     enable = getattr(model, f"{name}_enable", None)
-    is_new = getattr(args, name) and not getattr(model, f"is_{name}", False)
-    if is_new and enable is not None:
-        enable(**{f"{name}_kwargs": getattr(args, f"{name}_kwargs")})
+    if enable is None or not getattr(args, name) or getattr(model, f"is_{name}", False):
+        yield
+        return
+    before = [(module, {**vars(module)}, {*module._forward_hooks}) for module in model.modules()]
+    enable(**{f"{name}_kwargs": getattr(args, f"{name}_kwargs")})
+    is_set = [
+        {name for name, value in vars(own).items() if had.get(name, _NOTHING) is not value} for own, had, _ in before
+    ]
     try:
         yield
     finally:
-        if is_new and enable is not None:
-            getattr(model, f"{name}_disable")()
+        getattr(model, f"{name}_disable")()
+        for (module, had, hooks), names in zip(before, is_set, strict=True):
+            for hook in {*module._forward_hooks} - hooks:
+                del module._forward_hooks[hook]
+            for own in names:
+                vars(module).pop(own, None)
+                vars(module).update({own: had[own]} if own in had else {})
 
 
 def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
@@ -132,11 +170,24 @@ def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
             inputs = trainer._prepare_inputs(micro_batch)
             with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
                 loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=num_items)
-            loss = loss.mean() / (len(micro_batches) if is_mean else 1)
-            loss.backward()
+            loss = _checked(loss.mean() / (len(micro_batches) if is_mean else 1))
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         _clip(trainer.model, trainer.args.max_grad_norm)
         yield total
+
+
+def _checked(loss: Any) -> Tensor:
+    """The loss of a batch; a ValueError where it cannot be back-propagated."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"the loss of a batch must be a scalar tensor, got {got}; return loss.mean(), or outputs.loss")
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss of a batch has no gradient; train at least one weight of the model, do not detach the loss, and "
+            "call suggest_lr outside torch.no_grad()"
+        )
+    return loss
 
 
 def _clip(model: nn.Module, max_grad_norm: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from run_programs import command
 from tiny import batches, trainer_for
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import autowu_hf
-from autowu_hf import suggest_lr
+from autowu_hf import get_autowu_schedule, suggest_lr
 
 
 def loop(make=torch.optim.AdamW, seed=0, **options):
@@ -174,6 +176,13 @@ def test_a_trainer_clips_by_its_own_norm(tmp_path):
         ({"batches": []}, "needs the batches of two optimizer steps, got those of 0"),
         ({"loss_of": lambda model, batch: -loss_of(model, batch)}, "losses are not positive"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),
+        ({"loss_of": lambda model, batch: 0.0 * loss_of(model, batch)}, "no learning rate in 66 .*gradients are zero$"),
+        ({"loss_of": lambda model, batch: loss_of(model, batch).item()}, "must be a scalar tensor, got float"),
+        ({"loss_of": lambda model, batch: model(batch[0])}, r"scalar tensor, got shape \(64, 3\); return loss.mean"),
+        (
+            {"loss_of": lambda model, batch: loss_of(model, batch).detach()},
+            "has no gradient; train at least one weight",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(change, message):
@@ -184,6 +193,35 @@ def test_what_cannot_be_done_is_said(change, message):
         suggest_lr(model, **arguments)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    model, _, data = loop()
+    with pytest.raises(ValueError, match="without a closure, which LBFGS needs"):
+        suggest_lr(model, torch.optim.LBFGS(model.parameters()), loss_of, data)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 9, 25])
+def test_a_schedule_that_measures_the_same_optimizer_takes_no_notice(at):
+    runs = []
+    for asks in (False, True):
+        model, optimizer, data = loop()
+        schedule = get_autowu_schedule(optimizer, 60)
+        lrs = []
+        for step in range(60):
+            if asks and step == at:
+                suggest_lr(model, optimizer, loss_of, data)
+            loss = loss_of(model, data[step % len(data)])
+            loss.backward()
+            if asks and step == at:  # between a backward and its step, too
+                suggest_lr(model, optimizer, loss_of, data)
+            optimizer.step()
+            schedule.step(loss.detach())
+            optimizer.zero_grad()
+            lrs.append(optimizer.param_groups[0]["lr"])
+        runs.append((lrs, schedule.report()["approach"]["reaches"]))
+    assert runs[0] == runs[1]
+    assert runs[0][1]
 
 
 def test_an_error_of_the_users_leaves_nothing_behind():
@@ -266,6 +304,47 @@ def test_a_trainer_looks_in_its_own_precision_and_with_its_own_checkpointing(tmp
     assert seen
     assert all(seen)
     assert calls == [[f"{name}_kwargs"], "off"]
+
+
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_checkpointing_leaves_nothing_on_the_modules(tmp_path, has_hook):
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
+    model = BertForSequenceClassification(config)
+    model.bert.requires_grad_(False)
+    if has_hook:
+        model.enable_input_require_grads()
+    rows = [{"input_ids": torch.tensor([i % 20, 1, 2]), "labels": i % 2} for i in range(40)]
+    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, report_to="none")
+    own = Trainer(model, arguments, train_dataset=rows)
+    name = "activation_checkpointing" if hasattr(own.args, "activation_checkpointing") else "gradient_checkpointing"
+    setattr(own.args, name, True)
+
+    def state():
+        return [({**vars(module)}, [*module._forward_hooks]) for module in model.modules()]
+
+    before = state()
+    lrs = [suggest_lr(own).lr for _ in range(2)]
+    assert lrs[0] == lrs[1]
+    assert not getattr(model, f"is_{name}")
+    assert model.bert(torch.tensor([[1, 2]])).last_hidden_state.requires_grad == has_hook
+    for (had, hooks), (has, hooks_now) in zip(before, state(), strict=True):
+        assert hooks_now == hooks
+        assert has.keys() == had.keys()
+        assert all(has[key] is had[key] for key in had if key != "training")
+
+
+def test_a_training_step_of_ones_own_is_not_asked(tmp_path, caplog):
+    class Own(Trainer):
+        def training_step(self, *args, **options):
+            return super().training_step(*args, **options)
+
+    own = trainer_for(tmp_path, lr_scheduler_type="cosine")
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        suggest_lr(own)
+        assert not caplog.messages
+        own.__class__ = Own
+        suggest_lr(own)
+    assert "suggest_lr calls compute_loss itself, and not Own.training_step" in caplog.text
 
 
 @pytest.mark.parametrize("end", ["own.train()", "pass", "sys.exit()"])

@@ -10,13 +10,14 @@ from torch.optim import Optimizer
 
 from ..runtime.param_groups import device_of, innermost, set_lrs, weights_out_of_reach
 from ..runtime.random_state import same_random_numbers
+from ..runtime.update_meter import taken_back
 from . import snapshot
 
 
 @contextlib.contextmanager
 def trial(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     """Puts weights, buffers, gradients, training mode, the optimizer and random numbers back after the block. Within
-    it, the model is in training mode and has no gradients.
+    it, the model is in training mode and has no gradients, and a schedule that measures the optimizer rests.
 
     Args:
         model: whose parameters the optimizer has.
@@ -36,7 +37,7 @@ def trial(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         parameter.grad = None
     model.train()
     try:
-        with same_random_numbers(device_of(inner)):
+        with same_random_numbers(device_of(inner)), taken_back(inner):
             yield
     finally:
         snapshot.restore(before, optimizer, [model])

@@ -69,6 +69,8 @@ class SuggestedLR:
         elif scale.raised_factor(0.0) > 1.0 and self.lasting is None:
             which += ", which may be too low by far, and more batches would tell, in single precision"
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
+        if scale.has_small_weights:
+            doubt = "; the weights may have begun near zero, and allow more once they have grown"
         return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
 
 
@@ -121,8 +123,9 @@ def suggested(optimizer: Optimizer, losses: Iterator[float], num_batches: float 
         search.stop()
         if not search.is_over:  # too few batches, or an error of the user's
             search.give_up("it was stopped")
-    why = f", {search.silence}" if steps >= 2 else ""
-    raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}{why}; give it more")
+    if steps < 2:
+        raise ValueError(f"suggest_lr needs the batches of two optimizer steps, got those of {steps}; give it more")
+    raise ValueError(f"suggest_lr finds no learning rate in {steps} optimizer steps, {search.silence}")
 
 
 def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batches: float) -> float:

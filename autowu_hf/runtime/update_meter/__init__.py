@@ -3,6 +3,7 @@
 from .backward_calls import tell_clipping
 from .distance import Distance
 from .meter import START_IS_GONE, UpdateMeter
+from .trials import taken_back
 from .update import Update, seem_clipped
 
-__all__ = ["START_IS_GONE", "Distance", "Update", "UpdateMeter", "seem_clipped", "tell_clipping"]
+__all__ = ["START_IS_GONE", "Distance", "Update", "UpdateMeter", "seem_clipped", "taken_back", "tell_clipping"]

@@ -67,7 +67,7 @@ class Distance:
 
         def count(*args: Any) -> None:
             distance = this()
-            if distance is not None and distance._num_steps is not None:
+            if distance is not None and distance._num_steps is not None and not distance._meter.rests:
                 distance._num_steps += 1
 
         self._hook = self._meter.optimizer.register_step_post_hook(count)

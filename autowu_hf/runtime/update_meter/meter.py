@@ -23,7 +23,8 @@ from .backward_calls import BackwardCalls
 from .layers import layer_trust, over_processes
 from .shares import Shares
 from .sketch import kind_of, sketch
-from .update import HALF, Update, decay_of, obstacle_in, on_host, rows_of, seen_share, square_of, sums_of
+from .trials import trial_of
+from .update import HALF, Update, decay_of, obstacle_in, on_host, root_mean_square, rows_of, seen_share, sums_of
 
 
 class UpdateMeter:
@@ -51,6 +52,7 @@ class UpdateMeter:
         self.optimizer: Optimizer = innermost(optimizer)
         self._ratios = [*ratios]
         self._hooks: list[Any] = []
+        self._trial: object | None = None
         self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._backward_calls = BackwardCalls()
         self._num_shares: Callable[[], int] = int
@@ -82,21 +84,22 @@ class UpdateMeter:
         self._num_shares, self._takes_back = num_shares, takes_back
         if self._hooks:
             return
+        self._trial = trial_of(self.optimizer)
         this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
 
         def before(optimizer: Optimizer, args: Any, options: Any) -> None:
             meter = this()
-            if meter is not None:
+            if meter is not None and not meter.rests:
                 meter._look_before(has_closure=any(map(callable, (*args[1:], options.get("closure")))))
 
         def after(optimizer: Optimizer, *args: Any) -> None:
             meter = this()
-            if meter is not None:
+            if meter is not None and not meter.rests:
                 meter._look_after()
 
         def accumulated(parameter: Tensor) -> None:
             meter = this()
-            if meter is not None:
+            if meter is not None and not meter.rests:
                 meter._backward_calls.hear(parameter)
 
         self._hooks = [
@@ -127,6 +130,11 @@ class UpdateMeter:
         self._backward_calls.listen(False)
 
     @property
+    def rests(self) -> bool:
+        """Whether the optimizer's steps are those of a trial that began later, and will be taken back."""
+        return trial_of(self.optimizer) is not self._trial
+
+    @property
     def has_hooks(self) -> bool:
         """Whether the optimizer calls hooks at its step: not if it never called ``Optimizer.__init__``."""
         return hasattr(self.optimizer, "_optimizer_step_pre_hooks")
@@ -136,16 +144,9 @@ class UpdateMeter:
         """Whether weights are in half precision, which loses small updates: measured steps are large, and undone."""
         return any(p.dtype in HALF for p in self._parameters())
 
-    @torch.no_grad()
     def weight_size(self) -> float:
         """The root mean square of the weights, without the tensors that are zero; 0 where it cannot be had."""
-        squares, count = 0.0, 0
-        for parameter in self._parameters():
-            weights = numbers_of(parameter)
-            square = 0.0 if weights is None else float(square_of(weights))
-            if weights is not None and square > 0.0:
-                squares, count = squares + square, count + weights.numel()
-        return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
+        return root_mean_square(map(numbers_of, self._parameters()))
 
     def has_gradients(self) -> bool:
         """Whether any parameter has a gradient, or has had one since the last step."""

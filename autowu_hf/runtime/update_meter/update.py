@@ -187,6 +187,17 @@ def square_of(tensor: Tensor) -> Tensor:
     return functools.reduce(torch.add, (product(piece, piece) for piece in _pieces(tensor)))
 
 
+@torch.no_grad()
+def root_mean_square(tensors: Iterable[Tensor | None]) -> float:
+    """That of all numbers of some tensors, without those that are zero throughout; 0 where it cannot be had."""
+    squares, count = 0.0, 0
+    for tensor in tensors:
+        square = 0.0 if tensor is None else float(square_of(tensor))
+        if tensor is not None and square > 0.0:
+            squares, count = squares + square, count + tensor.numel()
+    return math.sqrt(squares / count) if count and math.isfinite(squares) else 0.0
+
+
 def rows_of(parts: Sequence[Tensor], size: int = NUM_SUMS) -> Tensor:
     """Tensors (size,) on any devices -> (n, size), float64, on the CPU; all of a device come over together."""
     rows = torch.zeros(len(parts), size, dtype=torch.float64, device="cpu")

@@ -16,10 +16,10 @@ from ...optimizer_kinds import has_momentum
 from ..legs import Way
 from ..timetable import PATIENCE
 from .lasting import lasting_of
-from .outgrown import outgrown_factor
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
 from .scale_search import ScaleSearch
+from .small_weights import grown_factor
 
 
 class LaterMeasures:
@@ -178,7 +178,7 @@ class LaterMeasures:
             return None, 1.0
         done, has_momentum = self.factor, self._has_momentum
         wanted = reach_factor(scale, *found, raised=raised, done=done, has_momentum=has_momentum)
-        grown = outgrown_factor(scale, self._search.updates, update)
+        grown = grown_factor(scale, self._search.updates, update)
         return found[0], max(grown / done, wanted, 1.0) if grown > 1.0 else wanted
 
     def ask(self, step: int, way: Way) -> None:

@@ -195,9 +195,9 @@ class Scale:
         return is_far and not self.is_aligned and self.beta2 == 0.0
 
     @property
-    def may_be_outgrown(self) -> bool:
+    def has_small_weights(self) -> bool:
         """Whether R and M may be far too low, because the weights began near zero: where P would allow an LR that is
-        ``FAR`` times as high (``outgrown.py``).
+        ``FAR`` times as high (``small_weights.py``).
         """
         return FAR * self.trusted_lr < POLYAK_SHARE * self.polyak
 
@@ -239,5 +239,10 @@ class Scale:
 
     def report(self, num_steps: int = 1) -> dict[str, Any]:
         """All of it in numbers and names, for a run of so many steps."""
-        found = {"lr": self.lr, "peak_lr": self.peak_lr, "held_by": self.held_by, "outgrown": self.may_be_outgrown}
+        found = {
+            "lr": self.lr,
+            "peak_lr": self.peak_lr,
+            "held_by": self.held_by,
+            "small_weights": self.has_small_weights,
+        }
         return {**asdict(self), **found, "rectified": self.rectified(num_steps)}

@@ -12,8 +12,8 @@ from scale_runs import made, run, slowly
 from torch import nn
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.measures.outgrown import MOST_OUTGROWN, outgrown_factor
 from autowu_hf.autowu.course.measures.scale import Scale
+from autowu_hf.autowu.course.measures.small_weights import MOST_GROWN, grown_factor
 from autowu_hf.runtime.update_meter import Update
 
 FIRST = Update(
@@ -27,41 +27,41 @@ def later(**changes):
     return dataclasses.replace(FIRST, **changes)
 
 
-@pytest.mark.parametrize(("times", "factor"), [(0.5, 1.0), (1.2, 1.0), (4.0, 2.0), (9.0, 3.0), (1e6, MOST_OUTGROWN)])
+@pytest.mark.parametrize(("times", "factor"), [(0.5, 1.0), (1.2, 1.0), (4.0, 2.0), (9.0, 3.0), (1e6, MOST_GROWN)])
 def test_half_of_the_way_to_what_they_allow_is_gone_in_decades(times, factor):
     now = later(weight_norm=0.1 * times, layer_trust=0.01 * times)
     assert SMALL.held_by == "trust"
-    assert SMALL.may_be_outgrown
-    assert outgrown_factor(SMALL, [FIRST, FIRST], now) == pytest.approx(factor)
+    assert SMALL.has_small_weights
+    assert grown_factor(SMALL, [FIRST, FIRST], now) == pytest.approx(factor)
 
 
 def test_the_size_of_a_later_update_does_not_count():
     """Adam's become smaller, and allow more per unit of LR for that alone."""
     now = later(update_norm=5.0, weight_norm=0.9, layer_trust=0.18)
-    assert outgrown_factor(SMALL, [FIRST], now) == pytest.approx(3.0)
+    assert grown_factor(SMALL, [FIRST], now) == pytest.approx(3.0)
 
 
 def test_tensors_that_have_hardly_grown_hold_the_others():
     now = later(weight_norm=1.6, layer_trust=0.02)
-    assert outgrown_factor(SMALL, [FIRST], now) == pytest.approx((0.3 * 0.02 / (0.2 * 0.01)) ** 0.5)
-    assert outgrown_factor(SMALL, [FIRST], later(weight_norm=1.6, layer_trust=math.nan)) == pytest.approx(4.0)
+    assert grown_factor(SMALL, [FIRST], now) == pytest.approx((0.3 * 0.02 / (0.2 * 0.01)) ** 0.5)
+    assert grown_factor(SMALL, [FIRST], later(weight_norm=1.6, layer_trust=math.nan)) == pytest.approx(4.0)
 
 
 def test_where_m_holds_r_is_that_of_other_weights_and_bounds_it():
     scale = dataclasses.replace(SMALL, trust=0.1, layer_trust=0.01)
     assert scale.held_by == "layers"
     now = later(weight_norm=100.0, layer_trust=1.0)
-    assert outgrown_factor(scale, [FIRST], now) == pytest.approx((0.2 * 0.1 / (0.3 * 0.01)) ** 0.5)
+    assert grown_factor(scale, [FIRST], now) == pytest.approx((0.2 * 0.1 / (0.3 * 0.01)) ** 0.5)
 
 
 @pytest.mark.parametrize("polyak", [0.001, 0.19])
-def test_a_usual_start_is_not_outgrown(polyak):
+def test_a_usual_start_is_left_alone(polyak):
     scale = dataclasses.replace(SMALL, polyak=polyak)
-    assert outgrown_factor(scale, [FIRST], later(weight_norm=10.0, layer_trust=1.0)) == 1.0
+    assert grown_factor(scale, [FIRST], later(weight_norm=10.0, layer_trust=1.0)) == 1.0
 
 
 def test_weights_that_were_zero_say_nothing():
-    assert outgrown_factor(SMALL, [later(update_norm=0.0)], later(weight_norm=1.0)) == 1.0
+    assert grown_factor(SMALL, [later(update_norm=0.0)], later(weight_norm=1.0)) == 1.0
 
 
 class WordVectors(nn.Module):
@@ -101,11 +101,11 @@ def test_word_vectors_are_learned(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "autowu_hf"):
         schedule, losses = word_vectors(300)
     approach = schedule.report()["approach"]
-    assert approach["scale"]["outgrown"]
+    assert approach["scale"]["small_weights"]
     assert approach["factor"] > 2.0
-    assert any("the weights have outgrown what they were, and allow more" in said for said in caplog.messages)
-    assert "since the weights have outgrown what they were" in caplog.messages[-1]
-    monkeypatch.setattr(Scale, "may_be_outgrown", property(lambda self: False))
+    assert any("the weights, which began small, have grown and allow more" in said for said in caplog.messages)
+    assert "since the weights, which began small, have grown" in caplog.messages[-1]
+    monkeypatch.setattr(Scale, "has_small_weights", property(lambda self: False))
     _, without = word_vectors(300)
     start, best = losses[0], math.log(3.0)  # each word has three neighbours
     gained, before = ((start - sum(run[-10:]) / 10) / (start - best) for run in (losses, without))
@@ -117,10 +117,10 @@ def test_a_usual_network_is_left_alone(monkeypatch):
     lrs = []
     for found in (2.0, 1.0):
         monkeypatch.setattr(
-            "autowu_hf.autowu.course.measures.later_measures.outgrown_factor",
-            lambda scale, first, now, found=found: found if scale.may_be_outgrown else 1.0,
+            "autowu_hf.autowu.course.measures.later_measures.grown_factor",
+            lambda scale, first, now, found=found: found if scale.has_small_weights else 1.0,
         )
         model, optimizer, schedule = made(200)
         lrs.append(run(model, optimizer, schedule, slowly(200)))
-        assert not schedule.report()["approach"]["scale"]["outgrown"]
+        assert not schedule.report()["approach"]["scale"]["small_weights"]
     assert lrs[0] == lrs[1]
