@@ -81,3 +81,13 @@ def test_what_was_raised_for_noise_is_no_transients(monkeypatch):
     assert found.kept is None
     assert "times 8 since" in str(found)
     assert "transient" not in str(found)
+
+
+def test_weights_that_begin_near_zero_are_said():
+    regression = Regression(size=1.0)
+    with torch.no_grad():
+        for parameter in regression.model.parameters():
+            parameter.mul_(1e-3)
+    found = suggested(regression)
+    assert found.scale.has_small_weights
+    assert "the weights may have begun near zero, and allow more once they have grown" in str(found)
