@@ -149,39 +149,42 @@ def forbid_waiting(step: Callable[[], object], flush: Callable[[], object]) -> N
 
 def approaches() -> None:
     """What the schedule's steps take in training around the scale: the median step, and all of them, as a share of the
-    whole run. From the third step until the peak is known, with the snapshot and the sketches of the weights, and from
-    there on as long as the losses are watched.
+    whole run. From the third step until the peak is known, with the snapshot and the sketches of the weights, those
+    that look at the losses apart from those between; and from there on as long as the losses are watched.
     """
     rows: list[tuple[str, str]] = []
     for total in LENGTHS:
-        ours, switch, whole = _seconds_of_steps(total, "autowu")
-        theirs, _, _ = _seconds_of_steps(total, "cosine")
-        for first, last in ((2, switch), (switch, len(ours))):
-            median, cosine = (statistics.median(seconds[first:last]) for seconds in (ours, theirs))
-            share = sum(ours[first:last]) / (whole / len(ours) * total)
+        ours, switch, whole, looked = _seconds_of_steps(total, "autowu")
+        theirs, *_ = _seconds_of_steps(total, "cosine")
+        until, later = range(2, switch), range(switch, len(ours))
+        looks, between = ([i for i in until if (i in looked) == is_look] for is_look in (True, False))
+        for name, steps in ((f"2 to {switch}, between", between), (f"{len(looks)} looks", looks), ("watched", later)):
+            median, cosine = (statistics.median(seconds[i] for i in steps) for seconds in (ours, theirs))
+            share = sum(ours[i] for i in steps) / (whole / len(ours) * total)
             said = f"{median * 1e6:>7.2f} us {cosine * 1e6:>7.2f} us {median / cosine:>7.1f}x {share:>10.2%}"
-            rows.append((f"{total} steps, {first} to {last}", said))
+            rows.append((f"{total} steps, {name}", said))
     titles = (
-        "from the third step until the peak is known, around the scale",
+        "between looks, from the third step until the peak is known, around the scale",
+        "the looks at the losses of these steps, minimum tests included",
         "from there on, while the losses are watched",
     )
     for i, title in enumerate(titles):
         print(f"\n{title}: an MLP of 0.4 M weights, batch 32")
-        print(f"{'run of':>24} {'autowu':>10} {'cosine':>10} {'ratio':>8} {'of the run':>11}")
-        for name, said in rows[i::2]:
-            print(f"{name:>24} {said}")
+        print(f"{'run of':>28} {'autowu':>10} {'cosine':>10} {'ratio':>8} {'of the run':>11}")
+        for name, said in rows[i::3]:
+            print(f"{name:>28} {said}")
 
 
-def _seconds_of_steps(total: int, method: str) -> tuple[list[float], int, float]:
-    """The seconds in which the schedule was stepped, until 80 % of the run; the steps until the peak was known; and the
-    seconds of the whole training until then.
+def _seconds_of_steps(total: int, method: str) -> tuple[list[float], int, float, set[int]]:
+    """The seconds in which the schedule was stepped, until 80 % of the run; the steps until the peak was known; the
+    seconds of the whole training until then; and the steps, from 0, that gathered losses.
     """
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers, torch.nn.Linear(512, 10)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     teacher = torch.randn(256, 10, device=DEVICE)
-    schedule, seconds = get_cosine_schedule_with_warmup(optimizer, 5, total), []
+    schedule, seconds, looked = get_cosine_schedule_with_warmup(optimizer, 5, total), [], set()
     if method == "autowu":
         schedule = autowu_hf.get_autowu_schedule(optimizer, total)
     begun = time.perf_counter()
@@ -193,9 +196,11 @@ def _seconds_of_steps(total: int, method: str) -> tuple[list[float], int, float]
         start = time.perf_counter()
         schedule.step(loss) if method == "autowu" else schedule.step()
         seconds.append(time.perf_counter() - start)
+        if method == "autowu" and len(schedule.pending_losses()) == 0:
+            looked.add(len(seconds) - 1)
         optimizer.zero_grad()
     switch = schedule.switch_step if method == "autowu" else 0
-    return seconds, switch, time.perf_counter() - begun
+    return seconds, switch, time.perf_counter() - begun, looked
 
 
 def whole_models() -> None:

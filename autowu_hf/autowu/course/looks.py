@@ -4,8 +4,6 @@ of it ends or begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from .legs import Way
 from .measures.later_measures import LaterMeasures
 from .measures.transient import Transient
@@ -24,31 +22,27 @@ class Looks:
         self._way, self._later, self._transient = way, later, transient
 
     def is_due(self, step: int, end: int) -> bool:
-        """Whether there is one after ``step`` steps; ``end``: where the approach is over at the latest, which a resume
-        as a shorter run may find passed.
-        """
-        way = self._way
-        is_measured = self._later.is_due(step, way) or self._transient.is_due(step, way)
-        return is_measured or step % way.times.look_interval == 0 or step >= end or step in self._ends(end)
+        """Whether there is one after ``step`` steps; ``end``: where the approach is over at the latest."""
+        return self._first_after(step - 1, end) == step
 
     def are_wanted(self, step: int, end: int) -> bool:
         """Whether losses are needed after ``step`` steps: there is a look, or batches are asked about the growth."""
-        return self.is_due(step, end) or self._later.overshoot.is_due(step, self._way)
+        return self.next_after(step - 1, end) == step
 
     def next_after(self, step: int, end: int) -> int:
-        """The first step after ``step`` for which ``are_wanted`` may hold, if nothing changes before: those up to it
-        need not ask.
+        """The first step after ``step`` for which ``are_wanted`` holds, if nothing changes before: those up to it need
+        not ask.
         """
-        is_measured = self._later.since is not None or self._transient.since is not None
-        if is_measured or self._later.overshoot.is_open or step >= end:
-            return step + 1
-        interval, way = self._way.times.look_interval, self._way
-        starts = (self._later.next_start(way), None if way.judges is None else way.judges.start)
-        return min(
-            (step // interval + 1) * interval,
-            *(due for due in (*self._ends(end), *starts) if due is not None and due > step),
-        )
+        judged = self._later.overshoot.due_after(step, self._way)
+        first = self._first_after(step, end)
+        return first if judged is None else min(first, judged)
 
-    def _ends(self, end: int) -> Iterator[int]:
+    def _first_after(self, step: int, end: int) -> int:
         way = self._way
-        yield from (way.legs[-1].end, way.growth_end, way.watch_end, way.signs.stall_step, end)
+        interval = way.times.look_interval
+        dues = [(step // interval + 1) * interval, max(end, step + 1)]  # a resume as a shorter run may be past the end
+        dues += [
+            due for due in (self._later.due_after(step, way), self._transient.due_after(step, way)) if due is not None
+        ]
+        ends = (way.legs[-1].end, way.growth_end, way.watch_end, way.signs.stall_step)
+        return min(*dues, *(due for due in ends if due > step))

@@ -125,8 +125,8 @@ class LaterMeasures:
         if self.since is None and is_worth_it and is_time:
             self.since, self._last = step, None
             self._distance.start()
-        if self.since is not None and self._last is None and (is_urgent or self._is_before_end(step, way)):
-            self._last = step
+        if self.since is not None and self._last is None and (is_urgent or step + 1 >= way.times.reach_end(self.since)):
+            self._last = step  # the next step is the last one that tells how far updates get
             self._arm()
         return factor
 
@@ -135,21 +135,20 @@ class LaterMeasures:
         """By what the LR was multiplied for how far later updates get."""
         return math.prod(self.factors)
 
-    def _is_before_end(self, step: int, way: Way) -> bool:
-        """Whether the next step is the last one that tells how far updates get."""
-        return self.since is not None and step + 1 >= way.times.reach_end(self.since)
-
     def start_anew(self) -> None:
         """Gives up what is being measured of how far the weights go, since the LR is another one."""
         self.since = self._last = None
         self._distance.stop()
         self._rest()
 
-    def is_due(self, step: int, way: Way) -> bool:
-        """Whether ``follow`` has something to do after so many steps."""
+    def due_after(self, step: int, way: Way) -> int | None:
+        """The first step after ``step`` after which ``follow`` has something to do; None: there is none in sight."""
         if self.since is None:
-            return step == self.next_start(way)
-        return self._last is not None or step == self.since + 1 or self._is_before_end(step, way)
+            start = self.next_start(way)
+            return start if start is not None and start > step else None
+        if self._last is not None or step <= self.since:
+            return step + 1
+        return max(step + 1, way.times.reach_end(self.since) - 1)
 
     def is_awaited(self, step: int) -> bool:
         """Whether the last step is under way that tells how far updates get, after so many steps."""

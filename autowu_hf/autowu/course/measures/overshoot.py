@@ -108,12 +108,12 @@ class Overshoot:
         """Whether batches are being asked after ``step`` steps, or will be."""
         return self.is_open or (way.judges is not None and step < way.judges.start and self._may_open)
 
-    def is_due(self, step: int, way: Way) -> bool:
-        """Whether ``ask`` or ``judge`` has something to do after so many steps."""
+    def due_after(self, step: int, way: Way) -> int | None:
+        """The first step after ``step`` after which ``ask`` or ``judge`` has something to do; None: there is none."""
         judges = way.judges
-        if judges is None:
-            return self.is_open
-        return step == judges.start or (self.is_open and not judges.start < step < judges.stop)
+        if self.is_open:
+            return step + 1 if judges is None or step + 1 <= judges.start else max(step + 1, judges.stop)
+        return judges.start if judges is not None and judges.start > step else None
 
     def find_start(self, start: Sequence[Tensor]) -> None:
         """Has the meter measure how far the loss has risen since w_0, for a window that begins, or goes on after a

@@ -89,7 +89,7 @@ class Transient:
         """
         if self.since is None and not is_busy:
             self._begin(step, way)
-        return self._taken(step, way, losses, share) if self.is_due(step, way) else 1.0
+        return self._taken(step, way, losses, share) if self.due_after(step - 1, way) == step else 1.0
 
     def _begin(self, step: int, way: Way) -> None:
         """Measures the steps after ``step``, where enough of them are left."""
@@ -100,9 +100,9 @@ class Transient:
         self._meter.updates.clear()
         self._search.measure_later()
 
-    def is_due(self, step: int, way: Way) -> bool:
-        """Whether all steps have been measured after ``step`` steps."""
-        return self.since is not None and step >= way.times.reach_end(self.since)
+    def due_after(self, step: int, way: Way) -> int | None:
+        """The first step after ``step`` after which all steps have been measured; None: none are."""
+        return None if self.since is None else max(step + 1, way.times.reach_end(self.since))
 
     def _taken(self, step: int, way: Way, losses: Array, share: float) -> float:
         """By what the LR has to be multiplied, where all of the steps were measured."""

@@ -188,7 +188,7 @@ def test_a_copy_that_is_made_while_batches_are_asked_is_not_judged():
 
 def test_losses_that_have_halved_at_the_end_of_the_growth_are_followed_as_before():
     found = []
-    for patched in (NEVER, contextlib.nullcontext(), mock.patch.object(Overshoot, "is_due", return_value=False)):
+    for patched in (NEVER, contextlib.nullcontext(), mock.patch.object(Overshoot, "due_after", return_value=None)):
         model, optimizer, schedule = scale_runs.made(31, make=torch.optim.RMSprop)
         with patched:
             lrs = scale_runs.run(model, optimizer, schedule, np.where(np.arange(31) > 2, 0.3, 1.2))
