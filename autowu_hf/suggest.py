@@ -77,6 +77,10 @@ def suggest_lr(
         given = {"optimizer": optimizer, "loss_of": loss_of, "batches": batches}
         lacking = next(name for name, value in given.items() if value is None)
         raise ValueError(f"suggest_lr needs {lacking} beside a model, got None; pass all three, or a Trainer alone")
+    if not callable(loss_of):
+        raise ValueError(
+            f"loss_of must be a function of model and batch, got {type(loss_of).__name__}; batches come last"
+        )
     model, compute = cast("nn.Module", trainer_or_model), loss_of
     if isinstance(batches, Iterator):
         raise ValueError(

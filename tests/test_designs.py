@@ -48,9 +48,18 @@ def test_the_second_seed_is_for_the_default_and_the_best_of_the_first(designs):
             rows.append(row(designs, design, cell, designs.FIRST_SEED, test))
     assert designs.needed(rows[:-1]) == [("range", *designs.CELLS[-1], designs.FIRST_SEED)]
     later = designs.needed(rows)
-    assert {job[-1] for job in later} == {designs.SECOND_SEED, *designs.MORE_SEEDS}
+    assert {job[-1] for job in later} == {designs.SECOND_SEED, *designs.MORE_SEEDS, *designs.NEW_SEEDS}
     assert {job[0] for job in later if job[-1] == designs.SECOND_SEED} == {"default", *list(designs.DESIGNS)[-3:]}
     assert {job[0] for job in later if job[-1] in designs.MORE_SEEDS} == set(designs.NEAREST)
+    again = [job for job in later if job[-1] in designs.NEW_SEEDS]
+    assert {job[0] for job in again} == set(designs.ASKED_AGAIN)
+    assert len(again) == len(designs.telling()) * len(designs.ASKED_AGAIN) * len(designs.NEW_SEEDS)
+
+
+def test_cells_count_for_the_second_question_where_the_tuned_cosine_is_certainly_above_chance(designs):
+    left_out = set(designs.CELLS) - set(designs.telling())
+    assert left_out == {("waves", 128, 10), ("digits ViT", 32, 10), ("digits ViT", 128, 10)}
+    assert CELL in designs.telling()
 
 
 def test_a_line_has_mean_and_median_gap(designs, capsys):
@@ -74,7 +83,7 @@ def test_the_table_in_the_readme_is_what_the_committed_rows_give(designs, capsys
     rows = designs.RUNS.rows()
     designs.show(rows)
     printed = capsys.readouterr().out.strip()
-    assert len(printed.splitlines()) == 2 + len(designs.DESIGNS)
+    assert len(printed.splitlines()) == 2 + len(designs.DESIGNS) + 3 + len(designs.ASKED_AGAIN)
     readme = (designs.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
     assert f"<!-- designs -->\n{printed}\n<!-- end designs -->" in readme
     assert designs.needed(rows) == []

@@ -173,6 +173,7 @@ def test_a_trainer_clips_by_its_own_norm(tmp_path):
     [
         ({"loss_of": None}, "needs loss_of beside a model, got None"),
         ({"batches": iter([])}, "cannot be put back; pass the DataLoader"),
+        ({"loss_of": [], "batches": loss_of}, "must be a function of model and batch, got list; batches come last"),
         ({"batches": []}, "needs the batches of two optimizer steps, got those of 0"),
         ({"loss_of": lambda model, batch: -loss_of(model, batch)}, "losses are not positive"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be positive, got 0.0"),

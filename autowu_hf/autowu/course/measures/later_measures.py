@@ -178,7 +178,7 @@ class LaterMeasures:
         done, has_momentum = self.factor, self._has_momentum
         wanted = reach_factor(scale, *found, raised=raised, done=done, has_momentum=has_momentum)
         grown = grown_factor(scale, self._search.updates, update)
-        return found[0], max(grown / done, wanted, 1.0) if grown > 1.0 else wanted
+        return found[0], wanted if grown is None else max(grown / done, wanted, 1.0)
 
     def ask(self, step: int, way: Way) -> None:
         """See ``Overshoot.ask``; after ``follow``, which may take what it would forget."""

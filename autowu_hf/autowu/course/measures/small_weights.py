@@ -20,11 +20,14 @@ MOST_GROWN = 20.0
 """The most that the LR is multiplied by for that: a guard against a measure that went wrong."""
 
 
-def grown_factor(scale: Scale, first: Sequence[Update], now: Update) -> float:
-    """By what the scale's LR has to be multiplied for what the weights are by now.
+def grown_factor(scale: Scale, first: Sequence[Update], now: Update) -> float | None:
+    """By what the scale's LR has to be multiplied for what the weights are by now, in place of being lowered for steps
+    that go one way.
 
-    The LR that R and M allow is told again, by the weights as they are now and the size of the first updates. Half of
-    the way to it is gone, in decades: weights that grow since the LR is too high allow more by that, too.
+    The LR that R and M allow is told again, by the weights as they are now, and by the size of the first updates or of
+    this one, if it is larger: those of LAMB and Adafactor grow with the weights. Half of the way to it is gone, in
+    decades: weights that grow since the LR is too high allow more by that, too. Where M holds the LR, R is that of
+    other weights, and bounds it as it was.
 
     Args:
         scale: of the first updates.
@@ -32,14 +35,15 @@ def grown_factor(scale: Scale, first: Sequence[Update], now: Update) -> float:
         now: a later update.
 
     Returns:
-        The factor, ``MOST_GROWN`` at most; 1 where the weights are hardly larger, or did not begin near zero.
+        The factor, from 1 to ``MOST_GROWN``; None where the weights are hardly larger, or did not begin near zero.
     """
-    if not scale.has_small_weights:
-        return 1.0
     size = math.sqrt(sum(update.update_norm**2 for update in first) / len(first))
-    if not size > 0.0:
-        return 1.0
-    of_layers = LAYER_SHARE * now.layer_trust * now.update_norm / size
-    trust = scale.trust if scale.held_by == "layers" else now.weight_norm / size  # R is that of others, where M holds
-    grown = min(TRUST_SHARE * trust, math.inf if math.isnan(of_layers) else of_layers) / scale.trusted_lr
-    return min(math.sqrt(grown), MOST_GROWN) if grown >= GROWN_FROM else 1.0
+    if not (scale.has_small_weights and size > 0.0):
+        return None
+    of_all = TRUST_SHARE * now.weight_norm
+    of_layers = of_all if math.isnan(now.layer_trust) else LAYER_SHARE * now.layer_trust * now.update_norm
+    is_of_layers, larger = scale.held_by == "layers", max(size, now.update_norm)
+    if (of_layers if is_of_layers else min(of_layers, of_all)) < GROWN_FROM * size * scale.trusted_lr:
+        return None
+    allowed = min(of_layers / larger, TRUST_SHARE * scale.trust if is_of_layers else of_all / larger)
+    return min(max(math.sqrt(allowed / scale.trusted_lr), 1.0), MOST_GROWN)

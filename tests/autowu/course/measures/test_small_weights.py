@@ -27,18 +27,25 @@ def later(**changes):
     return dataclasses.replace(FIRST, **changes)
 
 
-@pytest.mark.parametrize(("times", "factor"), [(0.5, 1.0), (1.2, 1.0), (4.0, 2.0), (9.0, 3.0), (1e6, MOST_GROWN)])
+@pytest.mark.parametrize(("times", "factor"), [(0.5, None), (1.2, None), (4.0, 2.0), (9.0, 3.0), (1e6, MOST_GROWN)])
 def test_half_of_the_way_to_what_they_allow_is_gone_in_decades(times, factor):
     now = later(weight_norm=0.1 * times, layer_trust=0.01 * times)
     assert SMALL.held_by == "trust"
     assert SMALL.has_small_weights
-    assert grown_factor(SMALL, [FIRST, FIRST], now) == pytest.approx(factor)
+    assert grown_factor(SMALL, [FIRST, FIRST], now) == (None if factor is None else pytest.approx(factor))
 
 
-def test_the_size_of_a_later_update_does_not_count():
+def test_smaller_updates_do_not_count():
     """Adam's become smaller, and allow more per unit of LR for that alone."""
     now = later(update_norm=5.0, weight_norm=0.9, layer_trust=0.18)
     assert grown_factor(SMALL, [FIRST], now) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("times", "factor"), [(4.0, 1.5), (9.0, 1.0), (20.0, 1.0)])
+def test_updates_that_grow_with_the_weights_allow_no_more(times, factor):
+    """LAMB's and Adafactor's do: the LR is not raised then, and not lowered either."""
+    now = later(update_norm=10.0 * times, weight_norm=0.9, layer_trust=0.09 / times)
+    assert grown_factor(SMALL, [FIRST], now) == pytest.approx(factor)
 
 
 def test_tensors_that_have_hardly_grown_hold_the_others():
@@ -47,21 +54,25 @@ def test_tensors_that_have_hardly_grown_hold_the_others():
     assert grown_factor(SMALL, [FIRST], later(weight_norm=1.6, layer_trust=math.nan)) == pytest.approx(4.0)
 
 
-def test_where_m_holds_r_is_that_of_other_weights_and_bounds_it():
-    scale = dataclasses.replace(SMALL, trust=0.1, layer_trust=0.01)
+@pytest.mark.parametrize(
+    ("trust", "factor"), [(0.1, (0.2 * 0.1 / 0.003) ** 0.5), (0.016, (0.2 * 0.016 / 0.003) ** 0.5)]
+)
+def test_where_m_holds_r_is_that_of_other_weights_and_bounds_it(trust, factor):
+    scale = dataclasses.replace(SMALL, trust=trust, layer_trust=0.01)
     assert scale.held_by == "layers"
     now = later(weight_norm=100.0, layer_trust=1.0)
-    assert grown_factor(scale, [FIRST], now) == pytest.approx((0.2 * 0.1 / (0.3 * 0.01)) ** 0.5)
+    assert grown_factor(scale, [FIRST], now) == pytest.approx(factor)
+    assert grown_factor(scale, [FIRST], later(weight_norm=100.0)) is None  # M has not grown
 
 
 @pytest.mark.parametrize("polyak", [0.001, 0.19])
-def test_a_usual_start_is_left_alone(polyak):
+def test_a_usual_start_is_left_to_how_far_steps_get(polyak):
     scale = dataclasses.replace(SMALL, polyak=polyak)
-    assert grown_factor(scale, [FIRST], later(weight_norm=10.0, layer_trust=1.0)) == 1.0
+    assert grown_factor(scale, [FIRST], later(weight_norm=10.0, layer_trust=1.0)) is None
 
 
 def test_weights_that_were_zero_say_nothing():
-    assert grown_factor(SMALL, [later(update_norm=0.0)], later(weight_norm=1.0)) == 1.0
+    assert grown_factor(SMALL, [later(update_norm=0.0)], later(weight_norm=1.0)) is None
 
 
 class WordVectors(nn.Module):
@@ -118,7 +129,7 @@ def test_a_usual_network_is_left_alone(monkeypatch):
     for found in (2.0, 1.0):
         monkeypatch.setattr(
             "autowu_hf.autowu.course.measures.later_measures.grown_factor",
-            lambda scale, first, now, found=found: found if scale.has_small_weights else 1.0,
+            lambda scale, first, now, found=found: found if scale.has_small_weights else None,
         )
         model, optimizer, schedule = made(200)
         lrs.append(run(model, optimizer, schedule, slowly(200)))
