@@ -157,7 +157,7 @@ def _correction(approach: Approach, step: int) -> str:
     """Why the LR is another one from now on."""
     far = "farther" if approach.later.factors[-1] < 1.0 else "less far"
     found = f"the steps take the weights {far} than the first updates promised"
-    if approach.scale is not None and approach.scale.has_small_weights:
+    if approach.later.factors[-1] > 1.0 and approach.scale is not None and approach.scale.has_small_weights:
         found = "the weights, which began small, have grown and allow more"
     return f"AutoWU: by step {step} {found}; the learning rate goes to {approach.way.peak_lr:.1e}"
 

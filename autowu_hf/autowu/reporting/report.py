@@ -227,7 +227,7 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
     if approach["factor"] != 1.0:
         why = f"later updates get {'farther' if approach['factor'] < 1.0 else 'less far'}"
-        if approach["scale"].get("small_weights"):
+        if approach["factor"] > 1.0 and approach["scale"].get("small_weights"):
             why = "the weights, which began small, have grown"
         said += f", times {approach['factor']:.2g} since {why}"
     if approach.get("transient") is not None:

@@ -14,6 +14,7 @@ from torch import nn
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.course.measures.scale import Scale
 from autowu_hf.autowu.course.measures.small_weights import MOST_GROWN, grown_factor
+from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.update_meter import Update
 
 FIRST = Update(
@@ -135,3 +136,14 @@ def test_a_usual_network_is_left_alone(monkeypatch):
         lrs.append(run(model, optimizer, schedule, slowly(200)))
         assert not schedule.report()["approach"]["scale"]["small_weights"]
     assert lrs[0] == lrs[1]
+
+
+@pytest.mark.parametrize(("factor", "said"), [(0.4, "later updates get farther"), (2.0, "began small, have grown")])
+def test_what_is_said_of_a_correction(factor, said):
+    model, optimizer, schedule = made(100)
+    run(model, optimizer, schedule, slowly(100))
+    report = schedule.report()
+    report["approach"] |= {"factor": factor}
+    report["approach"]["scale"] |= {"small_weights": True}
+    assert f"times {factor:.2g} since " in headline(report)
+    assert said in headline(report)
