@@ -87,10 +87,11 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "1/" in printed
     assert "growth, tap included" in printed
-    before, after = (line for line in printed.splitlines() if "40 steps, " in line)
-    switch = before.split(" to ")[1].split()[0]  # around the scale, in training: the peak was found
+    between, looks, watched = (line for line in printed.splitlines() if "40 steps, " in line)
+    switch = between.split(" to ")[1].split(",")[0]  # around the scale, in training: the peak was found
     assert 2 < int(switch) <= 12
-    assert f"40 steps, {switch} to 32" in after
+    assert 0 < int(looks.split(" looks")[0].split()[-1]) < int(switch) - 2
+    assert all(float(line.split("x ")[0].split()[-1]) > 0.0 for line in (between, looks, watched))
     assert "at most 12 at a time" in printed
     for name in ("snapshot", "measured step", "sketch"):
         own = next(line for line in printed.splitlines() if line.strip().startswith(f"{name}  "))
