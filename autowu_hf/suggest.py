@@ -124,12 +124,24 @@ def _of_trainer(trainer: Any) -> SuggestedLR:
         optimizer = trainer.create_optimizer() if owned is None else owned
         try:
             _require_no_closure(optimizer)
-            with trial(model, optimizer), _checkpointing(trainer.args, model):
+            with (
+                trial(model, optimizer),
+                _checkpointing(trainer.args, model),
+                _autocast_kept(accelerator),
+            ):
                 steps = _trainer_steps(trainer, iter(trainer.get_train_dataloader()))
                 return suggested(optimizer, steps)
         finally:
             trainer.optimizer = owned
             del accelerator._dataloaders[number_of_loaders:]
+
+
+def _autocast_kept(accelerator: Any) -> contextlib.AbstractContextManager[Any]:
+    """Leaves autocast as it was after the block; older releases of accelerate leave it on where an error ends it."""
+    if accelerator.mixed_precision == "no":
+        return contextlib.nullcontext()
+    kind = accelerator.device.type
+    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
 
 
 @contextlib.contextmanager

@@ -202,6 +202,19 @@ def test_an_optimizer_that_needs_a_closure_is_refused():
         suggest_lr(model, torch.optim.LBFGS(model.parameters()), loss_of, data)
 
 
+def test_an_error_in_a_forward_leaves_autocast_as_it_was(tmp_path):
+    own = trainer_for(tmp_path, lr_scheduler_type="cosine", bf16=True)
+
+    def breaks(*args):
+        assert torch.is_autocast_enabled("cpu")
+        raise RuntimeError("out of memory")
+
+    own.model.register_forward_pre_hook(breaks)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        suggest_lr(own)
+    assert not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.parametrize("at", [0, 1, 2, 9, 25])
 def test_a_schedule_that_measures_the_same_optimizer_takes_no_notice(at):
     runs = []
@@ -307,6 +320,7 @@ def test_a_trainer_looks_in_its_own_precision_and_with_its_own_checkpointing(tmp
     assert calls == [[f"{name}_kwargs"], "off"]
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 @pytest.mark.parametrize("has_hook", [False, True])
 def test_checkpointing_leaves_nothing_on_the_modules(tmp_path, has_hook):
     config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
