@@ -136,12 +136,22 @@ def _of_trainer(trainer: Any) -> SuggestedLR:
             del accelerator._dataloaders[number_of_loaders:]
 
 
-def _autocast_kept(accelerator: Any) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _autocast_kept(accelerator: Any) -> Iterator[None]:
     """Leaves autocast as it was after the block; older releases of accelerate leave it on where an error ends it."""
     if accelerator.mixed_precision == "no":
-        return contextlib.nullcontext()
+        yield
+        return
     kind = accelerator.device.type
-    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+    depth = torch.autocast_increment_nesting()
+    try:
+        with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)):
+            yield
+    finally:
+        while torch.autocast_decrement_nesting() >= depth:
+            pass
+        if depth == 1:
+            torch.clear_autocast_cache()
 
 
 @contextlib.contextmanager

@@ -213,6 +213,9 @@ def test_an_error_in_a_forward_leaves_autocast_as_it_was(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         suggest_lr(own)
     assert not torch.is_autocast_enabled("cpu")
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    assert depth == 1  # else weights that are cast stay in its cache, whatever becomes of them
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 9, 25])
