@@ -54,5 +54,10 @@ def _registered() -> Any:
     torch.manual_seed(0)
     np.random.seed(0)
     autowu_hf.register()
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     yield
     autowu_hf.register()
+    if precision is None:  # older TrainingArguments set it for all that follows, other processes included
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    else:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = precision
