@@ -11,6 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+DECAY_FRACTION = 0.2
+"""The last share of all steps over which "constant_then_cosine" falls, where nothing else is asked for; also the
+paper's (2.2).
+"""
 _QUICK = (0.1, 0.3)
 
 

@@ -264,11 +264,13 @@ def trainer_run(
     from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
-    from autowu_hf.autowu.course.measures import overshoot, scale
+    from autowu_hf.autowu.course.measures import lasting, overshoot, scale
     from autowu_hf.autowu.relapse import attempt, relapse
 
     if asks_later:
-        scale.TRUST_SHARE, scale.LAYER_SHARE, scale.FAR = 1e3, math.inf, 1.0
+        scale.LAYER_SHARE = math.inf
+        for module in (scale, lasting):
+            module.TRUST_SHARE, module.FAR = 1e3, 1.0
     if goes_too_far:
         overshoot.OVERSHOT = overshoot._ERRORS = -1e6
     if relapses:

@@ -75,7 +75,8 @@ def get_autowu_schedule(
             "exponential" (eq. 1); or "linear" (appendix C.2, eq. 6).
         decay_type: "constant_then_cosine" or "cosine" (2.2); "rex" (arXiv 2107.04197); or "linear". None: the first
             one around the scale, "rex" over a range.
-        decay_fraction: the last share of all steps over which "constant_then_cosine" falls, 0.2 (2.2).
+        decay_fraction: the last share of all steps over which "constant_then_cosine" falls (2.2). None: 0.2; around the
+            scale, where most weights come before a batch norm, as much as makes 24 optimizer steps of it, 0.4 at most.
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
             warm-up holds at least 30 of them, else 1/60 of it.
         confidence: c, the probability in (0, 1) that a subset must exceed to vote for the end, 0.95 (2.1.2).

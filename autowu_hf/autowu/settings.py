@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.checks import check_count, check_name, check_number, make_plain, plain
-from ..shapes import DECAY_TYPES, GROWTHS, LRCurve
+from ..shapes import DECAY_FRACTION, DECAY_TYPES, GROWTHS, LRCurve
 
 GP_ENGINES = ("fast", "gpytorch")
 PEAK_RULES = ("minimum", "cliff")
@@ -49,7 +49,7 @@ class AutoWUSettings:
     max_warmup_fraction: float = 0.25
     growth: str = "quick_start"
     decay_type: str | None = None
-    decay_fraction: float = 0.2
+    decay_fraction: float | None = None
     test_every: str | int = "auto"
     confidence: float = 0.95
     patience: int = 3
@@ -75,7 +75,8 @@ class AutoWUSettings:
                 f"min_lr must be positive and less than max_lr, got min_lr={self.min_lr} and max_lr={self.max_lr}; "
                 "the warm-up grows the learning rate from min_lr towards max_lr"
             )
-        for name in ("max_warmup_fraction", "decay_fraction", "confidence", "rewind_memory"):
+        shares = ["max_warmup_fraction", "confidence", "rewind_memory"]
+        for name in shares if self.decay_fraction is None else [*shares, "decay_fraction"]:
             check_number(name, getattr(self, name))
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, both excluded, got {getattr(self, name)}")
@@ -186,13 +187,19 @@ class AutoWUSettings:
             max_lr=self.max_lr,
             growth=self.growth,
             decay_type=self.decay_type or "rex",
-            decay_fraction=self.decay_fraction,
+            decay_fraction=DECAY_FRACTION if self.decay_fraction is None else self.decay_fraction,
         )
 
-    def curve_by_scale(self, num_training_steps: int, growth_steps: int, min_lr: float, max_lr: float) -> LRCurve:
-        """The same around the scale: over another range, with exponential growth and another decay by default."""
+    def curve_by_scale(
+        self, num_training_steps: int, growth_steps: int, min_lr: float, max_lr: float, decay_fraction: float
+    ) -> LRCurve:
+        """The same around the scale: over another range, with exponential growth, and another type and share of the
+        decay by default.
+        """
         curve = self.curve(num_training_steps, growth_steps)
         decay_type = self.decay_type or "constant_then_cosine"
+        if self.decay_fraction is None:
+            curve = dataclasses.replace(curve, decay_fraction=decay_fraction)
         return dataclasses.replace(curve, min_lr=min_lr, max_lr=max_lr, growth="exponential", decay_type=decay_type)
 
     def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:

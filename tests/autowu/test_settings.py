@@ -83,6 +83,6 @@ def test_the_scale_is_used_where_no_range_is_given():
 def test_the_decay_is_that_of_the_scale_or_of_the_range():
     settings = AutoWUSettings()
     assert settings.curve(100, 20).decay_type == "rex"
-    assert settings.curve_by_scale(100, 20, 1e-3, 1e-2).decay_type == "constant_then_cosine"
+    assert settings.curve_by_scale(100, 20, 1e-3, 1e-2, 0.2).decay_type == "constant_then_cosine"
     linear = AutoWUSettings(decay_type="linear")
     assert linear.curve(100, 20).decay_type == linear.curve_by_scale(100, 20, 1e-3, 1e-2).decay_type == "linear"

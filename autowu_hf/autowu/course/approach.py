@@ -28,8 +28,9 @@ from ...runtime.param_groups import weights_out_of_reach
 from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
+from .measures.lasting import MOST_RAISED, raised_factor
 from .measures.later_measures import LaterMeasures
-from .measures.scale import MOST_RAISED, Scale
+from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
 from .measures.transient import Transient
 from .signs import FEWEST_TO_RISE, Array, have_risen
@@ -150,7 +151,7 @@ class Approach:
             self.is_over = self.search.obstacle is not None
             if (scale := self.search.scale) is not None:
                 self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-                self.later.watch_from(step if scale.raised_factor(0.0) > 1.0 else None, self.way)
+                self.later.watch_from(step if raised_factor(scale, 0.0) > 1.0 else None, self.way)
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
@@ -177,7 +178,7 @@ class Approach:
             return
         losses = self.breaks.counted(losses)
         if self.later.is_watching and step >= self.way.watch_end:
-            factor = scale.raised_factor(self.later.take_lasting(), self.way.raised)
+            factor = raised_factor(scale, self.later.take_lasting(), self.way.raised)
             self.way.go_higher(step, factor)
             self.later.watch_from(step if factor == MOST_RAISED else None, self.way)
         have_halved = seen.have_halved(losses)
@@ -250,8 +251,7 @@ class Approach:
             **{name: getattr(self.search, name) for name in ("obstacle", "is_blind")},
             "first_lr": self.search.lr,
             **{name: getattr(self, name) for name in _SEEN},
-            **self.later.report(),
-            **self.transient.report(),
+            **(self.later.report() | self.transient.report()),
             **{name: getattr(self.way, name) for name in ("raised", "num_lost")},
             "legs": [dataclasses.asdict(leg) for leg in self.way.legs],
             **self.breaks.state_dict(),

@@ -89,8 +89,8 @@ class Course:
             if room // ticks < FEWEST_TO_FIND:
                 self.give_up(TOO_SHORT.format("warm-up" if num_warmup_steps else "run"), is_blind=True)
         done -= self.sweep_start
-        if approach is not None and approach.scale is not None:
-            curve = self._curve_around_scale(approach, num_training_steps)
+        if approach is not None and (scale := approach.scale) is not None:
+            curve = self._curve_around_scale(approach, scale, num_training_steps)
         else:
             cap -= self.sweep_start if num_warmup_steps else 0
             cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
@@ -103,11 +103,12 @@ class Course:
         self.cap = max(min(end, num_training_steps - 1 - self.sweep_start), ticks)
         self.curve = curve
 
-    def _curve_around_scale(self, approach: Approach, num_training_steps: int) -> LRCurve:
+    def _curve_around_scale(self, approach: Approach, scale: Scale, num_training_steps: int) -> LRCurve:
         low, high, steps = approach.search.lr, approach.way.peak_lr, approach.end
         if approach.sweep is not None:
             low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
-        return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high)
+        last = scale.decay_fraction(num_training_steps / self._ticks)
+        return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high, last)
 
     def lr(self, step: int) -> float:
         """The LR of the approach after ``step`` scheduler steps, in optimizer units, for a group of ratio 1."""
@@ -138,8 +139,7 @@ class Course:
             self._history.flush()
             legs, before = len(approach.way.legs), events(approach)
             approach.advance(done, self._history.gathered, self._history.share)
-            for said in news(approach, before, done):
-                say(said)
+            say(*news(approach, before, done))
             search = approach.search
             if search.is_over and search.meter.num_backwards > 1:
                 self._history.say_accumulated(search.meter.num_backwards, search.is_stepped_at_each)

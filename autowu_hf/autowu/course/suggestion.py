@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from ...runtime.param_groups import lr_ratios, set_lrs
 from ...runtime.update_meter import Update
+from .measures.lasting import MOST_RAISED, raised_factor
 from .measures.later_measures import LaterMeasures
-from .measures.scale import MOST_RAISED, Scale
+from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
 from .measures.transient import may_be_transient, told_by
 from .words import lasting as in_percent
@@ -27,6 +28,13 @@ _SHORTEST, _LONGEST = 15, 30  # the steps until they have halved; Adam's updates
 _LOOKS, _MEASURED = 3, 5  # so many times at most, so many steps are measured then
 MOST_STEPS = 8 + _LONGEST + _LOOKS * _MEASURED + ENOUGH
 """The optimizer steps that it makes at most."""
+
+_HELD_BY = {
+    "polyak": "0.3 P",
+    "trust": "0.2 R",
+    "layers": "0.3 M",
+    "invariance": "a fifth of 0.3 M or 0.2 R, for P is too low where most weights are scale-invariant",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class SuggestedLR:
         scale = self.scale
         found = f"{self.lr:.1e}: P = {scale.polyak:.1e}, R = {scale.trust:.1e}"
         found += "" if math.isnan(scale.layer_trust) else f", M = {scale.layer_trust:.1e}"
-        which = {"polyak": "0.3 P", "trust": "0.2 R", "layers": "0.3 M"}[scale.held_by]
+        which = _HELD_BY[scale.held_by]
         if scale.momentum > 0.0:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
         if self.lr != scale.peak_lr:
@@ -66,7 +74,7 @@ class SuggestedLR:
                 which += f"{times} since {in_percent(self.lasting)} of the slope lasts on later batches"
             else:
                 which += f"{times} since P, per unit of the way, is {self.kept:.2g} times as high after a transient"
-        elif scale.raised_factor(0.0) > 1.0 and self.lasting is None:
+        elif raised_factor(scale, 0.0) > 1.0 and self.lasting is None:
             which += ", which may be too low by far, and more batches would tell, in single precision"
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         if scale.has_small_weights:
@@ -138,7 +146,7 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
         num_batches: how many of them are not those of earlier steps.
     """
     raised = 1.0
-    if scale.raised_factor(0.0) == 1.0 or num_batches <= _ASKED:
+    if raised_factor(scale, 0.0) == 1.0 or num_batches <= _ASKED:
         return raised
     later.watch()
     for number in (1 + _ASKED, _ASKED):  # the first one has no way behind it
@@ -148,7 +156,7 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
             raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({bad[0]:.3g})")
         if len(asked) < number:
             break
-        factor = scale.raised_factor(later.take_lasting(), raised)
+        factor = raised_factor(scale, later.take_lasting(), raised)
         raised *= factor
         if factor < MOST_RAISED or num_batches < _ASKED:
             break

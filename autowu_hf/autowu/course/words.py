@@ -17,9 +17,9 @@ TOO_SHORT = "the {} is too short to measure the scale and to train"
 """Of a run, or of a warm-up that was asked for."""
 
 
-def say(words: str) -> None:
+def say(*lines: str) -> None:
     """Says something on the main process."""
-    if collective.is_main_process():
+    for words in lines if collective.is_main_process() else ():
         logger.info("%s", words)
 
 

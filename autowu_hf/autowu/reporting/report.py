@@ -221,6 +221,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     if approach is None or not approach.get("scale"):
         return ""
     said = ""
+    if approach["scale"].get("held_by") == "invariance":
+        said += ", told by M and R since most weights are scale-invariant"
     if (rectified := approach["scale"].get("rectified", 1.0)) < 1.0:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding

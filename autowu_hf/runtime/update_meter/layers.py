@@ -25,7 +25,12 @@ times below.
 _FEWEST = 0.01
 """The share of ||d||^2 that the tensors must hold that tell: else the weight decay and rounding do."""
 
-_WEIGHT, _CHANGE = 1, 3  # the places of ||w||^2 and ||d||^2 in ``sums_of``
+_OWN = [1, 3, 2, 9, 10]  # the places of ||w||^2, ||d||^2, ||g||^2, <g, w> and the number of weights in ``sums_of``
+
+_ORTHOGONAL = 0.02
+"""The cosine of a gradient and its tensor, in units of that of two random tensors, up to which they are orthogonal.
+AdamP, which asks the same, has 0.1 (Heo et al. 2021), which one tensor in ten is below by chance.
+"""
 
 
 def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tuple[Tensor, Tensor]:
@@ -38,12 +43,13 @@ def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tu
         shares: how the processes share them.
 
     Returns:
-        (NUM_SUMS,), the sum over all tensors; and (m, 2), ||w||^2 and ||d||^2 of each.
+        (NUM_SUMS,), the sum over all tensors; and (m, 5), ||w||^2, ||d||^2, ||g||^2, <g, w> and the number of weights
+        of each.
     """
-    own = torch.zeros(len(have_row), 2, dtype=torch.float64, device="cpu")
-    own[torch.tensor(have_row, device="cpu")] = rows[:, [_WEIGHT, _CHANGE]]
+    own = torch.zeros(len(have_row), len(_OWN), dtype=torch.float64, device="cpu")
+    own[torch.tensor(have_row, device="cpu")] = rows[:, _OWN]
     found = shares.gather_sum(torch.cat([rows.sum(0), own.reshape(-1)]))
-    return found[:NUM_SUMS], found[NUM_SUMS:].reshape(-1, 2)
+    return found[:NUM_SUMS], found[NUM_SUMS:].reshape(-1, len(_OWN))
 
 
 def layer_trust(layers: Tensor) -> float:
@@ -53,7 +59,7 @@ def layer_trust(layers: Tensor) -> float:
     together.
 
     Args:
-        layers: (n, 2), ||w||^2 and ||d||^2.
+        layers: (n, 2 or more), ||w||^2 and ||d||^2 of each first.
 
     Returns:
         The median, but a sixth of the ratio of all weights at least; NaN where the tensors that tell hardly move beside
@@ -67,3 +73,16 @@ def layer_trust(layers: Tensor) -> float:
     if not len(seen) or below[-1] < _FEWEST * layers[:, 1].sum():
         return math.nan
     return max(float(ratios[int((below < 0.5 * below[-1]).sum())]), of_all / _LOWEST)
+
+
+def scale_invariant_share(layers: Tensor) -> float:
+    """The share of the update's square in tensors whose gradient is orthogonal to them, as it is for weights whose size
+    changes nothing: those before a batch norm (Arora et al. 2018, arXiv 1812.03981, lemma 2.4).
+
+    Args:
+        layers: (n, 5), ``over_processes``.
+    """
+    w2, d2, g2, gw, number = layers.unbind(1)
+    are_free = (w2 > 0.0) & (g2 > 0.0) & (gw.square() * number <= _ORTHOGONAL**2 * g2 * w2)
+    of_all = float(d2.sum())
+    return float(d2[are_free].sum()) / of_all if of_all > 0.0 else 0.0

@@ -20,7 +20,7 @@ from .. import collective
 from ..finite import numbers_of
 from ..param_groups import innermost
 from .backward_calls import BackwardCalls
-from .layers import layer_trust, over_processes
+from .layers import layer_trust, over_processes, scale_invariant_share
 from .shares import Shares
 from .sketch import kind_of, sketch
 from .trials import trial_of
@@ -249,7 +249,9 @@ class UpdateMeter:
         if obstacle is not None or clipping is None:
             self.updates.append(str(obstacle))
         else:
-            self.updates.append(Update.from_sums(sums, lr, clipping, layer_trust(layers)))
+            self.updates.append(
+                Update.from_sums(sums, lr, clipping, layer_trust(layers), scale_invariant_share(layers))
+            )
 
 
 START_IS_GONE = "the weights from before are gone"

@@ -18,7 +18,7 @@ from ..finite import numbers_of
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
 
-NUM_SUMS = 11
+NUM_SUMS = 12
 """The length of ``sums_of``."""
 
 _PIECE = 1 << 17
@@ -46,6 +46,7 @@ class Update:
         num_weights: that have a gradient, those that are zero included.
         layer_trust: the LR at which the update of a single tensor is as large as the tensor, in the middle of them all
             (``layers.layer_trust``); NaN where none tells.
+        scale_invariant: the share of ||u||^2 in tensors whose size changes nothing (``layers.scale_invariant_share``).
     """
 
     slope: float
@@ -60,6 +61,7 @@ class Update:
     whole_norm: float = math.nan
     num_weights: float = math.nan
     layer_trust: float = math.nan
+    scale_invariant: float = 0.0
 
     def is_of_weights_of(self, other: Update) -> bool:
         """Whether none were frozen, or joined, since another update; True where an old state does not tell."""
@@ -71,7 +73,9 @@ class Update:
         return dataclasses.replace(self, **sizes, layer_trust=self.layer_trust / times)
 
     @classmethod
-    def from_sums(cls, sums: Tensor, lr: float, clipping: float, layer_trust: float = math.nan) -> Update:
+    def from_sums(
+        cls, sums: Tensor, lr: float, clipping: float, layer_trust: float = math.nan, scale_invariant: float = 0.0
+    ) -> Update:
         """The update of a step.
 
         Args:
@@ -79,8 +83,9 @@ class Update:
             lr: the common LR of the step, positive.
             clipping: as above.
             layer_trust: per unit of the step's LR.
+            scale_invariant: as above.
         """
-        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, _ = sums.tolist()
+        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, _, number, _ = sums.tolist()
         return cls(
             slope=clipping * down / lr,
             update_norm=math.sqrt(seen_d2) / lr,
@@ -94,6 +99,7 @@ class Update:
             whole_norm=math.sqrt(d2) / lr,
             num_weights=number,
             layer_trust=layer_trust * lr,
+            scale_invariant=scale_invariant,
         )
 
 
@@ -113,7 +119,7 @@ def sums_of(
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
         ||g||^2, -<g, d> and ||d||^2 with the decay in g and per unit of the group's own LR, 0 where that is 0;
-        -<g, w - w_0>, or 0; how many weights they are; and 1.
+        -<g, w - w_0>, or 0; <g, w>; how many weights they are; and 1.
     """
     given = [before, now, gradient] + ([] if start is None else [start])
     parts = starmap(_products, zip(*map(_pieces, given), strict=True))
@@ -121,7 +127,7 @@ def sums_of(
     own_g2 = g2 + 2.0 * decay * gw + decay**2 * w2  # of g + decay w
     own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((own_g2, down - decay * wd, d2))]
     number = torch.full_like(w2, now.numel())
-    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, torch.ones_like(w2)])
+    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, gw, number, torch.ones_like(w2)])
 
 
 def _products(before: Tensor, now: Tensor, gradient: Tensor, start: Tensor | None = None) -> Tensor:

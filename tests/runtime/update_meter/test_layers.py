@@ -10,7 +10,7 @@ from torch import nn
 
 from autowu_hf.runtime import collective
 from autowu_hf.runtime.update_meter import UpdateMeter
-from autowu_hf.runtime.update_meter.layers import layer_trust, over_processes
+from autowu_hf.runtime.update_meter.layers import layer_trust, over_processes, scale_invariant_share
 from autowu_hf.runtime.update_meter.shares import Shares
 from autowu_hf.runtime.update_meter.update import NUM_SUMS
 
@@ -53,20 +53,22 @@ def test_each_tensor_has_its_place_among_the_parameters():
     rows = torch.arange(2.0 * NUM_SUMS, dtype=torch.float64).reshape(2, NUM_SUMS)
     sums, layers = over_processes(rows, [False, True, False, True], CPU)
     assert torch.equal(sums, rows.sum(0))
-    assert layers.tolist() == [[0.0, 0.0], rows[0, [1, 3]].tolist(), [0.0, 0.0], rows[1, [1, 3]].tolist()]
+    own = [1, 3, 2, 9, 10]  # of the weights, the change, the gradient, both together, and their number
+    assert layers.tolist() == [[0.0] * 5, rows[0, own].tolist(), [0.0] * 5, rows[1, own].tolist()]
     sums, layers = over_processes(torch.zeros(0, NUM_SUMS, dtype=torch.float64), [False, False], CPU)
     assert not sums.any()
-    assert layers.shape == (2, 2)
+    assert layers.shape == (2, 5)
 
 
 def test_shares_of_one_tensor_are_put_together_before_the_median(monkeypatch):
     monkeypatch.setattr(collective, "gather_sum", lambda numbers: numbers + other)
-    other = torch.zeros(NUM_SUMS + 4, dtype=torch.float64)
-    other[NUM_SUMS:] = torch.tensor([300.0, 3.0, 0.0, 0.0])  # the first tensor's other share
+    other = torch.zeros(NUM_SUMS + 10, dtype=torch.float64)
+    other[NUM_SUMS:][:5] = torch.tensor([300.0, 3.0, 1.0, -1.0, 7.0])  # the first tensor's other share
     rows = torch.ones(2, NUM_SUMS, dtype=torch.float64)
     rows[:, 1] = 100.0
     _, layers = over_processes(rows, [True, True], Shares([], 2))
-    assert layers.tolist() == [[400.0, 4.0], [100.0, 1.0]]
+    assert layers.tolist() == [[400.0, 4.0, 2.0, 0.0, 8.0], [100.0, 1.0, 1.0, 1.0, 1.0]]
+    assert scale_invariant_share(layers) == 0.8  # the first, whose shares are not orthogonal by themselves
 
 
 def measured(scale=1.0, seed=0):
@@ -96,6 +98,68 @@ def test_one_large_layer_decides_r_and_not_the_median():
 def test_an_enlarged_update_has_a_smaller_ratio():
     update = measured()
     assert update.enlarged(2.0).layer_trust == pytest.approx(update.layer_trust / 2.0)
+
+
+@pytest.mark.parametrize(("cosine", "share"), [(0.0, 0.8), (0.019, 0.8), (-0.019, 0.8), (0.021, 0.0), (-0.5, 0.0)])
+def test_a_gradient_is_orthogonal_as_random_ones_hardly_are(cosine, share):
+    """The cosine of two random tensors of 100 weights is about a tenth."""
+    w, d, g = 3.0, 2.0, 5.0
+    free, other = (
+        [w**2, d**2, g**2, cosine / 10.0 * w * g, 100.0],
+        [w**2, 1.0, g**2, 0.1 * w * g, 100.0],
+    )
+    assert scale_invariant_share(torch.tensor([free, other], dtype=torch.float64)) == share
+
+
+def test_tensors_of_zeros_and_those_without_a_gradient_are_not_said_to_be_scale_invariant():
+    zero, without = [0.0, 4.0, 1.0, 0.0, 10.0], [1.0, 4.0, 0.0, 0.0, 10.0]
+    free = [1.0, 2.0, 1.0, 0.0, 10.0]
+    assert scale_invariant_share(torch.tensor([zero, without, free], dtype=torch.float64)) == 0.2
+    assert scale_invariant_share(torch.zeros(0, 5)) == 0.0
+    assert scale_invariant_share(torch.zeros(2, 5)) == 0.0
+
+
+def share_of(network, optimizer_class=torch.optim.AdamW, steps=2, autocast=None, is_training=True):
+    """Of the first steps of a network for images, the share at each."""
+    network.train(is_training)
+    optimizer = optimizer_class(network.parameters(), lr=1e-5)
+    meter, generator = UpdateMeter(optimizer, [1.0]), torch.Generator().manual_seed(0)
+    meter.arm()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        images, labels = torch.randn(8, 2, 6, 6, generator=generator), torch.randint(4, (8,), generator=generator)
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+    meter.disarm()
+    return [update.scale_invariant for update in meter.updates]
+
+
+def network(*norms, seed=0):
+    """Two convolutions, after which the norms come, and a linear layer."""
+    torch.manual_seed(seed)
+    first, second = norms or (nn.Identity(), nn.Identity())
+    convolutions = nn.Conv2d(2, 16, 3, bias=False), nn.Conv2d(16, 16, 3, bias=False)
+    layers = convolutions[0], first, nn.ReLU(), convolutions[1], second, nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
+def test_weights_before_a_norm_are_found_with_any_optimizer_and_in_half_precision(autocast, optimizer_class):
+    for norm in (nn.BatchNorm2d, lambda width: nn.GroupNorm(4, width)):
+        assert min(share_of(network(norm(16), norm(16)), optimizer_class, autocast=autocast)) > 0.6
+
+
+def test_a_frozen_batch_norm_and_networks_without_one_have_none():
+    norms = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+    with torch.no_grad():
+        for norm in norms:
+            norm.running_var.fill_(0.3)
+    assert min(share_of(network(*norms), is_training=False)) == 0.0
+    for seed in range(10):
+        assert min(share_of(network(seed=seed))) < 0.25  # of two batches, for one of them may look so by chance
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")

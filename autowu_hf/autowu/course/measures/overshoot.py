@@ -100,9 +100,12 @@ class Overshoot:
 
     @property
     def _may_open(self) -> bool:
-        """Whether anybody is asked: not for SGD, whose growth the losses judge, and not too often."""
+        """Whether anybody is asked: not for SGD, whose growth the losses judge, nor where most weights are
+        scale-invariant, which come back by themselves; and not too often.
+        """
         scale = self._search.scale
-        return scale is not None and not scale.is_aligned and len(self.found) < _MOST
+        is_asked = scale is not None and not (scale.is_aligned or scale.is_scale_invariant)
+        return is_asked and len(self.found) < _MOST
 
     def is_pending(self, step: int, way: Way) -> bool:
         """Whether batches are being asked after ``step`` steps, or will be."""

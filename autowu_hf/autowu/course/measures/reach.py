@@ -107,7 +107,7 @@ def reach_factor(
         step: the optimizer steps done by then.
         sizes: the norm of the last update over that of the first ones, per unit of LR: without and with the tensors
             that were zero.
-        raised: by what the LR was multiplied for how little lasts (``Scale.raised_factor``): less, too, where updates
+        raised: by what the LR was multiplied for how little lasts (``lasting.raised_factor``): less, too, where updates
             become smaller.
         done: by what it was multiplied for this already.
         has_momentum: whether the optimizer is known to have momentum; on a plateau its steps go to and fro, too.

@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ....runtime.update_meter import Update
+from ....shapes import DECAY_FRACTION
 from ...optimizer_kinds import rectification
+from .scale_invariant import INVARIANT_FROM, decay_fraction, least_lr
 
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
@@ -46,14 +48,6 @@ FAR = 30.0
 """How far below R's LR that of P lies where its gradients may be noise. It is 1000 times for EfficientNet, whose
 gradients are, and about twice for a ViT from scratch, which is on a plateau. And how far above R's and M's it lies
 where the weights may have begun near zero: 14 times at most for networks with a usual start, and else 40 and more.
-"""
-
-LASTING = 0.125
-"""The share of the first updates' slope from which P is believed, once later batches have told how much of it lasts."""
-
-LEAST_RAISED, MOST_RAISED = 7.0, 10.0
-"""The least that the LR is raised, since P takes all of the loss for what can be learned: of a language model's it is a
-fifth, so that P is as many times too high. And the most for one answer of a few batches: more are asked then.
 """
 
 
@@ -85,6 +79,7 @@ class Scale:
     momentum: float = 0.0
     beta2: float = 0.0
     layer_trust: float = math.nan
+    scale_invariant: float = 0.0
 
     @classmethod
     def from_updates(
@@ -128,12 +123,13 @@ class Scale:
             num_steps=len(updates),
             momentum=momentum if alignment > ALIGNED else 0.0,
             layer_trust=statistics.geometric_mean(of_layers) if of_layers and trust < math.inf else math.nan,
+            scale_invariant=min(update.scale_invariant for update in updates),
         )
 
     @property
     def lr(self) -> float:
-        """The scale as one number: P, M or 2/3 R, whichever is lowest."""
-        return min(self.polyak, self.trusted_lr / POLYAK_SHARE)
+        """The scale as one number, of which 0.3 is the peak LR: P, M or 2/3 R, whichever is lowest, for most runs."""
+        return min(max(self.polyak, self.least_lr / POLYAK_SHARE), self.trusted_lr / POLYAK_SHARE)
 
     @property
     def trusted_lr(self) -> float:
@@ -149,8 +145,8 @@ class Scale:
 
     @property
     def peak_lr(self) -> float:
-        """min(0.3 P, 0.3 M, 0.2 R), the LR for a short run; of an optimizer that rectifies its updates, for its last
-        ones.
+        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr`` where that is more, for a short run; of an optimizer that rectifies
+        its updates, for its last ones.
         """
         return self.peak_lr_for(1)
 
@@ -163,11 +159,16 @@ class Scale:
         """
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
         trust = self.trusted_lr / (horizon if self.is_aligned else 1.0)
-        return min(POLYAK_SHARE * self.polyak / horizon, trust) * (1.0 - self.momentum) / self.rectified(num_steps)
+        lowest = min(max(POLYAK_SHARE * self.polyak / horizon, self.least_lr), trust)
+        return lowest * (1.0 - self.momentum) / self.rectified(num_steps)
 
     def changed(self, before: int, num_steps: int) -> float:
         """By what the LR has to be multiplied where a run of ``before`` steps becomes one of ``num_steps``."""
         return self.peak_lr_for(num_steps) / self.peak_lr_for(before)
+
+    def decay_fraction(self, num_steps: float) -> float:
+        """The last share of a run of so many optimizer steps over which the LR falls, where none was asked for."""
+        return decay_fraction(num_steps) if self.scale_invariant >= INVARIANT_FROM else DECAY_FRACTION
 
     def rectified(self, num_steps: int) -> float:
         """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
@@ -181,10 +182,22 @@ class Scale:
 
     @property
     def held_by(self) -> str:
-        """Which of the three bounds is the lowest one: "polyak" for P, "trust" for R or "layers" for M."""
+        """Which of the three bounds is the lowest one: "polyak" for P, "trust" for R or "layers" for M; or "invariance"
+        where P is below ``least_lr``.
+        """
         if POLYAK_SHARE * self.polyak <= self.trusted_lr:
-            return "polyak"
+            return "polyak" if POLYAK_SHARE * self.polyak >= self.least_lr else "invariance"
         return "trust" if TRUST_SHARE * self.trust <= self._of_layers else "layers"
+
+    @property
+    def is_scale_invariant(self) -> bool:
+        """Whether most of the weights are, and R and M say by themselves what LR they need (``scale_invariant.py``)."""
+        return self.scale_invariant >= INVARIANT_FROM and not self.is_aligned
+
+    @property
+    def least_lr(self) -> float:
+        """The LR that such weights need, whatever P is; 0 elsewhere."""
+        return least_lr(self.trusted_lr) if self.is_scale_invariant else 0.0
 
     @property
     def may_be_noise(self) -> bool:
@@ -192,7 +205,7 @@ class Scale:
         an LR that is ``FAR`` times as high. On a plateau P is too high, and R is near or holds the LR.
         """
         is_far = FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust
-        return is_far and not self.is_aligned and self.beta2 == 0.0
+        return is_far and not (self.is_aligned or self.is_scale_invariant) and self.beta2 == 0.0
 
     @property
     def has_small_weights(self) -> bool:
@@ -200,26 +213,6 @@ class Scale:
         ``FAR`` times as high (``small_weights.py``).
         """
         return FAR * self.trusted_lr < POLYAK_SHARE * self.polyak
-
-    def raised_factor(self, lasting: float | None, raised: float = 1.0) -> float:
-        """By what the LR has to be multiplied, once later batches have told how much of the slope was noise.
-
-        An update goes down the gradient of its own batch, noise included, and P takes all of that slope for real. Where
-        little of it lasts on other batches, the loss falls by as much less, and P is too low. R knows no noise: the
-        LR is raised at most to where P would not be far below it.
-
-        Args:
-            lasting: the share of the first updates' slope per unit of LR that later batches see; None: unknown.
-            raised: by what the LR was multiplied for that already.
-
-        Returns:
-            The factor, ``MOST_RAISED`` at most. Together with ``raised`` it is 1, or ``LEAST_RAISED`` at least.
-        """
-        if lasting is None or not (self.may_be_noise and math.isfinite(self.trust)):
-            return 1.0
-        most = min(TRUST_SHARE * self.trust / FAR, self.trusted_lr) / (POLYAK_SHARE * self.polyak)
-        wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
-        return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
 
     def size_of(self, whole: float, seen: float) -> float:
         """The size of the first updates that its LR depends on: P is told by all of an update, R and M without the
@@ -235,6 +228,8 @@ class Scale:
         by_polyak, by_trust = POLYAK_SHARE * self.polyak, self.trusted_lr
         if math.isinf(by_trust) or whole == 0.0:
             return whole
+        if by_polyak < self.least_lr:
+            return seen
         return whole * min(by_polyak, by_trust * seen / whole) / min(by_polyak, by_trust)
 
     def report(self, num_steps: int = 1) -> dict[str, Any]:

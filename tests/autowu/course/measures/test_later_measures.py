@@ -12,8 +12,8 @@ import torch
 from scale_runs import made, noisy, run, run_noisy, slowly
 
 from autowu_hf import get_autowu_schedule
+from autowu_hf.autowu.course.measures.lasting import LASTING, MOST_RAISED
 from autowu_hf.autowu.course.measures.reach import SURELY_LIFTED_FROM
-from autowu_hf.autowu.course.measures.scale import LASTING, MOST_RAISED
 from autowu_hf.autowu.reporting.report import headline
 
 STEPS = 100

@@ -8,9 +8,6 @@ from dataclasses import replace
 import pytest
 
 from autowu_hf.autowu.course.measures.scale import (
-    LASTING,
-    LEAST_RAISED,
-    MOST_RAISED,
     BlindLossesError,
     Scale,
 )
@@ -140,52 +137,6 @@ def test_the_size_of_the_first_updates_is_without_zeros_where_r_holds():
     assert both.size_of(whole=8.0, seen=2.0) == pytest.approx(8.0 * (0.2 * 3.0 / 4) / 0.3)
     zeros = Scale(polyak=1.0, trust=math.inf, alignment=0.5, loss=1.0, num_steps=2)
     assert zeros.size_of(whole=8.0, seen=0.0) == 8.0
-
-
-def noise(far=1e-4, **options):
-    """A scale whose P is that far below R."""
-    return Scale(**{"polyak": far, "trust": 1.5, "alignment": 0.5, "loss": 1.0, "num_steps": 2, **options})
-
-
-@pytest.mark.parametrize(
-    ("lasting", "factor"),
-    [
-        (1.0, 1.0),
-        (LASTING, 1.0),
-        (LASTING / LEAST_RAISED * 1.01, 1.0),
-        (LASTING / LEAST_RAISED * 0.99, LEAST_RAISED / 0.99),
-        (LASTING / 50.0, MOST_RAISED),
-        (0.0, MOST_RAISED),
-        (-0.1, MOST_RAISED),
-        (None, 1.0),
-    ],
-)
-def test_the_lr_is_raised_by_what_does_not_last(lasting, factor):
-    assert noise().raised_factor(lasting) == pytest.approx(factor)
-
-
-def test_the_lr_is_raised_in_steps_and_no_further_than_the_weights_allow():
-    far = noise()
-    most = 0.2 * 1.5 / 30.0 / (0.3 * 1e-4)
-    factors = []
-    while math.prod(factors) < 0.99 * most:
-        factors.append(far.raised_factor(0.0, math.prod(factors)))
-    assert max(factors) == MOST_RAISED
-    assert math.prod(factors) == pytest.approx(most)
-    assert far.raised_factor(0.0, most) == 1.0
-    assert far.raised_factor(LASTING / 20.0, 10.0) == pytest.approx(2.0)  # the first raise was enough to ask again
-
-
-@pytest.mark.parametrize("options", [{"far": 1.0}, {"far": 0.02}, {"alignment": 1.0}, {"trust": math.inf}])
-def test_no_batch_raises_the_lr_where_p_is_not_far_below_r_or_less_sure(options):
-    assert noise(**options).raised_factor(0.0) == 1.0
-
-
-def test_what_noise_hides_is_no_more_than_m_allows():
-    scale = Scale(polyak=0.001, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
-    assert scale.raised_factor(1e-4) == MOST_RAISED
-    assert replace(scale, layer_trust=0.008).raised_factor(1e-4) == pytest.approx(0.008 / 0.001)
-    assert replace(scale, layer_trust=0.008, alignment=1.0).raised_factor(1e-4) == 1.0
 
 
 def test_where_m_holds_the_lr_later_updates_are_compared_without_the_tensors_that_were_zero():

@@ -1,0 +1,48 @@
+"""The LR that weights need whose size changes nothing. (Ours.)
+
+Those before a batch norm may be multiplied by anything, and the network's outputs are the same: such weights are
+scale-invariant. Only the angle by which an update turns them counts. Where that is too large, the updates, which are
+orthogonal to the weights, make them larger, and the angle smaller (Arora et al. 2018, arXiv 1812.03981, section 2.3):
+they bear an LR that is too high, and what an LR is to them, R and M tell. P is too low, by the more the deeper the
+network is: the loss is steep along a gradient that is mostly noise of the batch, but only for a small angle.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ....shapes import DECAY_FRACTION
+
+INVARIANT_FROM = 0.5
+"""The share of the updates' square from which these weights decide. It is above 0.9 in networks with batch norm, and
+below 0.1 in the others of ``examples/benchmarks/``.
+"""
+
+INVARIANT_SHARE = 0.2
+"""What they need, as a share of the highest LR that R and M allow; chosen in ``examples/benchmarks/batch_norm.py``."""
+
+
+def least_lr(trusted_lr: float) -> float:
+    """The LR that scale-invariant weights need.
+
+    Args:
+        trusted_lr: the highest that R and M allow; infinite where they say nothing.
+
+    Returns:
+        A fifth of it, 0 where there is none.
+    """
+    return INVARIANT_SHARE * trusted_lr if math.isfinite(trusted_lr) else 0.0
+
+
+SETTLING, LONGEST_DECAY = 24, 0.4
+"""The optimizer steps over which the LR falls at least, and the largest share of a run that is for that. What a batch
+norm uses in evaluation is a mean over its last batches, ten or so with torch's momentum of 0.1: it has to catch up with
+the weights.
+"""
+
+
+def decay_fraction(num_steps: float) -> float:
+    """The last share of a run of so many optimizer steps over which the LR falls, where most weights come before a
+    norm; elsewhere, and in runs of 120 steps or more, it is the usual one.
+    """
+    return max(DECAY_FRACTION, min(SETTLING / num_steps, LONGEST_DECAY))

@@ -1,0 +1,165 @@
+"""Networks with batch norm, whose weights' size changes nothing: R and M tell the LR, and P is too low."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf import get_autowu_schedule, suggest_lr
+from autowu_hf.autowu.course.measures.scale import Scale
+from autowu_hf.autowu.course.measures.scale_invariant import INVARIANT_FROM, decay_fraction, least_lr
+from autowu_hf.autowu.reporting.report import headline
+from autowu_hf.runtime.update_meter import Update
+
+DEEP = Scale(polyak=1e-4, trust=0.2, alignment=0.3, loss=2.3, num_steps=2, layer_trust=0.1, scale_invariant=0.9)
+"""Of a deep network with batch norm: P is a tenth of what R and M make of it."""
+
+
+def test_a_fifth_of_what_r_and_m_allow_is_the_least():
+    assert least_lr(5.0) == 1.0
+    assert least_lr(math.inf) == 0.0
+    assert DEEP.peak_lr == pytest.approx(0.3 * 0.1 / 5.0)
+    assert DEEP.lr == pytest.approx(DEEP.peak_lr / 0.3)
+    assert DEEP.held_by == "invariance"
+    assert dataclasses.replace(DEEP, layer_trust=math.nan).peak_lr == pytest.approx(0.2 * 0.2 / 5.0)
+    assert not DEEP.may_be_noise  # so that nobody asks how much of the slope lasts, or whether it is a transient's
+    assert dataclasses.replace(DEEP, scale_invariant=0.0).may_be_noise
+
+
+def test_it_does_not_fall_with_the_length_of_the_run():
+    assert DEEP.peak_lr_for(100_000) == DEEP.peak_lr
+    higher = dataclasses.replace(DEEP, polyak=1.0 / 30.0)  # 0.3 P is above it, until the run is long
+    assert higher.peak_lr == pytest.approx(0.01)
+    assert higher.held_by == "polyak"
+    assert higher.peak_lr_for(100_000) == DEEP.peak_lr
+    assert dataclasses.replace(DEEP, polyak=1.0).peak_lr == pytest.approx(0.3 * 0.1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale_invariant": INVARIANT_FROM - 0.01}, {"alignment": 1.0}, {"trust": math.inf, "layer_trust": math.nan}],
+)
+def test_elsewhere_p_decides(changes):
+    """Where most weights are others, with SGD, whose updates have no scale of their own, and without R."""
+    scale = dataclasses.replace(DEEP, **changes)
+    assert scale.least_lr == 0.0
+    assert scale.peak_lr == pytest.approx(0.3 * DEEP.polyak)
+
+
+def test_all_measured_steps_must_agree():
+    update = Update(slope=1.0, update_norm=1.0, weight_norm=1.0, alignment=0.3, resolution=1e-4, clipping=1.0)
+    updates = [dataclasses.replace(update, scale_invariant=share) for share in (0.9, 0.1)]
+    assert Scale.from_updates([1.0, 1.0], updates, 0.3, 0.0, False).scale_invariant == 0.1
+
+
+def test_the_size_of_updates_counts_as_it_does_for_r_and_m():
+    assert DEEP.size_of(10.0, 4.0) == 4.0
+    assert dataclasses.replace(DEEP, scale_invariant=0.0).size_of(10.0, 4.0) == 10.0
+
+
+@pytest.mark.parametrize(("steps", "share"), [(6, 0.4), (60, 0.4), (80, 0.3), (120, 0.2), (10_000, 0.2)])
+def test_the_lr_falls_over_as_many_steps_as_running_statistics_need(steps, share):
+    assert decay_fraction(steps) == DEEP.decay_fraction(steps) == pytest.approx(share)
+    assert dataclasses.replace(DEEP, scale_invariant=0.1).decay_fraction(steps) == 0.2
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        wide = 3 * width
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(width, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()),
+            *(nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()),
+            *(nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width)),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+CENTRES = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+
+
+def images(generator, number):
+    labels = torch.randint(len(CENTRES), (number,), generator=generator)
+    return CENTRES[labels] + 3.0 * torch.randn(number, 3, 6, 6, generator=generator), labels
+
+
+def deep():
+    """A small MobileNet: four blocks of three convolutions with batch norm."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU6()
+    return nn.Sequential(*first, *(Block(12) for _ in range(4)), nn.Flatten(), nn.Linear(12 * 36, 6))
+
+
+def trained(steps=60, **options):
+    """The schedule, the LRs after each step, and the loss on other images."""
+    model, generator = deep(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = get_autowu_schedule(optimizer, steps, model=model, **options)
+    lrs = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        batch, labels = images(generator, 16)
+        loss = nn.functional.cross_entropy(model(batch), labels)
+        loss.backward()
+        optimizer.step()
+        schedule.step(loss.item())
+        lrs += schedule.get_last_lr()
+    model.eval()
+    with torch.no_grad():
+        batch, labels = images(torch.Generator().manual_seed(1), 500)
+        return schedule, lrs, float(nn.functional.cross_entropy(model(batch), labels))
+
+
+def test_a_deep_network_with_batch_norm_learns_in_few_steps(monkeypatch, caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        schedule, _, loss = trained()
+    report = schedule.report()
+    scale = report["approach"]["scale"]
+    assert scale["held_by"] == "invariance"
+    assert schedule.peak_lr == pytest.approx(scale["peak_lr"]) == pytest.approx(0.06 * scale["layer_trust"])
+    assert "told by M and R since most weights are scale-invariant" in headline(report)
+    assert "told by M and R since most weights are scale-invariant" in caplog.messages[-1]
+    monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
+    *_, without = trained()
+    assert math.log(6.0) - loss > 1.3 * (math.log(6.0) - without)
+
+
+@pytest.mark.parametrize(("options", "last"), [({}, 24), ({"decay_fraction": 0.2}, 12), ({"decay_fraction": 0.5}, 30)])
+def test_its_lr_falls_sooner_unless_a_share_was_given(options, last):
+    schedule, lrs, _ = trained(**options)
+    curve = schedule.report()["curve"]
+    assert curve["decay_type"] == "constant_then_cosine"
+    assert curve["decay_fraction"] == pytest.approx(last / 60)
+    assert lrs[60 - last - 2] == pytest.approx(schedule.peak_lr) == pytest.approx(lrs[60 - last - 1])
+    assert lrs[60 - last] < lrs[60 - last - 1]
+    assert lrs[-1] == 0.0
+
+
+def test_its_weights_are_not_asked_whether_they_have_gone_too_far(monkeypatch):
+    """They come back; what later batches say of the way so far is noise."""
+    monkeypatch.setattr("autowu_hf.autowu.course.measures.overshoot.rise_of", lambda *given: 1.0)
+    schedule, _, _ = trained()
+    assert schedule.report()["approach"]["overshot"] == []
+    monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
+    schedule, _, _ = trained()
+    assert schedule.report()["approach"]["overshot"]
+
+
+def test_the_suggestion_says_so():
+    model, generator = deep(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def loss_of(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    found = suggest_lr(model, optimizer, loss_of, [images(generator, 16) for _ in range(20)])
+    assert found.lr == pytest.approx(0.06 * found.scale.layer_trust)
+    assert found.steps == 2
+    assert "a fifth of 0.3 M or 0.2 R, for P is too low where most weights are scale-invariant" in str(found)
