@@ -6,7 +6,7 @@
 Seven small networks from scratch and fine-tuned (``batch_norm_tasks.py``), each with two batch sizes and two lengths.
 The cosine with 5 % of warm-up is tuned in each of the 28 cells on a grid of half decades that grows where its edge is
 the best, with three seeds, and reported on five others. A design is AutoWU with another share of the highest LR that R
-and M allow, as the least LR that scale-invariant weights get (``INVARIANT_SHARE``), or with a decay over 24 steps, where
+and M allow, as the least LR of scale-invariant weights (``INVARIANT_SHARE``), or with a decay over 24 steps, where
 20 % of the run are fewer; "without" has P decide for them as for all others, and decays over 20 %. A gap is that of the
 mean over a design's seeds to the reported mean of the cosine, in percent of what that gains over chance, cut at 100
 either way.
