@@ -85,4 +85,11 @@ def test_the_decay_is_that_of_the_scale_or_of_the_range():
     assert settings.curve(100, 20).decay_type == "rex"
     assert settings.curve_by_scale(100, 20, 1e-3, 1e-2, 0.2).decay_type == "constant_then_cosine"
     linear = AutoWUSettings(decay_type="linear")
-    assert linear.curve(100, 20).decay_type == linear.curve_by_scale(100, 20, 1e-3, 1e-2).decay_type == "linear"
+    assert linear.curve(100, 20).decay_type == linear.curve_by_scale(100, 20, 1e-3, 1e-2, 0.2).decay_type == "linear"
+
+
+def test_the_share_that_decays_is_the_given_one_or_that_of_the_scale():
+    for given, by_scale in ((None, 0.4), (0.2, 0.2), (0.3, 0.3)):
+        settings = AutoWUSettings(decay_fraction=given)
+        assert settings.curve(100, 20).decay_fraction == (given or 0.2)
+        assert settings.curve_by_scale(100, 20, 1e-3, 1e-2, 0.4).decay_fraction == by_scale

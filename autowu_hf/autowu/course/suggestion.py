@@ -33,7 +33,7 @@ _HELD_BY = {
     "polyak": "0.3 P",
     "trust": "0.2 R",
     "layers": "0.3 M",
-    "invariance": "a fifth of 0.3 M or 0.2 R, for P is too low where most weights are scale-invariant",
+    "invariance": "what scale-invariant weights need by M and R, for P is too low for them",
 }
 
 

@@ -220,9 +220,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     """What was done to the scale's LR; nothing without one."""
     if approach is None or not approach.get("scale"):
         return ""
-    said = ""
-    if approach["scale"].get("held_by") == "invariance":
-        said += ", told by M and R since most weights are scale-invariant"
+    is_invariant = approach["scale"].get("held_by") == "invariance"
+    said = ", told by M and R since most weights are scale-invariant" if is_invariant else ""
     if (rectified := approach["scale"].get("rectified", 1.0)) < 1.0:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
@@ -233,9 +232,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
             why = "the weights, which began small, have grown"
         said += f", times {approach['factor']:.2g} since {why}"
     if approach.get("transient") is not None:
-        left = times(approach["kept"], approach["risen"])
-        said += f", on from it since P, per unit of the way, was {left} as high after a transient, at step "
-        said += str(approach["transient"])
+        left, at = times(approach["kept"], approach["risen"]), approach["transient"]
+        said += f", on from it since P, per unit of the way, was {left} as high after a transient, at step {at}"
     if approach.get("changes"):
         said += f", the loss having changed by step {approach['changes'][-1]}"
     if approach["breaks"]:

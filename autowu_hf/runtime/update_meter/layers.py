@@ -25,11 +25,12 @@ times below.
 _FEWEST = 0.01
 """The share of ||d||^2 that the tensors must hold that tell: else the weight decay and rounding do."""
 
-_OWN = [1, 3, 2, 9, 10]  # the places of ||w||^2, ||d||^2, ||g||^2, <g, w> and the number of weights in ``sums_of``
+_OWN = [1, 3, 0, 10, 11]
+"""The places in ``sums_of`` of ||w||^2, ||d||^2, -<g, d>, and of what it has of the rows."""
 
-_ORTHOGONAL = 0.02
-"""The cosine of a gradient and its tensor, in units of that of two random tensors, up to which they are orthogonal.
-AdamP, which asks the same, has 0.1 (Heo et al. 2021), which one tensor in ten is below by chance.
+_ORTHOGONAL = 0.05
+"""The cosine of a row of weights and its gradient, in units of that of random ones, up to which they are orthogonal; in
+the root of the rows' mean. AdamP asks whole tensors, up to 0.1 (Heo et al. 2021).
 """
 
 
@@ -43,8 +44,7 @@ def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tu
         shares: how the processes share them.
 
     Returns:
-        (NUM_SUMS,), the sum over all tensors; and (m, 5), ||w||^2, ||d||^2, ||g||^2, <g, w> and the number of weights
-        of each.
+        (NUM_SUMS,), the sum over all tensors; and (m, 5), what ``_OWN`` names, of each.
     """
     own = torch.zeros(len(have_row), len(_OWN), dtype=torch.float64, device="cpu")
     own[torch.tensor(have_row, device="cpu")] = rows[:, _OWN]
@@ -76,13 +76,18 @@ def layer_trust(layers: Tensor) -> float:
 
 
 def scale_invariant_share(layers: Tensor) -> float:
-    """The share of the update's square in tensors whose gradient is orthogonal to them, as it is for weights whose size
-    changes nothing: those before a batch norm (Arora et al. 2018, arXiv 1812.03981, lemma 2.4).
+    """The share that tensors have whose rows' gradients are orthogonal to them, as they are where the size of a row,
+    which is a filter or the weights of an output, changes nothing: before a batch norm (Arora et al. 2018, arXiv
+    1812.03981). A layer norm makes only the whole of a tensor scale-invariant.
 
     Args:
         layers: (n, 5), ``over_processes``.
+
+    Returns:
+        Their share of the update's square, or of the slope, whichever is larger. The first is that of most optimizers
+        whose updates have a size of their own; LAMB's and Muon's are mostly in few other tensors at first.
     """
-    w2, d2, g2, gw, number = layers.unbind(1)
-    are_free = (w2 > 0.0) & (g2 > 0.0) & (gw.square() * number <= _ORTHOGONAL**2 * g2 * w2)
-    of_all = float(d2.sum())
-    return float(d2[are_free].sum()) / of_all if of_all > 0.0 else 0.0
+    _, d2, down, gw2, of_random = layers.unbind(1)
+    are_free = (of_random > 0.0) & (gw2 <= _ORTHOGONAL**2 * of_random)
+    shares = [float(part[are_free].sum()) / float(part.sum()) for part in (d2, down) if float(part.sum()) > 0.0]
+    return min(max(shares, default=0.0), 1.0)

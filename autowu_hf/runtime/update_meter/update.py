@@ -18,7 +18,7 @@ from ..finite import numbers_of
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
 
-NUM_SUMS = 12
+NUM_SUMS = 13
 """The length of ``sums_of``."""
 
 _PIECE = 1 << 17
@@ -85,7 +85,7 @@ class Update:
             layer_trust: per unit of the step's LR.
             scale_invariant: as above.
         """
-        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, _, number, _ = sums.tolist()
+        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, *_ = sums.tolist()
         return cls(
             slope=clipping * down / lr,
             update_norm=math.sqrt(seen_d2) / lr,
@@ -119,15 +119,26 @@ def sums_of(
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
         ||g||^2, -<g, d> and ||d||^2 with the decay in g and per unit of the group's own LR, 0 where that is 0;
-        -<g, w - w_0>, or 0; <g, w>; how many weights they are; and 1.
+        -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; and 1.
     """
     given = [before, now, gradient] + ([] if start is None else [start])
     parts = starmap(_products, zip(*map(_pieces, given), strict=True))
     w2, g2, d2, down, gw, wd, fallen = functools.reduce(torch.add, parts)
     own_g2 = g2 + 2.0 * decay * gw + decay**2 * w2  # of g + decay w
     own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((own_g2, down - decay * wd, d2))]
-    number = torch.full_like(w2, now.numel())
-    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, gw, number, torch.ones_like(w2)])
+    number, rows = torch.full_like(w2, now.numel()), _of_rows(before, gradient)
+    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, *rows, torch.ones_like(w2)])
+
+
+def _of_rows(weights: Tensor, gradient: Tensor) -> Sequence[Tensor]:
+    """The sums over rows, which are filters or outputs, of <g, w>^2 times their length and of ||g||^2 ||w||^2: about
+    the same for random ones. Zeros where there are no rows.
+    """
+    if weights.dim() < 2:
+        return weights.new_zeros(2, dtype=summed_in(weights.device)).unbind()
+    g, w = (wide(tensor).flatten(1) for tensor in (gradient, weights))
+    gw, g2, w2 = ((a * b).sum(1).to(summed_in(a.device)) for a, b in ((g, w), (g, g), (w, w)))
+    return w.shape[1] * gw.square().sum(), (g2 * w2).sum()
 
 
 def _products(before: Tensor, now: Tensor, gradient: Tensor, start: Tensor | None = None) -> Tensor:

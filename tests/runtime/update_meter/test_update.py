@@ -59,8 +59,9 @@ def test_the_sums_are_those_of_the_formulas_also_in_pieces(piece, dtype, monkeyp
     sizes = [float((t * t).sum()) for t in (before, gradient, change)]
     own = [float((decayed**2).sum()), -float((decayed * change).sum()) / rate, sizes[2] / rate**2]
     fallen = float((gradient * (start - before)).sum())
-    both = float((gradient * before).sum())
-    expected = [-float((gradient * change).sum()), *sizes, sizes[2], *own, fallen, both, 17 * 23, 1]
+    of_rows = [(a * b).sum(1) for a, b in ((gradient, before), (gradient, gradient), (before, before))]
+    rows = [23 * float(of_rows[0] @ of_rows[0]), float(of_rows[1] @ of_rows[2])]
+    expected = [-float((gradient * change).sum()), *sizes, sizes[2], *own, fallen, 17 * 23, *rows, 1]
     found = sums_of(*given[:3], rate, decay, given[3])
     assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert float(square_of(given[2])) == pytest.approx(sizes[1], rel=1e-5)

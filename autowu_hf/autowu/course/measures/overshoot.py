@@ -26,6 +26,11 @@ OVERSHOT, LONG = 0.05, 60
 grows with their square root, for a longer run has more time to come back.
 """
 
+BORNE = 4.0
+"""So many times as high the rise must be where most weights are scale-invariant, which bear an LR that is too high. For
+EfficientNet, whose gradients are mostly noise, it is an eighth in runs that end well.
+"""
+
 FEWEST_RISES = 3
 """The batches that tell it at least."""
 
@@ -85,6 +90,7 @@ class Overshoot:
         rises = [-update.fallen / share for update in updates if isinstance(update, Update)]
         if len(rises) == len(updates):
             bar = OVERSHOT * max(1.0, way.times.num_steps / LONG) ** 0.5
+            bar *= BORNE if self._search.scale is not None and self._search.scale.is_scale_invariant else 1.0
             rise = rise_of(rises, losses[:num_first], last, bar)
         if is_broken or rise is not None:
             self.found.append((step, rise))
@@ -100,12 +106,9 @@ class Overshoot:
 
     @property
     def _may_open(self) -> bool:
-        """Whether anybody is asked: not for SGD, whose growth the losses judge, nor where most weights are
-        scale-invariant, which come back by themselves; and not too often.
-        """
+        """Whether anybody is asked: not for SGD, whose growth the losses judge, and not too often."""
         scale = self._search.scale
-        is_asked = scale is not None and not (scale.is_aligned or scale.is_scale_invariant)
-        return is_asked and len(self.found) < _MOST
+        return scale is not None and not scale.is_aligned and len(self.found) < _MOST
 
     def is_pending(self, step: int, way: Way) -> bool:
         """Whether batches are being asked after ``step`` steps, or will be."""

@@ -121,7 +121,7 @@ def reach_factor(
         factor = max(factor / raised, 1.0)
     factor /= done
     if factor >= LOWERED_FROM:
-        is_mild = scale.held_by == "polyak" and not has_momentum and reach < ONE_WAY * sizes[1]
+        is_mild = scale.held_by in ("polyak", "invariance") and not has_momentum and reach < ONE_WAY * sizes[1]
         lifted_from = LIFTED_FROM if is_mild else SURELY_LIFTED_FROM
         return factor if factor > lifted_from and sizes[1] < HARDLY_SHRUNK else 1.0
     lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)

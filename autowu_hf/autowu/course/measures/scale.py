@@ -168,7 +168,7 @@ class Scale:
 
     def decay_fraction(self, num_steps: float) -> float:
         """The last share of a run of so many optimizer steps over which the LR falls, where none was asked for."""
-        return decay_fraction(num_steps) if self.scale_invariant >= INVARIANT_FROM else DECAY_FRACTION
+        return decay_fraction(num_steps) if self.is_scale_invariant else DECAY_FRACTION
 
     def rectified(self, num_steps: int) -> float:
         """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
@@ -192,12 +192,12 @@ class Scale:
     @property
     def is_scale_invariant(self) -> bool:
         """Whether most of the weights are, and R and M say by themselves what LR they need (``scale_invariant.py``)."""
-        return self.scale_invariant >= INVARIANT_FROM and not self.is_aligned
+        return self.scale_invariant >= INVARIANT_FROM
 
     @property
     def least_lr(self) -> float:
         """The LR that such weights need, whatever P is; 0 elsewhere."""
-        return least_lr(self.trusted_lr) if self.is_scale_invariant else 0.0
+        return least_lr(self.trusted_lr, self.is_aligned) if self.is_scale_invariant else 0.0
 
     @property
     def may_be_noise(self) -> bool:

@@ -14,24 +14,27 @@ import math
 from ....shapes import DECAY_FRACTION
 
 INVARIANT_FROM = 0.5
-"""The share of the updates' square from which these weights decide. It is above 0.9 in networks with batch norm, and
-below 0.1 in the others of ``examples/benchmarks/``.
+"""The share of the first updates from which these weights decide. It is above 0.9 with AdamW in networks with batch
+norm, and below 0.1 in the others of ``examples/benchmarks/``.
 """
 
 INVARIANT_SHARE = 0.2
 """What they need, as a share of the highest LR that R and M allow; chosen in ``examples/benchmarks/batch_norm.py``."""
 
 
-def least_lr(trusted_lr: float) -> float:
+def least_lr(trusted_lr: float, is_aligned: bool) -> float:
     """The LR that scale-invariant weights need.
 
     Args:
         trusted_lr: the highest that R and M allow; infinite where they say nothing.
+        is_aligned: whether updates are the gradients, which become smaller as the weights grow: then they need it all.
 
     Returns:
         A fifth of it, 0 where there is none.
     """
-    return INVARIANT_SHARE * trusted_lr if math.isfinite(trusted_lr) else 0.0
+    if not math.isfinite(trusted_lr):
+        return 0.0
+    return trusted_lr if is_aligned else INVARIANT_SHARE * trusted_lr
 
 
 SETTLING, LONGEST_DECAY = 24, 0.4

@@ -21,8 +21,8 @@ DEEP = Scale(polyak=1e-4, trust=0.2, alignment=0.3, loss=2.3, num_steps=2, layer
 
 
 def test_a_fifth_of_what_r_and_m_allow_is_the_least():
-    assert least_lr(5.0) == 1.0
-    assert least_lr(math.inf) == 0.0
+    assert least_lr(5.0, False) == 1.0
+    assert least_lr(math.inf, False) == least_lr(math.inf, True) == 0.0
     assert DEEP.peak_lr == pytest.approx(0.3 * 0.1 / 5.0)
     assert DEEP.lr == pytest.approx(DEEP.peak_lr / 0.3)
     assert DEEP.held_by == "invariance"
@@ -42,13 +42,21 @@ def test_it_does_not_fall_with_the_length_of_the_run():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scale_invariant": INVARIANT_FROM - 0.01}, {"alignment": 1.0}, {"trust": math.inf, "layer_trust": math.nan}],
+    [{"scale_invariant": INVARIANT_FROM - 0.01}, {"trust": math.inf, "layer_trust": math.nan}],
 )
 def test_elsewhere_p_decides(changes):
-    """Where most weights are others, with SGD, whose updates have no scale of their own, and without R."""
+    """Where most weights are others, and without R."""
     scale = dataclasses.replace(DEEP, **changes)
     assert scale.least_lr == 0.0
     assert scale.peak_lr == pytest.approx(0.3 * DEEP.polyak)
+
+
+def test_gradients_that_become_smaller_as_weights_grow_need_all_of_it():
+    of_sgd = dataclasses.replace(DEEP, alignment=1.0, momentum=0.9)
+    assert of_sgd.held_by == "invariance"
+    assert of_sgd.peak_lr == pytest.approx(0.2 * 0.2 * (1.0 - 0.9))
+    assert of_sgd.peak_lr_for(1600) == pytest.approx(of_sgd.peak_lr / 2.0)
+    assert of_sgd.decay_fraction(60) == 0.4
 
 
 def test_all_measured_steps_must_agree():
@@ -94,13 +102,15 @@ def deep():
     """A small MobileNet: four blocks of three convolutions with batch norm."""
     torch.manual_seed(0)
     first = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU6()
-    return nn.Sequential(*first, *(Block(12) for _ in range(4)), nn.Flatten(), nn.Linear(12 * 36, 6))
+    last = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12 * 4, 6)
+    return nn.Sequential(*first, *(Block(12) for _ in range(4)), *last)
 
 
-def trained(steps=60, **options):
+def trained(steps=60, optimizer_class=torch.optim.AdamW, **options):
     """The schedule, the LRs after each step, and the loss on other images."""
     model, generator = deep(), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    momentum = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
+    optimizer = optimizer_class(model.parameters(), lr=1e-3, **momentum)
     schedule = get_autowu_schedule(optimizer, steps, model=model, **options)
     lrs = []
     for _ in range(steps):
@@ -115,6 +125,14 @@ def trained(steps=60, **options):
     with torch.no_grad():
         batch, labels = images(torch.Generator().manual_seed(1), 500)
         return schedule, lrs, float(nn.functional.cross_entropy(model(batch), labels))
+
+
+def test_so_it_does_with_sgd(monkeypatch):
+    schedule, _, loss = trained(optimizer_class=torch.optim.SGD)
+    assert schedule.report()["approach"]["scale"]["held_by"] == "invariance"
+    monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
+    *_, without = trained(optimizer_class=torch.optim.SGD)
+    assert math.log(6.0) - loss > 1.3 * (math.log(6.0) - without)
 
 
 def test_a_deep_network_with_batch_norm_learns_in_few_steps(monkeypatch, caplog):
@@ -142,13 +160,16 @@ def test_its_lr_falls_sooner_unless_a_share_was_given(options, last):
     assert lrs[-1] == 0.0
 
 
-def test_its_weights_are_not_asked_whether_they_have_gone_too_far(monkeypatch):
-    """They come back; what later batches say of the way so far is noise."""
-    monkeypatch.setattr("autowu_hf.autowu.course.measures.overshoot.rise_of", lambda *given: 1.0)
-    schedule, _, _ = trained()
-    assert schedule.report()["approach"]["overshot"] == []
+@pytest.mark.parametrize(("rise", "is_too_far"), [(0.1, False), (0.19, False), (0.21, True)])
+def test_it_bears_four_times_the_rise(monkeypatch, rise, is_too_far):
+    monkeypatch.setattr(
+        "autowu_hf.autowu.course.measures.overshoot.rise_of",
+        lambda rises, first, last, bar: rise if rise > bar else None,
+    )
+    schedule, *_ = trained()
+    assert bool(schedule.report()["approach"]["overshot"]) == is_too_far
     monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
-    schedule, _, _ = trained()
+    schedule, *_ = trained()
     assert schedule.report()["approach"]["overshot"]
 
 
@@ -162,4 +183,4 @@ def test_the_suggestion_says_so():
     found = suggest_lr(model, optimizer, loss_of, [images(generator, 16) for _ in range(20)])
     assert found.lr == pytest.approx(0.06 * found.scale.layer_trust)
     assert found.steps == 2
-    assert "a fifth of 0.3 M or 0.2 R, for P is too low where most weights are scale-invariant" in str(found)
+    assert "what scale-invariant weights need by M and R, for P is too low for them" in str(found)
