@@ -46,7 +46,8 @@ class Update:
         num_weights: that have a gradient, those that are zero included.
         layer_trust: the LR at which the update of a single tensor is as large as the tensor, in the middle of them all
             (``layers.layer_trust``); NaN where none tells.
-        scale_invariant: the share of ||u||^2 in tensors whose size changes nothing (``layers.scale_invariant_share``).
+        scale_invariant: the share of ||u||^2, or of the slope, in tensors whose rows' sizes change nothing
+            (``layers.scale_invariant_share``).
     """
 
     slope: float

@@ -69,6 +69,8 @@ class Scale:
         momentum: of SGD, in [0, 1): its updates grow to 1 / (1 - momentum) of the first.
         beta2: of an optimizer that rectifies its updates (RAdam), 0 of others. P, R and M are those of its last ones.
         layer_trust: M; NaN where no tensor tells, and in a state of an older release.
+        scale_invariant: the share of the first updates, or of their slope, in weights whose size changes nothing; the
+            least of the measured steps.
     """
 
     polyak: float
@@ -128,7 +130,7 @@ class Scale:
 
     @property
     def lr(self) -> float:
-        """The scale as one number, of which 0.3 is the peak LR: P, M or 2/3 R, whichever is lowest, for most runs."""
+        """The scale as one number: P, M or 2/3 R, whichever is lowest, or what is needed for ``least_lr``."""
         return min(max(self.polyak, self.least_lr / POLYAK_SHARE), self.trusted_lr / POLYAK_SHARE)
 
     @property

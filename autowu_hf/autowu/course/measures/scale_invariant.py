@@ -2,8 +2,8 @@
 
 Those before a batch norm may be multiplied by anything, and the network's outputs are the same: such weights are
 scale-invariant. Only the angle by which an update turns them counts. Where that is too large, the updates, which are
-orthogonal to the weights, make them larger, and the angle smaller (Arora et al. 2018, arXiv 1812.03981, section 2.3):
-they bear an LR that is too high, and what an LR is to them, R and M tell. P is too low, by the more the deeper the
+orthogonal to the weights, make them larger, and the angle smaller (Arora et al. 2018, arXiv 1812.03981): they
+bear an LR that is too high, and R and M tell what an LR is to them. P is too low, by the more the deeper the
 network is: the loss is steep along a gradient that is mostly noise of the batch, but only for a small angle.
 """
 
@@ -14,8 +14,8 @@ import math
 from ....shapes import DECAY_FRACTION
 
 INVARIANT_FROM = 0.5
-"""The share of the first updates from which these weights decide. It is above 0.9 with AdamW in networks with batch
-norm, and below 0.1 in the others of ``examples/benchmarks/``.
+"""The share of the first updates, or of their slope, from which these weights decide. With AdamW it is above 0.9 in
+networks with batch norm, and 0 in the others of ``examples/benchmarks/``.
 """
 
 INVARIANT_SHARE = 0.2
@@ -30,7 +30,7 @@ def least_lr(trusted_lr: float, is_aligned: bool) -> float:
         is_aligned: whether updates are the gradients, which become smaller as the weights grow: then they need it all.
 
     Returns:
-        A fifth of it, 0 where there is none.
+        A fifth of it, or all; 0 where there is none.
     """
     if not math.isfinite(trusted_lr):
         return 0.0
@@ -38,9 +38,9 @@ def least_lr(trusted_lr: float, is_aligned: bool) -> float:
 
 
 SETTLING, LONGEST_DECAY = 24, 0.4
-"""The optimizer steps over which the LR falls at least, and the largest share of a run that is for that. What a batch
-norm uses in evaluation is a mean over its last batches, ten or so with torch's momentum of 0.1: it has to catch up with
-the weights.
+"""The LR falls over so many optimizer steps at least, and over so large a share of a run at most for that. A batch norm
+uses a mean over its last batches in evaluation, ten or so with torch's momentum of 0.1: it has to catch up with the
+weights.
 """
 
 
