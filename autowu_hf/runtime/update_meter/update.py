@@ -135,11 +135,24 @@ def _of_rows(weights: Tensor, gradient: Tensor) -> Sequence[Tensor]:
     """The sums over rows, which are filters or outputs, of <g, w>^2 times their length and of ||g||^2 ||w||^2: about
     the same for random ones. Zeros where there are no rows.
     """
-    if weights.dim() < 2:
+    if weights.dim() < 2 or not weights.numel():
         return weights.new_zeros(2, dtype=summed_in(weights.device)).unbind()
-    g, w = (wide(tensor).flatten(1) for tensor in (gradient, weights))
-    gw, g2, w2 = ((a * b).sum(1).to(summed_in(a.device)) for a, b in ((g, w), (g, g), (w, w)))
-    return w.shape[1] * gw.square().sum(), (g2 * w2).sum()
+    parts = starmap(_row_products, zip(*map(_rows_in_pieces, (weights, gradient)), strict=True))
+    gw2, of_random = functools.reduce(torch.add, parts)
+    return gw2 * weights[0].numel(), of_random
+
+
+def _row_products(weights: Tensor, gradient: Tensor) -> Tensor:
+    """(2,), of (rows, n) each: the sums of <g, w>^2 and of ||g||^2 ||w||^2."""
+    w, g = wide(weights), wide(gradient)
+    gw, g2, w2 = ((a * b).sum(1).to(summed_in(w.device)) for a, b in ((g, w), (g, g), (w, w)))
+    return torch.stack([gw.square().sum(), (g2 * w2).sum()])
+
+
+def _rows_in_pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """The same as ``_pieces``, of whole rows."""
+    rows = tensor.flatten(1)
+    return torch.split(rows, max(1, _PIECE // rows.shape[1])) if tensor.device.type == "cpu" else [rows]
 
 
 def _products(before: Tensor, now: Tensor, gradient: Tensor, start: Tensor | None = None) -> Tensor:
