@@ -56,7 +56,7 @@ _USUAL_DECAY: Patch = (scale_invariant, "LONGEST_DECAY", DECAY_FRACTION)
 DESIGNS: dict[str, list[Patch]] = {
     WITHOUT: [(scale, "INVARIANT_FROM", math.inf)],
     **{f"{share:g}": [(scale_invariant, "INVARIANT_SHARE", share), _USUAL_DECAY] for share in SHARES},
-    DEFAULT: [],
+    DEFAULT: [(scale_invariant, "INVARIANT_SHARE", 0.2), (scale_invariant, "LONGEST_DECAY", 0.4)],
 }
 """Design -> what it changes in the code."""
 CHOOSING_SEEDS = (20, 21, 22)

@@ -159,10 +159,14 @@ class Scale:
         does 0.3 P. M and R bound how far the weights turn in one step, whatever the number; only where the updates are
         the gradients, which grow once something is learned, does 0.2 R fall, too.
         """
-        horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
-        trust = self.trusted_lr / (horizon if self.is_aligned else 1.0)
-        lowest = min(max(POLYAK_SHARE * self.polyak / horizon, self.least_lr), trust)
+        by_polyak, by_trust = self._bounds(num_steps)
+        lowest = min(max(by_polyak, self.least_lr), by_trust)
         return lowest * (1.0 - self.momentum) / self.rectified(num_steps)
+
+    def _bounds(self, num_steps: int) -> tuple[float, float]:
+        """The LR that P allows in a run of so many optimizer steps, and that which M and R do."""
+        horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
+        return POLYAK_SHARE * self.polyak / horizon, self.trusted_lr / (horizon if self.is_aligned else 1.0)
 
     def changed(self, before: int, num_steps: int) -> float:
         """By what the LR has to be multiplied where a run of ``before`` steps becomes one of ``num_steps``."""
@@ -184,11 +188,16 @@ class Scale:
 
     @property
     def held_by(self) -> str:
-        """Which of the three bounds is the lowest one: "polyak" for P, "trust" for R or "layers" for M; or "invariance"
-        where P is below ``least_lr``.
+        """What holds the LR of a short run, see ``held_by_for``."""
+        return self.held_by_for(1)
+
+    def held_by_for(self, num_steps: int) -> str:
+        """Which of the three bounds is the lowest one in a run of so many steps: "polyak" for P, "trust" for R or
+        "layers" for M; or "invariance" where P is below ``least_lr``.
         """
-        if POLYAK_SHARE * self.polyak <= self.trusted_lr:
-            return "polyak" if POLYAK_SHARE * self.polyak >= self.least_lr else "invariance"
+        by_polyak, by_trust = self._bounds(num_steps)
+        if by_polyak <= by_trust:
+            return "polyak" if by_polyak >= min(self.least_lr, by_trust) else "invariance"
         return "trust" if TRUST_SHARE * self.trust <= self._of_layers else "layers"
 
     @property
@@ -239,7 +248,7 @@ class Scale:
         found = {
             "lr": self.lr,
             "peak_lr": self.peak_lr,
-            "held_by": self.held_by,
+            "held_by": self.held_by_for(num_steps),
             "small_weights": self.has_small_weights,
         }
         return {**asdict(self), **found, "rectified": self.rectified(num_steps)}

@@ -46,6 +46,6 @@ weights.
 
 def decay_fraction(num_steps: float) -> float:
     """The last share of a run of so many optimizer steps over which the LR falls, where most weights come before a
-    norm; elsewhere, and in runs of 120 steps or more, it is the usual one.
+    batch norm. In runs of 120 steps or more it is the usual one.
     """
     return max(DECAY_FRACTION, min(SETTLING / num_steps, LONGEST_DECAY))

@@ -37,6 +37,7 @@ def test_it_does_not_fall_with_the_length_of_the_run():
     assert higher.peak_lr == pytest.approx(0.01)
     assert higher.held_by == "polyak"
     assert higher.peak_lr_for(100_000) == DEEP.peak_lr
+    assert higher.report(100_000)["held_by"] == "invariance"  # which the log goes by
     assert dataclasses.replace(DEEP, polyak=1.0).peak_lr == pytest.approx(0.3 * 0.1)
 
 
@@ -99,11 +100,11 @@ def images(generator, number):
 
 
 def deep():
-    """A small MobileNet: four blocks of three convolutions with batch norm."""
+    """A small MobileNet: eight blocks of three convolutions with batch norm."""
     torch.manual_seed(0)
     first = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU6()
     last = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12 * 4, 6)
-    return nn.Sequential(*first, *(Block(12) for _ in range(4)), *last)
+    return nn.Sequential(*first, *(Block(12) for _ in range(8)), *last)
 
 
 def trained(steps=60, optimizer_class=torch.optim.AdamW, **options):
@@ -132,7 +133,7 @@ def test_so_it_does_with_sgd(monkeypatch):
     assert schedule.report()["approach"]["scale"]["held_by"] == "invariance"
     monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
     *_, without = trained(optimizer_class=torch.optim.SGD)
-    assert math.log(6.0) - loss > 1.3 * (math.log(6.0) - without)
+    assert loss < without - 0.2  # of 1.8 at the start; 0.4 and more on three seeds
 
 
 def test_a_deep_network_with_batch_norm_learns_in_few_steps(monkeypatch, caplog):
@@ -146,7 +147,7 @@ def test_a_deep_network_with_batch_norm_learns_in_few_steps(monkeypatch, caplog)
     assert "told by M and R since most weights are scale-invariant" in caplog.messages[-1]
     monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
     *_, without = trained()
-    assert math.log(6.0) - loss > 1.3 * (math.log(6.0) - without)
+    assert loss < without - 0.2  # of 1.8 at the start; 0.4 and more on three seeds
 
 
 @pytest.mark.parametrize(("options", "last"), [({}, 24), ({"decay_fraction": 0.2}, 12), ({"decay_fraction": 0.5}, 30)])
