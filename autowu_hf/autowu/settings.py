@@ -86,6 +86,11 @@ class AutoWUSettings:
         check_name("growth", self.growth, tuple(GROWTHS))
         if self.decay_type is not None:
             check_name("decay_type", self.decay_type, DECAY_TYPES)
+            if self.decay_fraction is not None and self.decay_type != "constant_then_cosine":
+                raise ValueError(
+                    f'decay_fraction is the share of decay_type="constant_then_cosine", got {self.decay_fraction} and '
+                    f'decay_type="{self.decay_type}", which falls from the switch on; leave one of them out'
+                )
         check_name("gp_engine", self.gp_engine, GP_ENGINES)
         for name in ("standardize", "rewind_in_checkpoint", "guard", "scale"):
             if not isinstance(getattr(self, name), bool) and (name != "scale" or self.scale is not None):
@@ -186,21 +191,21 @@ class AutoWUSettings:
             min_lr=self.min_lr,
             max_lr=self.max_lr,
             growth=self.growth,
-            decay_type=self.decay_type or "rex",
+            decay_type=self.decay_type or ("rex" if self.decay_fraction is None else "constant_then_cosine"),
             decay_fraction=DECAY_FRACTION if self.decay_fraction is None else self.decay_fraction,
         )
 
     def curve_by_scale(
-        self, num_training_steps: int, growth_steps: int, min_lr: float, max_lr: float, decay_fraction: float
+        self, num_training_steps: int, growth_steps: int, min_lr: float, max_lr: float, usual: tuple[str, float]
     ) -> LRCurve:
-        """The same around the scale: over another range, with exponential growth, and another type and share of the
-        decay by default.
+        """The same around the scale: over another range, with exponential growth, and ``usual``, a type and a share of
+        the decay, where none was given.
         """
         curve = self.curve(num_training_steps, growth_steps)
-        decay_type = self.decay_type or "constant_then_cosine"
         if self.decay_fraction is None:
-            curve = dataclasses.replace(curve, decay_fraction=decay_fraction)
-        return dataclasses.replace(curve, min_lr=min_lr, max_lr=max_lr, growth="exponential", decay_type=decay_type)
+            decay_type = self.decay_type or usual[0]
+            curve = dataclasses.replace(curve, decay_type=decay_type, decay_fraction=usual[1])
+        return dataclasses.replace(curve, min_lr=min_lr, max_lr=max_lr, growth="exponential")
 
     def resolve_interval(self, cap: int, steps_per_epoch: int | None) -> int | None:
         """The steps between two minimum tests.

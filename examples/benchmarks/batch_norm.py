@@ -15,6 +15,11 @@ This was written before the runs, but after sketches on other seeds: every desig
 share whose mean gap over the cells is the best is the default. The longer decay is the default if it is more than a
 point better in the mean over the cells of 60 steps, for in 200 it changes nothing. "without", the share and the default
 are then run on the cosine's seeds, 10 to 14, which judge.
+
+These designs keep the LR until it decays. Since then it falls as REX where P holds it (``usual_decay.py``), so there
+are three more, which have that longer decay where they keep it: "REX by P", "REX by P or invariance", also where the LR
+is above P, and "REX". This was written before their runs: "REX by P" is the default, unless another is more than a
+point better than it in the mean over the cells on seeds 20 to 22; the default is then judged on the cosine's seeds, too.
 """
 
 from __future__ import annotations
@@ -38,7 +43,9 @@ from runs import VERSIONS, Job, Row, RunTable, optional_float
 from tuning import SEEDS, TUNING_SEEDS, half_decades, lrs_to_tune, percent_of_gain, score_by_lr
 
 from autowu_hf import get_autowu_schedule
+from autowu_hf.autowu.course import course, usual_decay
 from autowu_hf.autowu.course.measures import scale, scale_invariant
+from autowu_hf.autowu.course.measures.scale import Scale
 from autowu_hf.shapes import DECAY_FRACTION
 
 RUNS = RunTable(
@@ -51,16 +58,27 @@ CELLS = [(task, batch, steps) for steps in STEPS for task, batch in itertools.pr
 """Task, batch size, optimizer steps; cheap ones first."""
 GRID = half_decades(1e-3, 1e-1)
 SHARES = (0.1, 0.2, 0.3, 0.45)
-WITHOUT, DEFAULT = "without", "0.2, longer decay"
-_USUAL_DECAY: Patch = (scale_invariant, "LONGEST_DECAY", DECAY_FRACTION)
-DESIGNS: dict[str, list[Patch]] = {
-    WITHOUT: [(scale, "INVARIANT_FROM", math.inf)],
-    **{f"{share:g}": [(scale_invariant, "INVARIANT_SHARE", share), _USUAL_DECAY] for share in SHARES},
-    DEFAULT: [(scale_invariant, "INVARIANT_SHARE", 0.2), (scale_invariant, "LONGEST_DECAY", 0.4)],
+WITHOUT, DEFAULT = "without", "REX by P"
+_USUAL_SHARE: Patch = (scale_invariant, "LONGEST_DECAY", DECAY_FRACTION)
+_KEPT = {"decay_type": "constant_then_cosine"}
+
+
+def _by_invariance_too(scale: Scale, num_steps: int, was_transient: bool) -> tuple[str, float]:
+    decay_type, fraction = usual_decay.usual_decay(scale, num_steps, was_transient)
+    return ("rex" if scale.held_by_for(num_steps) == "invariance" else decay_type), fraction
+
+
+DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
+    WITHOUT: ([(scale, "INVARIANT_FROM", math.inf)], _KEPT),
+    **{f"{share:g}": ([(scale_invariant, "INVARIANT_SHARE", share), _USUAL_SHARE], _KEPT) for share in SHARES},
+    "0.2, longer decay": ([], _KEPT),
+    "REX by P": ([], {}),
+    "REX by P or invariance": ([(course, "usual_decay", _by_invariance_too)], {}),
+    "REX": ([], {"decay_type": "rex"}),
 }
-"""Design -> what it changes in the code."""
+"""Design -> what it changes in the code, and AutoWU's options."""
 CHOOSING_SEEDS = (20, 21, 22)
-JUDGED = (WITHOUT, "0.2", DEFAULT)
+JUDGED = (WITHOUT, "0.2", "0.2, longer decay", DEFAULT)
 PARTS = {"tune": slice(0, 100), "test": slice(100, None)}
 """Part -> its rows of those that a network is not trained on."""
 
@@ -76,8 +94,9 @@ def run(job: Job) -> dict[str, Any]:
     if method == "cosine":
         prepared_run.train(optimizer, cosine_schedule(optimizer, steps))
     else:
-        with patched(DESIGNS[method]):
-            schedule = get_autowu_schedule(optimizer, steps)
+        patches, options = DESIGNS[method]
+        with patched(patches):
+            schedule = get_autowu_schedule(optimizer, steps, **options)
             prepared_run.train(optimizer, schedule)
         results |= {"peak_lr": schedule.peak_lr, "ended_by": schedule.ended_by}
     found = {part: prepared_run.evaluate(prepared_run.model, rows)[0] for part, rows in PARTS.items()}

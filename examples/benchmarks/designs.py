@@ -10,13 +10,18 @@ reported runs in ``compare.csv``.
 This was written before the runs: every design is run on seed 30, and the default and the three that are best there on
 seed 31 as well. The one with the best mean over both seeds becomes the default if it is more than a point better than
 today's. Within a point today's stays, since parts of it are there for other optimizers than AdamW. The default and the
-two that came nearest to that were run on seeds 32 and 33 afterwards.
+two that came nearest to that were run on seeds 32 and 33 afterwards. The default was then what is called "constant then
+cosine" here, and all other designs but REX keep the LR as it does.
 
 By that REX should have become the default, on the strength of two runs in cells whose tuned cosine is at chance. So the
-question is asked again, and this was written before these runs: the default and REX are run on seeds 34 to 37, and the
+question is asked again, and this was written before these runs: that default and REX are run on seeds 34 to 37, and the
 cells do not count in which the tuned cosine gains less over chance than two standard deviations of its own seeds. There
 are two means, one over these seeds and cells, one over the real models of ``real_designs.py``. REX becomes the default
 if it is more than a point ahead in one of them, and not more than a point behind in the other.
+
+On the seeds up to 37, REX was ahead where P holds the LR, and behind where R or M do. So there is a third design, and
+this was written before its runs: REX in the former, and the LR kept in the latter (``usual_decay.py``). It and
+"constant then cosine" are run on seeds 38 to 41, in the same cells; it becomes the default by the same criterion.
 """
 
 from __future__ import annotations
@@ -53,12 +58,17 @@ RUNS = RunTable(
 FIRST_SEED, SECOND_SEED, MORE_SEEDS = 30, 31, (32, 33)
 BEST = 3
 """So many designs, beside the default, are run on the second seed."""
-NEAREST = ("default", "0.2 P", "REX")
+BEFORE = "constant then cosine"
+"""The default when the first two questions were asked."""
+NEAREST = (BEFORE, "0.2 P", "REX")
 """The designs that are run on more seeds."""
-ASKED_AGAIN, NEW_SEEDS = ("default", "REX"), (34, 35, 36, 37)
-"""The designs of the second question, and its seeds."""
+AGAIN: list[tuple[tuple[str, ...], tuple[int, ...]]] = [
+    ((BEFORE, "REX"), (34, 35, 36, 37)),
+    ((BEFORE, "default"), (38, 39, 40, 41)),
+]
+"""The designs of the second and of the third question, and their seeds."""
 CERTAIN = 2.0
-"""The standard deviations by which the tuned cosine must be above chance where that question is asked."""
+"""The standard deviations by which the tuned cosine must be above chance where these are asked."""
 
 Patch = tuple[Any, str, Any]
 """A module, the name of a constant or a function in it, and another value for it."""
@@ -68,21 +78,25 @@ _BLIND: list[Patch] = [
 ]
 _NO_LENGTH: Patch = (scale, "HORIZON_POWER", 0.0)
 _NO_LATER_MEASURE: Patch = (later_measures, "reach_factor", lambda *args, **options: 1.0)
+_KEPT = {"decay_type": "constant_then_cosine"}
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
-    "default": ([], {}),
-    "first gradients alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], {}),
-    "without M": ([(scale, "LAYER_SHARE", math.inf)], {}),
-    "without the length": ([_NO_LENGTH], {}),
-    "without the later measure": ([_NO_LATER_MEASURE], {}),
-    "without a look at the losses": (_BLIND, {}),
-    "a look of 15 %": ([(timetable, "LOOK", 0.15)], {}),
-    "0.2 P": ([(scale, "POLYAK_SHARE", 0.2)], {}),
-    "0.4 P": ([(scale, "POLYAK_SHARE", 0.4)], {}),
+    BEFORE: ([], _KEPT),
+    "first gradients alone": ([*_BLIND, _NO_LENGTH, _NO_LATER_MEASURE], _KEPT),
+    "without M": ([(scale, "LAYER_SHARE", math.inf)], _KEPT),
+    "without the length": ([_NO_LENGTH], _KEPT),
+    "without the later measure": ([_NO_LATER_MEASURE], _KEPT),
+    "without a look at the losses": (_BLIND, _KEPT),
+    "a look of 15 %": ([(timetable, "LOOK", 0.15)], _KEPT),
+    "0.2 P": ([(scale, "POLYAK_SHARE", 0.2)], _KEPT),
+    "0.4 P": ([(scale, "POLYAK_SHARE", 0.4)], _KEPT),
     "decay over the last half": ([], {"decay_fraction": 0.5}),
     "REX": ([], {"decay_type": "rex"}),
     "range": ([], {"scale": False}),
+    "default": ([], {}),
 }
 """Design -> what it changes in the code, and AutoWU's options."""
+FIRST = tuple(design for design in DESIGNS if design != "default")
+"""Those of the first question."""
 Cell = tuple[str, int, int]
 """A task, a batch size, a budget in percent."""
 CELLS: list[Cell] = [
@@ -156,24 +170,25 @@ def gaps(rows: list[Row]) -> dict[tuple[str, int], dict[Cell, float]]:
 
 
 def finalists(rows: list[Row]) -> list[str]:
-    """The default and the designs that are best on the first seed; none before all of its runs are there."""
+    """The default of before and the designs that are best on the first seed; none before all of its runs are there."""
     found = gaps(rows)
-    by_design = {design: found.get((design, FIRST_SEED), {}) for design in DESIGNS}
+    by_design = {design: found.get((design, FIRST_SEED), {}) for design in FIRST}
     if any(len(by_cell) < len(CELLS) for by_cell in by_design.values()):
         return []
     means = {design: statistics.mean(by_cell.values()) for design, by_cell in by_design.items()}
-    others = sorted((design for design in DESIGNS if design != "default"), key=lambda design: -means[design])
-    return ["default", *others[:BEST]]
+    others = sorted((design for design in FIRST if design != BEFORE), key=lambda design: -means[design])
+    return [BEFORE, *others[:BEST]]
 
 
 def needed(rows: list[Row]) -> list[Job]:
     """All runs that are known to be needed and have no row, cheap tasks first."""
     made = {RUNS.job(row) for row in rows}
-    wanted = [(design, *cell, FIRST_SEED) for cell in CELLS for design in DESIGNS]
+    wanted = [(design, *cell, FIRST_SEED) for cell in CELLS for design in FIRST]
     wanted += [(design, *cell, SECOND_SEED) for cell in CELLS for design in finalists(rows)]
     if finalists(rows):
         wanted += [(design, *cell, seed) for cell in CELLS for design in NEAREST for seed in MORE_SEEDS]
-        wanted += [(design, *cell, seed) for cell in telling() for design in ASKED_AGAIN for seed in NEW_SEEDS]
+        for designs, seeds in AGAIN:
+            wanted += [(design, *cell, seed) for cell in telling() for design in designs for seed in seeds]
     return [job for job in wanted if job not in made]
 
 
@@ -185,7 +200,7 @@ def show(rows: list[Row]) -> None:
     print("|---|---|" + "---|" * (len(budgets) + 1 + len(later)))
     steps = {RUNS.job(row)[1:4]: int(row["steps"]) for row in rows}
     found = gaps(rows)
-    for design in DESIGNS:
+    for design in FIRST:
         first = found.get((design, FIRST_SEED), {})
         if not first:
             continue
@@ -197,16 +212,19 @@ def show(rows: list[Row]) -> None:
         columns.append("" if worst is None else f"{long[worst]:+.0f} ({', '.join(map(str, worst))} %)")
         columns += [_mean_and_median([*found.get((design, seed), {}).values()]) for seed in (SECOND_SEED, *MORE_SEEDS)]
         print(f"| {design} | {' | '.join(columns)} |")
-    if any((design, seed) in found for design in ASKED_AGAIN for seed in NEW_SEEDS):
-        _show_again(found)
+    for designs, seeds in AGAIN:
+        if any((design, seed) in found for design in designs for seed in seeds):
+            _show_again(found, designs, seeds)
 
 
-def _show_again(found: dict[tuple[str, int], dict[Cell, float]]) -> None:
-    """Prints what the second question found: a line a design, a column a seed, and the mean over all of them."""
-    print(f"\n| in {len(telling())} cells | {' | '.join(f'seed {seed}' for seed in NEW_SEEDS)} | all |")
-    print("|---|" + "---|" * (len(NEW_SEEDS) + 1))
-    for design in ASKED_AGAIN:
-        by_seed = [[*found.get((design, seed), {}).values()] for seed in NEW_SEEDS]
+def _show_again(
+    found: dict[tuple[str, int], dict[Cell, float]], designs: tuple[str, ...], seeds: tuple[int, ...]
+) -> None:
+    """Prints what a later question found: a line a design, a column a seed, and the mean over all of them."""
+    print(f"\n| in {len(telling())} cells | {' | '.join(f'seed {seed}' for seed in seeds)} | all |")
+    print("|---|" + "---|" * (len(seeds) + 1))
+    for design in designs:
+        by_seed = [[*found.get((design, seed), {}).values()] for seed in seeds]
         columns = [*map(_mean_and_median, by_seed), _mean_and_median([gap for gaps in by_seed for gap in gaps])]
         print(f"| {design} | {' | '.join(columns)} |")
 

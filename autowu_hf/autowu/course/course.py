@@ -15,6 +15,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .measures.scale import Scale
+from .usual_decay import usual_decay
 from .words import TOO_SHORT, announcement, events, news, no_scale, resumption, say
 
 FEWEST_TO_FIND = 3
@@ -107,8 +108,8 @@ class Course:
         low, high, steps = approach.search.lr, approach.way.peak_lr, approach.end
         if approach.sweep is not None:
             low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
-        last = scale.decay_fraction(num_training_steps / self._ticks)
-        return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high, last)
+        usual = usual_decay(scale, num_training_steps // self._ticks, approach.transient.raised_at is not None)
+        return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high, usual)
 
     def lr(self, step: int) -> float:
         """The LR of the approach after ``step`` scheduler steps, in optimizer units, for a group of ratio 1."""

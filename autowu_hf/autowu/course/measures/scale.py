@@ -20,9 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ....runtime.update_meter import Update
-from ....shapes import DECAY_FRACTION
 from ...optimizer_kinds import rectification
-from .scale_invariant import INVARIANT_FROM, decay_fraction, least_lr
+from .scale_invariant import INVARIANT_FROM, least_lr
 
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
@@ -171,10 +170,6 @@ class Scale:
     def changed(self, before: int, num_steps: int) -> float:
         """By what the LR has to be multiplied where a run of ``before`` steps becomes one of ``num_steps``."""
         return self.peak_lr_for(num_steps) / self.peak_lr_for(before)
-
-    def decay_fraction(self, num_steps: float) -> float:
-        """The last share of a run of so many optimizer steps over which the LR falls, where none was asked for."""
-        return decay_fraction(num_steps) if self.is_scale_invariant else DECAY_FRACTION
 
     def rectified(self, num_steps: int) -> float:
         """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
