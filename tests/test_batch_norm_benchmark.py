@@ -60,6 +60,16 @@ def test_designs_differ_in_the_peak_and_in_the_decay(batch_norm):
     assert peaks["without"] < peaks["0.1"] < peaks["0.3"]
 
 
+def test_one_design_keeps_an_lr_that_is_above_p(batch_norm):
+    above = batch_norm.Scale(0.001, 0.1, 0.3, 2.3, 2, layer_trust=0.1, scale_invariant=0.9)
+    found = {}
+    for design, (patches, _) in batch_norm.DESIGNS.items():
+        with batch_norm.patched(patches):
+            found[design] = batch_norm.course.usual_decay(above, 60, False)[0]
+    assert found["REX by P"] == "constant_then_cosine"
+    assert found[batch_norm.DEFAULT] == "rex"
+
+
 @pytest.mark.parametrize("name", ["signals MLP", "other signals", "turned digits, ResNet", "digits, MobileNet"])
 def test_a_run_has_its_steps_and_starts_from_its_seed(batch_norm_tasks, name):
     task = batch_norm_tasks.TASKS[name]

@@ -30,33 +30,37 @@ def test_a_patch_lasts_for_its_block(designs):
 
 @pytest.mark.once
 def test_a_design_changes_the_run(designs):
-    peaks = {design: designs.run((design, *CELL, 1))["peak_lr"] for design in ("default", "0.2 P", "range")}
+    names = ("default", designs.BEFORE, "0.2 P", "range")
+    peaks = {design: designs.run((design, *CELL, 1))["peak_lr"] for design in names}
     assert peaks["0.2 P"] < 0.95 * peaks["default"]
     assert peaks["range"] != peaks["default"]
+    assert peaks[designs.BEFORE] == peaks["default"]  # they differ in the decay
 
 
 def test_the_second_seed_is_for_the_default_and_the_best_of_the_first(designs):
     assert len(designs.CELLS) == 54
     jobs = designs.needed([])
-    assert len(jobs) == 54 * len(designs.DESIGNS)
+    assert len(jobs) == 54 * len(designs.FIRST)
     assert {job[-1] for job in jobs} == {designs.FIRST_SEED}
     rows = []
-    for place, design in enumerate(designs.DESIGNS):
+    for place, design in enumerate(designs.FIRST):
         for cell in designs.CELLS:
             chance = designs.TASKS[cell[0]].chance
             test = chance + (designs.tuned()[cell] - chance) * (0.5 + 0.01 * place)
             rows.append(row(designs, design, cell, designs.FIRST_SEED, test))
     assert designs.needed(rows[:-1]) == [("range", *designs.CELLS[-1], designs.FIRST_SEED)]
     later = designs.needed(rows)
-    assert {job[-1] for job in later} == {designs.SECOND_SEED, *designs.MORE_SEEDS, *designs.NEW_SEEDS}
-    assert {job[0] for job in later if job[-1] == designs.SECOND_SEED} == {"default", *list(designs.DESIGNS)[-3:]}
+    asked = {seed: set(names) for names, seeds in designs.AGAIN for seed in seeds}
+    assert {job[-1] for job in later} == {designs.SECOND_SEED, *designs.MORE_SEEDS, *asked}
+    assert {job[0] for job in later if job[-1] == designs.SECOND_SEED} == {designs.BEFORE, *designs.FIRST[-3:]}
     assert {job[0] for job in later if job[-1] in designs.MORE_SEEDS} == set(designs.NEAREST)
-    again = [job for job in later if job[-1] in designs.NEW_SEEDS]
-    assert {job[0] for job in again} == set(designs.ASKED_AGAIN)
-    assert len(again) == len(designs.telling()) * len(designs.ASKED_AGAIN) * len(designs.NEW_SEEDS)
+    for seed, names in asked.items():
+        of_seed = [job for job in later if job[-1] == seed]
+        assert {job[0] for job in of_seed} == names
+        assert len(of_seed) == len(designs.telling()) * len(names)
 
 
-def test_cells_count_for_the_second_question_where_the_tuned_cosine_is_certainly_above_chance(designs):
+def test_cells_count_for_later_questions_where_the_tuned_cosine_is_certainly_above_chance(designs):
     left_out = set(designs.CELLS) - set(designs.telling())
     assert left_out == {("waves", 128, 10), ("digits ViT", 32, 10), ("digits ViT", 128, 10)}
     assert CELL in designs.telling()
@@ -83,7 +87,7 @@ def test_the_table_in_the_readme_is_what_the_committed_rows_give(designs, capsys
     rows = designs.RUNS.rows()
     designs.show(rows)
     printed = capsys.readouterr().out.strip()
-    assert len(printed.splitlines()) == 2 + len(designs.DESIGNS) + 3 + len(designs.ASKED_AGAIN)
+    assert len(printed.splitlines()) == 2 + len(designs.FIRST) + sum(3 + len(names) for names, _ in designs.AGAIN)
     readme = (designs.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
     assert f"<!-- designs -->\n{printed}\n<!-- end designs -->" in readme
     assert designs.needed(rows) == []

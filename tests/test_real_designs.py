@@ -32,15 +32,16 @@ def test_every_design_has_the_seeds_and_tasks_of_the_cosine(real_designs):
 
 
 def test_a_gap_is_to_the_cosine_of_the_same_seed(real_designs, capsys):
-    tests = {real_designs.COSINE: [0.5, 0.7], "default": [0.6, 0.7], "0.2 P": [0.5, 0.6], "REX": [0.5, 0.7]}
+    tests = {real_designs.COSINE: [0.5, 0.7], real_designs.BEFORE: [0.6, 0.7], "0.2 P": [0.5, 0.6], "REX": [0.5, 0.7]}
+    tests["default"] = [0.5, 0.8]
     rows = rows_of(real_designs, VIT, 0.1, tests)
     found = real_designs.gaps(rows)  # the cosine gains 0.5 in the mean
-    assert found[VIT, "default"] == pytest.approx([20, 0])
+    assert found[VIT, real_designs.BEFORE] == pytest.approx([20, 0])
     assert found[VIT, "0.2 P"] == pytest.approx([0, -20])
     real_designs.show(rows)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].endswith("| +10.0 (1.0e-02) | -10.0 (1.0e-02) | +0.0 (1.0e-02) |")
-    assert lines[3].startswith("| mean / median |  | +10.0 / +10.0 | -10.0 / -10.0 | +0.0 / +0.0 |")
+    assert lines[2].endswith("| +10.0 (1.0e-02) | -10.0 (1.0e-02) | +0.0 (1.0e-02) | +10.0 (1.0e-02) |")
+    assert lines[3].startswith("| mean / median |  | +10.0 / +10.0 | -10.0 / -10.0 | +0.0 / +0.0 | +10.0 / +10.0 |")
 
 
 def test_a_task_that_one_design_has_not_run_counts_for_none(real_designs, capsys):

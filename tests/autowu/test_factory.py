@@ -27,7 +27,7 @@ def test_every_argument_reaches_the_settings():
         "max_lr": 2.0,
         "max_warmup_fraction": 0.3,
         "growth": "linear",
-        "decay_type": "rex",
+        "decay_type": "constant_then_cosine",
         "decay_fraction": 0.4,
         "test_every": 11,
         "confidence": 0.9,

@@ -16,6 +16,10 @@ from autowu_hf.autowu.settings import AutoWUSettings
         ({"min_lr": "1e-5"}, "min_lr must be a number, got '1e-5'"),
         ({"max_warmup_fraction": 1.0}, "max_warmup_fraction must lie between 0 and 1, both excluded, got 1.0"),
         ({"decay_fraction": 0.0}, "decay_fraction must lie between 0 and 1"),
+        (
+            {"decay_fraction": 0.3, "decay_type": "rex"},
+            'decay_fraction is the share of decay_type="constant_then_cosine", got 0.3',
+        ),
         ({"confidence": 95}, "confidence must lie between 0 and 1, both excluded, got 95"),
         ({"patience": 0}, "patience must be a whole number of at least 1, got 0"),
         ({"num_tests": 2.5}, "num_tests must be a whole number of at least 1, got 2.5"),
@@ -83,13 +87,17 @@ def test_the_scale_is_used_where_no_range_is_given():
 def test_the_decay_is_that_of_the_scale_or_of_the_range():
     settings = AutoWUSettings()
     assert settings.curve(100, 20).decay_type == "rex"
-    assert settings.curve_by_scale(100, 20, 1e-3, 1e-2, 0.2).decay_type == "constant_then_cosine"
-    linear = AutoWUSettings(decay_type="linear")
-    assert linear.curve(100, 20).decay_type == linear.curve_by_scale(100, 20, 1e-3, 1e-2, 0.2).decay_type == "linear"
+    for usual in (("constant_then_cosine", 0.4), ("rex", 0.2)):
+        curve = settings.curve_by_scale(100, 20, 1e-3, 1e-2, usual)
+        assert (curve.decay_type, curve.decay_fraction) == usual
+        linear = AutoWUSettings(decay_type="linear")
+        assert linear.curve(100, 20).decay_type == "linear"
+        assert linear.curve_by_scale(100, 20, 1e-3, 1e-2, usual).decay_type == "linear"
+        kept = AutoWUSettings(decay_type="constant_then_cosine").curve_by_scale(100, 20, 1e-3, 1e-2, usual)
+        assert (kept.decay_type, kept.decay_fraction) == ("constant_then_cosine", usual[1])
 
 
-def test_the_share_that_decays_is_the_given_one_or_that_of_the_scale():
-    for given, by_scale in ((None, 0.4), (0.2, 0.2), (0.3, 0.3)):
-        settings = AutoWUSettings(decay_fraction=given)
-        assert settings.curve(100, 20).decay_fraction == (given or 0.2)
-        assert settings.curve_by_scale(100, 20, 1e-3, 1e-2, 0.4).decay_fraction == by_scale
+def test_a_share_that_decays_asks_for_the_decay_that_has_one():
+    settings = AutoWUSettings(decay_fraction=0.3)
+    for curve in (settings.curve(100, 20), settings.curve_by_scale(100, 20, 1e-3, 1e-2, ("rex", 0.2))):
+        assert (curve.decay_type, curve.decay_fraction) == ("constant_then_cosine", 0.3)

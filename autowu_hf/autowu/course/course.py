@@ -105,9 +105,8 @@ class Course:
         self.curve = curve
 
     def _curve_around_scale(self, approach: Approach, scale: Scale, num_training_steps: int) -> LRCurve:
-        low, high, steps = approach.search.lr, approach.way.peak_lr, approach.end
-        if approach.sweep is not None:
-            low, high, steps = approach.sweep.min_lr, approach.sweep.max_lr, approach.sweep.num_steps
+        way, sweep = (approach.search.lr, approach.way.peak_lr, approach.end), approach.sweep
+        low, high, steps = way if sweep is None else (sweep.min_lr, sweep.max_lr, sweep.num_steps)
         usual = usual_decay(scale, num_training_steps // self._ticks, approach.transient.raised_at is not None)
         return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high, usual)
 

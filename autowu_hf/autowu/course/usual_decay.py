@@ -4,6 +4,7 @@ P is the loss over the slope: it says how far the loss allows to go, and falls a
 that is right for the beginning of the run, and too high by and by, so that the LR falls from the switch on, as REX. R
 and M say how far the weights may turn in a step. That stays as it is, so that an LR that they hold is kept, and falls
 over the last steps only. So is one that was raised after a transient: P, which spoke of that, has been left behind.
+Scale-invariant weights have an LR above P: it is too high sooner.
 """
 
 from __future__ import annotations
@@ -24,6 +25,6 @@ def usual_decay(scale: Scale, num_steps: int, was_transient: bool) -> tuple[str,
     Returns:
         ``decay_type``, and the ``decay_fraction`` that goes with "constant_then_cosine".
     """
-    is_by_loss = scale.held_by_for(num_steps) == "polyak" and not was_transient
+    is_by_loss = scale.held_by_for(num_steps) in ("polyak", "invariance") and not was_transient
     fraction = decay_fraction(num_steps) if scale.is_scale_invariant else DECAY_FRACTION
     return ("rex" if is_by_loss else "constant_then_cosine"), fraction

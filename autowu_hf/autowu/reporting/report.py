@@ -15,6 +15,7 @@ from ..course.signs import have_risen
 from ..course.words import lasting, times
 from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
+from .decays import name_of_decay, why_this_decay
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
@@ -101,7 +102,8 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{scale} from the first gradients{_corrections(approach)}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
-    return f"{found}; peak LR {_peak(report)}{restored}, {_decay(report)} decay over {steps} steps{in_short(report)}"
+    decay = f"{name_of_decay(report)} decay over {steps} steps{why_this_decay(report)}"
+    return f"{found}; peak LR {_peak(report)}{restored}, {decay}{in_short(report)}"
 
 
 def with_sentence(report: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def headline(report: dict[str, Any]) -> str:
         is_all = report["ended_by"] == "scale"
         found = f"{scale} {found}" if is_all else f"{scale}{_corrections(report.get('approach'))}; {found}"
     back = "" if report["rewound_to"] is None else f"; back to step {report['rewound_to']}"
-    then = "" if scale is not None else f"; {_decay(report)} decay"
+    then = "" if scale is not None else f"; {name_of_decay(report)} decay"
     return f"AutoWU: {found}{back}; peak LR {_peak(report)}{then}{in_short(report)}"
 
 
@@ -248,11 +250,6 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     if approach.get("unmoved") is not None and approach["sweep"] is not None:
         said += f", and on from it since nothing had been learned by step {approach['unmoved']}"
     return said
-
-
-def _decay(report: dict[str, Any]) -> str:
-    decay_type = report["curve"]["decay_type"] if "curve" in report else report["settings"]["decay_type"]
-    return "REX" if decay_type == "rex" else str(decay_type).replace("_", " ")
 
 
 def _lr(lr: float) -> str:

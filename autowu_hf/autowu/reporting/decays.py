@@ -1,0 +1,30 @@
+"""The decay in words: which one it is, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_WHY = {
+    "polyak": "P held the LR",
+    "invariance": "the LR is above P",
+    "trust": "R held the LR",
+    "layers": "M held the LR",
+}
+
+
+def name_of_decay(report: dict[str, Any]) -> str:
+    """The type of the decay; a report may be older than its curve."""
+    decay_type = report["curve"]["decay_type"] if "curve" in report else report["settings"]["decay_type"]
+    return "REX" if decay_type == "rex" else str(decay_type).replace("_", " ")
+
+
+def why_this_decay(report: dict[str, Any]) -> str:
+    """Why it is that, as the end of a sentence; empty where it was asked for, or does not go by the scale."""
+    settings, approach = report["settings"], report.get("approach")
+    is_given = settings.get("decay_type") is not None or settings.get("decay_fraction") is not None
+    if is_given or approach is None or not approach.get("scale"):
+        return ""
+    if approach.get("transient") is not None:
+        return " since the LR was raised after a transient"
+    why = _WHY.get(approach["scale"].get("held_by", ""))
+    return f" since {why}" if why else ""

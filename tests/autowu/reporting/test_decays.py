@@ -1,0 +1,48 @@
+"""Which decay the log names, and why."""
+
+from __future__ import annotations
+
+import pytest
+from scale_runs import made, run, slowly
+
+from autowu_hf.autowu.reporting.decays import name_of_decay, why_this_decay
+from autowu_hf.autowu.reporting.report import describe
+
+
+def report(held_by="polyak", decay_type=None, decay_fraction=None, transient=None, **changes):
+    settings = {"decay_type": decay_type, "decay_fraction": decay_fraction}
+    return {"settings": settings, "approach": {"scale": {"held_by": held_by}, "transient": transient}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("held_by", "why"),
+    [
+        ("polyak", "P held the LR"),
+        ("invariance", "the LR is above P"),
+        ("trust", "R held the LR"),
+        ("layers", "M held the LR"),
+    ],
+)
+def test_it_says_what_held_the_lr(held_by, why):
+    assert why_this_decay(report(held_by)) == f" since {why}"
+    assert why_this_decay(report(held_by, transient=12)) == " since the LR was raised after a transient"
+    assert (
+        why_this_decay(report(held_by, decay_type="rex")) == why_this_decay(report(held_by, decay_fraction=0.3)) == ""
+    )
+
+
+def test_without_a_scale_there_is_no_reason():
+    assert why_this_decay(report(approach=None)) == why_this_decay(report(approach={"scale": None})) == ""
+    assert why_this_decay({"settings": {}, "approach": {"scale": {"lr": 0.1}}}) == ""  # of an older release
+
+
+def test_names():
+    assert name_of_decay({"settings": {"decay_type": "rex"}}) == "REX"
+    assert name_of_decay(report(curve={"decay_type": "constant_then_cosine"})) == "constant then cosine"
+
+
+def test_the_log_says_it():
+    for factor, end in ((1.0, "REX decay over 280 steps since P held the LR"), (10.0, "since R held the LR")):
+        model, optimizer, schedule = made(400)
+        run(model, optimizer, schedule, [factor * loss for loss in slowly(400)])
+        assert describe(schedule.report()).endswith(end)
