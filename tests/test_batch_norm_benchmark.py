@@ -65,7 +65,7 @@ def test_one_design_keeps_an_lr_that_is_above_p(batch_norm):
     found = {}
     for design, (patches, _) in batch_norm.DESIGNS.items():
         with batch_norm.patched(patches):
-            found[design] = batch_norm.course.usual_decay(above, 60, False)[0]
+            found[design] = batch_norm.UsualDecay().of(above, 60, None, False)[0]
     assert found["REX by P"] == "constant_then_cosine"
     assert found[batch_norm.DEFAULT] == "rex"
 

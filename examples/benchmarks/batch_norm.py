@@ -46,9 +46,9 @@ from runs import VERSIONS, Job, Row, RunTable, optional_float
 from tuning import SEEDS, TUNING_SEEDS, half_decades, lrs_to_tune, percent_of_gain, score_by_lr
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course import course, usual_decay
 from autowu_hf.autowu.course.measures import scale, scale_invariant
 from autowu_hf.autowu.course.measures.scale import Scale
+from autowu_hf.autowu.course.usual_decay import UsualDecay
 from autowu_hf.shapes import DECAY_FRACTION
 
 RUNS = RunTable(
@@ -63,19 +63,22 @@ GRID = half_decades(1e-3, 1e-1)
 SHARES = (0.1, 0.2, 0.3, 0.45)
 WITHOUT, DEFAULT = "without", "REX by P or invariance"
 _USUAL_SHARE: Patch = (scale_invariant, "LONGEST_DECAY", DECAY_FRACTION)
+_OF = UsualDecay.of
 _KEPT = {"decay_type": "constant_then_cosine"}
 
 
-def _by_p_only(scale: Scale, num_steps: int, was_transient: bool) -> tuple[str, float]:
-    decay_type, fraction = usual_decay.usual_decay(scale, num_steps, was_transient)
-    return ("constant_then_cosine" if scale.held_by_for(num_steps) == "invariance" else decay_type), fraction
+def _by_p_only(
+    self: UsualDecay, scale: Scale, num_steps: int, raised_at: int | None, is_over: bool
+) -> tuple[str, float]:
+    is_above = scale.held_by_for(num_steps) == "invariance"
+    return _OF(self, scale, num_steps, 0 if is_above else raised_at, is_over)
 
 
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {
     WITHOUT: ([(scale, "INVARIANT_FROM", math.inf)], _KEPT),
     **{f"{share:g}": ([(scale_invariant, "INVARIANT_SHARE", share), _USUAL_SHARE], _KEPT) for share in SHARES},
     "0.2, longer decay": ([], _KEPT),
-    "REX by P": ([(course, "usual_decay", _by_p_only)], {}),
+    "REX by P": ([(UsualDecay, "of", _by_p_only)], {}),
     "REX by P or invariance": ([], {}),
     "REX": ([], {"decay_type": "rex"}),
 }

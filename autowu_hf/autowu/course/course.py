@@ -15,7 +15,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .measures.scale import Scale
-from .usual_decay import usual_decay
+from .usual_decay import BEFORE, UsualDecay
 from .words import TOO_SHORT, announcement, events, news, no_scale, resumption, say
 
 FEWEST_TO_FIND = 3
@@ -53,7 +53,7 @@ class Course:
     ) -> None:
         self._settings = settings
         self._history = history
-        self._ticks = 1
+        self._ticks, self._decay = 1, UsualDecay()
         self.sweep_start = self._next_look = 0  # the latter: in optimizer steps; before it, there is nothing to see
         self.losses_before: list[float] = []
         self.approach = Approach(optimizer, ratios, history.models, start) if settings.uses_scale else None
@@ -86,12 +86,11 @@ class Course:
         if approach is not None:
             longest = cap // ticks if num_warmup_steps else None
             approach.plan(num_training_steps // ticks, longest, self.sweep_start // ticks)
-            room = cap if num_warmup_steps else num_training_steps // 2
-            if room // ticks < FEWEST_TO_FIND:
+            if (cap if num_warmup_steps else num_training_steps // 2) // ticks < FEWEST_TO_FIND:
                 self.give_up(TOO_SHORT.format("warm-up" if num_warmup_steps else "run"), is_blind=True)
         done -= self.sweep_start
         if approach is not None and (scale := approach.scale) is not None:
-            curve = self._curve_around_scale(approach, scale, num_training_steps)
+            curve = self._curve_around_scale(approach, scale, num_training_steps, is_over)
         else:
             cap -= self.sweep_start if num_warmup_steps else 0
             cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
@@ -104,10 +103,10 @@ class Course:
         self.cap = max(min(end, num_training_steps - 1 - self.sweep_start), ticks)
         self.curve = curve
 
-    def _curve_around_scale(self, approach: Approach, scale: Scale, num_training_steps: int) -> LRCurve:
+    def _curve_around_scale(self, approach: Approach, scale: Scale, num_training_steps: int, is_over: bool) -> LRCurve:
         way, sweep = (approach.search.lr, approach.way.peak_lr, approach.end), approach.sweep
         low, high, steps = way if sweep is None else (sweep.min_lr, sweep.max_lr, sweep.num_steps)
-        usual = usual_decay(scale, num_training_steps // self._ticks, approach.transient.raised_at is not None)
+        usual = self._decay.of(scale, num_training_steps // self._ticks, approach.transient.raised_at, is_over)
         return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high, usual)
 
     def lr(self, step: int) -> float:
@@ -172,8 +171,7 @@ class Course:
             self.approach.later.find_start(start)
         curve, ticks = self.curve, self._ticks
         if curve.since == done - self.sweep_start + 1 and done < self.sweep_start + self.cap:
-            end = (self.sweep_start + self.cap) // ticks
-            reached = curve.warmup(curve.since - 1)
+            reached, end = curve.warmup(curve.since - 1), (self.sweep_start + self.cap) // ticks
             say(resumption(num_training_steps // ticks, reached, done // ticks, curve.max_lr, end))
 
     def _say_obstacle(self, approach: Approach) -> None:
@@ -230,6 +228,7 @@ class Course:
             "sweep_start": self.sweep_start,
             "losses_before": [*self.losses_before],
             "paces": self.curve.paces,
+            "decay_type": self._decay.decay_type,
         }
 
     def load_state_dict(self, state: dict[str, Any] | None, growth_steps: int) -> None:
@@ -244,6 +243,7 @@ class Course:
             self.approach = None
         if state is not None:
             self.sweep_start, self.losses_before = state["sweep_start"], [*state["losses_before"]]
+            self._decay.decay_type = state.get("decay_type", BEFORE)
             if self.approach is not None:
                 self.approach.load_state_dict(state["approach"])
         paces = None if state is None else state.get("paces")

@@ -13,18 +13,32 @@ from ...shapes import DECAY_FRACTION
 from .measures.scale import Scale
 from .measures.scale_invariant import decay_fraction
 
+BEFORE = "constant_then_cosine"
+"""The decay around the scale where a state names none: that of a release which kept every LR."""
 
-def usual_decay(scale: Scale, num_steps: int, was_transient: bool) -> tuple[str, float]:
+
+class UsualDecay:
     """The decay of a run around the scale.
 
-    Args:
-        scale: what the first gradients said.
-        num_steps: the run's optimizer steps.
-        was_transient: whether the LR was raised, since what was learned first was a transient.
-
-    Returns:
-        ``decay_type``, and the ``decay_fraction`` that goes with "constant_then_cosine".
+    Attributes:
+        decay_type: that of the run. Once its switch is over it stays, whatever the length of a run that goes on.
     """
-    is_by_loss = scale.held_by_for(num_steps) in ("polyak", "invariance") and not was_transient
-    fraction = decay_fraction(num_steps) if scale.is_scale_invariant else DECAY_FRACTION
-    return ("rex" if is_by_loss else "constant_then_cosine"), fraction
+
+    decay_type = BEFORE
+
+    def of(self, scale: Scale, num_steps: int, raised_at: int | None, is_over: bool) -> tuple[str, float]:
+        """Decides, unless the warm-up is over.
+
+        Args:
+            scale: what the first gradients said.
+            num_steps: the run's optimizer steps.
+            raised_at: the steps done when the LR was raised after a transient; None where it was not.
+            is_over: whether the warm-up is.
+
+        Returns:
+            ``decay_type``, and the ``decay_fraction`` that goes with "constant_then_cosine".
+        """
+        if not is_over:
+            is_by_loss = scale.held_by_for(num_steps) in ("polyak", "invariance") and raised_at is None
+            self.decay_type = "rex" if is_by_loss else "constant_then_cosine"
+        return self.decay_type, decay_fraction(num_steps) if scale.is_scale_invariant else DECAY_FRACTION

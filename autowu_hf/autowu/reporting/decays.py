@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 _WHY = {
-    "polyak": "P held the LR",
-    "invariance": "the LR is above P",
-    "trust": "R held the LR",
-    "layers": "M held the LR",
+    "rex": {"polyak": "P held the LR", "invariance": "the LR is above P"},
+    "constant_then_cosine": {"trust": "R held the LR", "layers": "M held the LR"},
 }
+"""Of each type, by what holds the LR; not the same any more where a run goes on with another length."""
 
 
 def name_of_decay(report: dict[str, Any]) -> str:
@@ -26,5 +25,5 @@ def why_this_decay(report: dict[str, Any]) -> str:
         return ""
     if approach.get("transient") is not None:
         return " since the LR was raised after a transient"
-    why = _WHY.get(approach["scale"].get("held_by", ""))
+    why = _WHY.get(report["curve"]["decay_type"], {}).get(approach["scale"].get("held_by"))
     return f" since {why}" if why else ""

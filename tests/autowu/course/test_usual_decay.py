@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 from scale_runs import made, run, slowly
 
 from autowu_hf.autowu.course.measures.scale import Scale
-from autowu_hf.autowu.course.usual_decay import usual_decay
+from autowu_hf.autowu.course.usual_decay import UsualDecay
+from autowu_hf.runtime.checks import closed, opened
 
 BY_P = Scale(polyak=0.01, trust=0.1, alignment=0.3, loss=2.3, num_steps=2, layer_trust=0.1)
 """0.3 P is 0.003, 0.3 M 0.03 and 0.2 R 0.02."""
+BY_R = dataclasses.replace(BY_P, trust=0.014)
+"""0.2 R is 0.0028."""
+
+
+def usual_decay(scale, num_steps, raised_at=None):
+    return UsualDecay().of(scale, num_steps, raised_at, is_over=False)
 
 
 @pytest.mark.parametrize(
@@ -26,22 +34,53 @@ BY_P = Scale(polyak=0.01, trust=0.1, alignment=0.3, loss=2.3, num_steps=2, layer
     ],
 )
 def test_it_goes_by_what_holds_the_lr(changes, decay_type):
-    assert usual_decay(dataclasses.replace(BY_P, **changes), 60, False)[0] == decay_type
+    assert usual_decay(dataclasses.replace(BY_P, **changes), 60)[0] == decay_type
 
 
 def test_p_holds_the_lr_of_longer_runs_sooner():
-    held = dataclasses.replace(BY_P, trust=0.014)  # 0.2 R is 0.0028
-    assert usual_decay(held, 100, False)[0] == "constant_then_cosine"
-    assert usual_decay(held, 200, False)[0] == "rex"
+    assert usual_decay(BY_R, 100)[0] == "constant_then_cosine"
+    assert usual_decay(BY_R, 200)[0] == "rex"
+
+
+def test_what_has_begun_stays():
+    for num_steps, decay_type in ((100, "constant_then_cosine"), (200, "rex")):
+        decay = UsualDecay()
+        decay.of(BY_R, num_steps, None, is_over=False)
+        assert [decay.of(BY_R, of_other, None, is_over=True)[0] for of_other in (100, 200)] == [decay_type] * 2
+
+
+@pytest.mark.parametrize("at", [60, 119, 121, 250])
+def test_a_resumed_run_has_the_decay_that_it_began_with(at):
+    """Whatever the holder is in a run of the new length, and also where an older release wrote the state."""
+    model, optimizer, schedule = made(400)
+    losses = slowly(400)
+    run(model, optimizer, schedule, losses[:at])
+    scale = schedule.report()["approach"]["scale"]
+    assert scale["held_by"] == "polyak"
+    assert 0.3 * scale["polyak"] > 0.2 * scale["trust"]  # so that R holds the LR of a run of 100 steps
+    state, weights = schedule.state_dict(), optimizer.state_dict()
+    inner = copy.deepcopy(opened(state))
+    assert inner["course"].pop("decay_type") == "rex"
+    older = {key: state[key] for key in ("version", "last_epoch", "step_count")} | closed(inner)
+    for saved, steps, after_switch in ((state, 130, "rex"), (state, 500, "rex"), (older, 400, "constant_then_cosine")):
+        other_model, other_optimizer, other = made(steps)
+        other_model.load_state_dict(model.state_dict())
+        other_optimizer.load_state_dict(weights)
+        other.load_state_dict(copy.deepcopy(saved))
+        decay_type = other.report()["curve"]["decay_type"]
+        if at > 120:
+            assert decay_type == after_switch
+        elif steps >= 400:
+            assert decay_type == "rex"  # nothing has begun
 
 
 def test_after_a_transient_p_holds_nothing():
-    assert usual_decay(BY_P, 60, True)[0] == "constant_then_cosine"
+    assert usual_decay(BY_P, 60, raised_at=20)[0] == "constant_then_cosine"
 
 
 @pytest.mark.parametrize(("scale_invariant", "fraction"), [(0.0, 0.2), (0.9, 0.4)])
 def test_the_share_is_longer_with_batch_norm(scale_invariant, fraction):
-    assert usual_decay(dataclasses.replace(BY_P, scale_invariant=scale_invariant), 60, False)[1] == fraction
+    assert usual_decay(dataclasses.replace(BY_P, scale_invariant=scale_invariant), 60)[1] == fraction
 
 
 def kept_until(schedule, lrs):

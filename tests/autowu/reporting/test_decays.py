@@ -9,31 +9,34 @@ from autowu_hf.autowu.reporting.decays import name_of_decay, why_this_decay
 from autowu_hf.autowu.reporting.report import describe
 
 
-def report(held_by="polyak", decay_type=None, decay_fraction=None, transient=None, **changes):
-    settings = {"decay_type": decay_type, "decay_fraction": decay_fraction}
-    return {"settings": settings, "approach": {"scale": {"held_by": held_by}, "transient": transient}, **changes}
+def report(held_by="polyak", decay_type="rex", given=None, transient=None, **changes):
+    approach = {"scale": {"held_by": held_by}, "transient": transient}
+    return {"settings": given or {}, "approach": approach, "curve": {"decay_type": decay_type}, **changes}
 
 
 @pytest.mark.parametrize(
-    ("held_by", "why"),
+    ("held_by", "decay_type", "why"),
     [
-        ("polyak", "P held the LR"),
-        ("invariance", "the LR is above P"),
-        ("trust", "R held the LR"),
-        ("layers", "M held the LR"),
+        ("polyak", "rex", "P held the LR"),
+        ("invariance", "rex", "the LR is above P"),
+        ("trust", "constant_then_cosine", "R held the LR"),
+        ("layers", "constant_then_cosine", "M held the LR"),
     ],
 )
-def test_it_says_what_held_the_lr(held_by, why):
-    assert why_this_decay(report(held_by)) == f" since {why}"
+def test_it_says_what_held_the_lr(held_by, decay_type, why):
+    assert why_this_decay(report(held_by, decay_type)) == f" since {why}"
     assert why_this_decay(report(held_by, transient=12)) == " since the LR was raised after a transient"
-    assert (
-        why_this_decay(report(held_by, decay_type="rex")) == why_this_decay(report(held_by, decay_fraction=0.3)) == ""
-    )
+    for given in ({"decay_type": "rex"}, {"decay_fraction": 0.3}):
+        assert why_this_decay(report(held_by, decay_type, given)) == ""
+
+
+def test_it_says_nothing_where_the_run_has_become_another_one():
+    assert why_this_decay(report("trust", "rex")) == why_this_decay(report("polyak", "constant_then_cosine")) == ""
 
 
 def test_without_a_scale_there_is_no_reason():
     assert why_this_decay(report(approach=None)) == why_this_decay(report(approach={"scale": None})) == ""
-    assert why_this_decay({"settings": {}, "approach": {"scale": {"lr": 0.1}}}) == ""  # of an older release
+    assert why_this_decay(report(None)) == ""  # of an older release
 
 
 def test_names():
