@@ -6,10 +6,11 @@
 
 Every task of ``tasks.py`` is run at two batch sizes and three budgets: 10, 30 and 100 % of its epochs, each a run of
 its own. The schedules with a peak LR are tuned on nine LRs with three seeds each, by the metric on the part to tune on;
-the grid grows where its edge is the best. Every method is then run on five other seeds and reported on the part that
-nothing was tuned on. "cosine at one LR" is the cosine without tuning: once all cells are tuned, the LR that is the best
-over all of them together is run in each. All runs are accelerate loops with AdamW (weight decay 0.01), except those of
-CLARS and SALSA, which bring momentum SGD, and with gradients clipped at 1.0, as in Trainer.
+the grid grows where its edge is the best. Every method is then run on five other seeds, AutoWU and the tuned cosine on
+five more, and reported on the part that nothing was tuned on. "cosine at one LR" is the cosine without tuning: once all
+cells are tuned, the LR that is the best over all of them together is run in each. All runs are accelerate loops with
+AdamW (weight decay 0.01), except those of CLARS and SALSA, which bring momentum SGD, and with gradients clipped at 1.0,
+as in Trainer.
 
 The CSV has one row a run. A run that is in there is not made again, so a killed comparison goes on where it was. Take
 the rows of a method out when the method changes. ``compare_report.py`` makes tables and figures of the rows.
@@ -46,6 +47,8 @@ BUDGETS = (10, 30, 100)
 """In percent of a task's epochs."""
 EVALUATIONS = 50
 """Of a run, for the schedules that step on a metric."""
+MORE_SEEDS, OFTEN = (15, 16, 17, 18, 19), ("cosine", "autowu")
+"""Seeds that these methods are reported on beside ``SEEDS``."""
 GUESSES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """LRs that a user might guess."""
 
@@ -105,6 +108,11 @@ def one_lr(rows: Mapping[Job, Row]) -> float | None:
     return best_lr_over_all(cells)
 
 
+def reported_seeds(method: str) -> tuple[int, ...]:
+    """Those of a method's reported runs."""
+    return (*SEEDS, *MORE_SEEDS) if method in OFTEN else SEEDS
+
+
 def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[int], methods: list[str]) -> list[Job]:
     """All runs that are known to be needed and have no row; more may be needed once these have theirs.
 
@@ -129,7 +137,7 @@ def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[
                     lrs, are_all_known = lrs_to_tune(score_by_lr(by_job, (*cell, method)), best.get("cosine"))
                     if are_all_known:
                         best[method] = lrs[0]
-                        wanted += [(*cell, method, lrs[0], seed) for seed in SEEDS]
+                        wanted += [(*cell, method, lrs[0], seed) for seed in reported_seeds(method)]
                     else:
                         wanted += [(*cell, method, lr, seed) for lr in lrs for seed in TUNING_SEEDS]
                 for method in [name for name in UNTUNED if name in methods]:
@@ -137,7 +145,7 @@ def needed(rows: list[Row], tasks: list[str], budgets: list[int], batches: list[
                         continue  # its LR is known when all cells are tuned
                     if method == "autolrs" and autolrs_candidates(num_steps(*cell)) < 2:
                         continue
-                    wanted += [(*cell, method, lr_of[method], seed) for seed in SEEDS]
+                    wanted += [(*cell, method, lr_of[method], seed) for seed in reported_seeds(method)]
                 if budget == 30 and batch == TASKS[task].batches[0]:
                     for method in [name for name in GUESSING if name in methods]:
                         wanted += [(*cell, method, lr, seed) for lr in GUESSES for seed in TUNING_SEEDS]

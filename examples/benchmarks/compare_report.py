@@ -127,7 +127,7 @@ def merits(results: Results) -> None:
         f"* AutoWU beats or ties the tuned cosine in {not_behind(results, cells, 'autowu')} of {len(gaps)} cells; "
         f"it is more than {MARGIN} % behind in {len(behind)}, by {min(gaps, default=math.nan):+.1f} % at worst, and in "
         f"{len(certainly)} of these by more than two standard errors: {worst_by_length(results, certainly)}.\n"
-        f"* The tuned cosine beside itself, on five other seeds: a standard error above {MARGIN} % in "
+        f"* The tuned cosine beside itself, on as many other seeds: a standard error above {MARGIN} % in "
         f"{sum(error > MARGIN for error in errors)} cells, so that it would be more than {MARGIN} % behind in "
         f"{by_chance:.0f} by chance."
     )

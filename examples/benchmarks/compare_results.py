@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Sequence
 
-from compare import BUDGETS
+from compare import BUDGETS, reported_seeds
 from runs import Row, RunTable
 from tasks import TASKS
 from tuning import SEEDS, TUNING_SEEDS
@@ -36,12 +37,13 @@ class Results:
             for task, spec in TASKS.items()
             for batch in spec.batches
             for budget in BUDGETS
-            if all(len(self.values((task, batch, budget), m)) == len(SEEDS) for m in ("cosine", "autowu"))
+            if all(len(self.values((task, batch, budget), m)) == len(reported_seeds(m)) for m in ("cosine", "autowu"))
         ]
 
-    def values(self, cell: Cell, method: str, field: str = "test") -> list[float]:
-        """Of the seeds to report on."""
-        return [float(row[field]) for _, seed, row in self._runs.get((cell, method), []) if seed in SEEDS]
+    def values(self, cell: Cell, method: str, field: str = "test", seeds: Sequence[int] | None = None) -> list[float]:
+        """Of some seeds, by default those to report on."""
+        seeds = reported_seeds(method) if seeds is None else seeds
+        return [float(row[field]) for _, seed, row in self._runs.get((cell, method), []) if seed in seeds]
 
     def reported_lr(self, cell: Cell, method: str = "cosine") -> float | None:
         """The LR that a method is reported with, by default the tuned cosine; None for those that find it."""
@@ -74,9 +76,9 @@ class Results:
         return self.gap(cell, method) / abs(self.mean(cell, "cosine"))
 
     def relative_error(self, cell: Cell, method: str) -> float:
-        """The standard error of the relative gap; of that to the tuned cosine on five other seeds for "cosine"."""
-        error = self.deviation(cell, method, "cosine") * math.sqrt(2 / len(SEEDS))
-        return error / abs(self.mean(cell, "cosine"))
+        """The standard error of the relative gap; of that to the tuned cosine on other seeds for "cosine"."""
+        shares = sum(1.0 / len(self.values(cell, name)) for name in (method, "cosine"))
+        return self.deviation(cell, method, "cosine") * math.sqrt(shares) / abs(self.mean(cell, "cosine"))
 
     def behind(self, cells: list[Cell], method: str) -> tuple[list[Cell], list[Cell]]:
         """The cells in which it is more than ``MARGIN`` behind, and those of them where two standard errors say so."""
@@ -89,11 +91,11 @@ class Results:
         return int(self.values(cell, "autowu", "steps")[0])
 
     def failures(self, method: str) -> int:
-        """Runs that learned less than half of what the tuned cosine did."""
+        """Runs that learned less than half of what the tuned cosine did, of the seeds that all methods have."""
         return sum(
             not value - TASKS[cell[0]].chance > 0.5 * (self.mean(cell, "cosine") - TASKS[cell[0]].chance)
             for cell in self.cells
-            for value in self.values(cell, method)
+            for value in self.values(cell, method, seeds=SEEDS)
         )
 
     def runs_saved(self, cell: Cell) -> int | None:
