@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _WHY = {
-    "rex": {"polyak": "P held the LR", "invariance": "the LR is above P"},
+    "rex": {"polyak": "P held the LR", "invariance": "the LR was above P"},
     "constant_then_cosine": {"trust": "R held the LR", "layers": "M held the LR"},
 }
 """Of each type, by what holds the LR; not the same any more where a run goes on with another length."""
@@ -26,4 +26,5 @@ def why_this_decay(report: dict[str, Any]) -> str:
     if approach.get("transient") is not None:
         return " since the LR was raised after a transient"
     why = _WHY.get(report["curve"]["decay_type"], {}).get(approach["scale"].get("held_by"))
-    return f" since {why}" if why else ""
+    then = " before it grew on" if approach.get("sweep") is not None else ""
+    return f" since {why}{then}" if why else ""

@@ -9,8 +9,8 @@ from autowu_hf.autowu.reporting.decays import name_of_decay, why_this_decay
 from autowu_hf.autowu.reporting.report import describe
 
 
-def report(held_by="polyak", decay_type="rex", given=None, transient=None, **changes):
-    approach = {"scale": {"held_by": held_by}, "transient": transient}
+def report(held_by="polyak", decay_type="rex", given=None, transient=None, sweep=None, **changes):
+    approach = {"scale": {"held_by": held_by}, "transient": transient, "sweep": sweep}
     return {"settings": given or {}, "approach": approach, "curve": {"decay_type": decay_type}, **changes}
 
 
@@ -18,13 +18,14 @@ def report(held_by="polyak", decay_type="rex", given=None, transient=None, **cha
     ("held_by", "decay_type", "why"),
     [
         ("polyak", "rex", "P held the LR"),
-        ("invariance", "rex", "the LR is above P"),
+        ("invariance", "rex", "the LR was above P"),
         ("trust", "constant_then_cosine", "R held the LR"),
         ("layers", "constant_then_cosine", "M held the LR"),
     ],
 )
 def test_it_says_what_held_the_lr(held_by, decay_type, why):
     assert why_this_decay(report(held_by, decay_type)) == f" since {why}"
+    assert why_this_decay(report(held_by, decay_type, sweep={})) == f" since {why} before it grew on"
     assert why_this_decay(report(held_by, transient=12)) == " since the LR was raised after a transient"
     for given in ({"decay_type": "rex"}, {"decay_fraction": 0.3}):
         assert why_this_decay(report(held_by, decay_type, given)) == ""
