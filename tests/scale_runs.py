@@ -35,6 +35,11 @@ def slowly(n, seed=0):
     return np.linspace(1.2, 0.8, n) + 0.01 * np.random.default_rng(seed).standard_normal(n)
 
 
+def surely(n):
+    """Falls by a third within a third of the run, and to half by its end."""
+    return np.interp(np.arange(n), [0, n // 3, n], [1.2, 0.8, 0.6])
+
+
 def quickly(n, rise=None, seed=0):
     """Falls to a tenth within 15 % of the run, and rises again after ``rise``."""
     t = np.arange(n)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,11 +63,19 @@ def test_designs_differ_in_the_peak_and_in_the_decay(batch_norm):
 
 
 def test_one_design_keeps_an_lr_that_is_above_p(batch_norm):
-    above = batch_norm.Scale(0.001, 0.1, 0.3, 2.3, 2, layer_trust=0.1, scale_invariant=0.9)
+    from autowu_hf.autowu.course.measures.scale import Scale
+
+    above = Scale(0.001, 0.1, 0.3, 2.3, 2, layer_trust=0.1, scale_invariant=0.9)
+    seen = SimpleNamespace(
+        scale=above,
+        has_fallen=True,
+        transient=SimpleNamespace(raised_at=None),
+        report=lambda: {"scale": above.report()},
+    )
     found = {}
     for design, (patches, _) in batch_norm.DESIGNS.items():
         with batch_norm.patched(patches):
-            found[design] = batch_norm.UsualDecay().of(above, 60, None, False)[0]
+            found[design] = batch_norm.UsualDecay().of(seen, 60, False)[0]
     assert found["REX by P"] == "constant_then_cosine"
     assert found[batch_norm.DEFAULT] == "rex"
 

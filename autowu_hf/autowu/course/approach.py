@@ -36,7 +36,7 @@ from .measures.transient import Transient
 from .signs import FEWEST_TO_RISE, Array, have_risen
 from .timetable import Timetable
 
-_SEEN = ("stalled", "unmoved", "waits", "is_over")
+_SEEN = ("stalled", "unmoved", "has_fallen", "waits", "is_over")
 
 
 class Approach:
@@ -56,10 +56,10 @@ class Approach:
         breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned and the run went back; None before.
         unmoved: the steps done when nothing had been learned and the LR grew on; None before.
+        has_fallen: whether the losses had fallen by a tenth at the last look.
         wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
-        waits: whether nothing is left to do here but to judge whether the LR has grown too far.
         sweep: the growth that follows; None before that is known, and where none does.
-        is_over: whether nothing is left to do here.
+        waits, is_over: whether nothing is left to do here but to judge whether the LR has grown too far, or nothing.
         is_late: whether the search for a scale was given up after steps that said nothing.
     """
 
@@ -79,7 +79,7 @@ class Approach:
         self.stalled: int | None = None
         self.unmoved: int | None = None
         self.sweep: Sweep | None = None
-        self.is_late = self.wants_back = self.waits = self.is_over = False
+        self.is_late = self.wants_back = self.waits = self.is_over = self.has_fallen = False
         if (obstacle := weights_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(snapshot.num_shares, optimizer, models))
@@ -205,7 +205,7 @@ class Approach:
         if may_grow and 2.0 * self.way.peak_lr < scale.trust < math.inf:
             self.sweep = Sweep.between(self.way.peak_lr, scale.trust, seen.num_steps, self.times.longest - step)
             self.unmoved = step if is_noisy and self.sweep is not None else None
-        self.is_over, self.waits = self.sweep is not None, step >= self.end
+        self.is_over, self.waits, self.has_fallen = self.sweep is not None, step >= self.end, seen.have_fallen(losses)
 
     def went_back(self, step: int | None) -> None:
         """The run is where the first leg began again, after ``step`` steps; None: it cannot go back."""

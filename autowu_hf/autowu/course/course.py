@@ -89,8 +89,8 @@ class Course:
             if (cap if num_warmup_steps else num_training_steps // 2) // ticks < FEWEST_TO_FIND:
                 self.give_up(TOO_SHORT.format("warm-up" if num_warmup_steps else "run"), is_blind=True)
         done -= self.sweep_start
-        if approach is not None and (scale := approach.scale) is not None:
-            curve = self._curve_around_scale(approach, scale, num_training_steps, is_over)
+        if approach is not None and approach.scale is not None:
+            curve = self._curve_around_scale(approach, num_training_steps, is_over)
         else:
             cap -= self.sweep_start if num_warmup_steps else 0
             cap = max(min(cap, num_training_steps - 1 - self.sweep_start), ticks)
@@ -103,10 +103,10 @@ class Course:
         self.cap = max(min(end, num_training_steps - 1 - self.sweep_start), ticks)
         self.curve = curve
 
-    def _curve_around_scale(self, approach: Approach, scale: Scale, num_training_steps: int, is_over: bool) -> LRCurve:
+    def _curve_around_scale(self, approach: Approach, num_training_steps: int, is_over: bool) -> LRCurve:
         way, sweep = (approach.search.lr, approach.way.peak_lr, approach.end), approach.sweep
         low, high, steps = way if sweep is None else (sweep.min_lr, sweep.max_lr, sweep.num_steps)
-        usual = self._decay.of(scale, num_training_steps // self._ticks, approach.transient.raised_at, is_over)
+        usual = self._decay.of(approach, num_training_steps // self._ticks, is_over)
         return self._settings.curve_by_scale(num_training_steps, steps * self._ticks, low, high, usual)
 
     def lr(self, step: int) -> float:

@@ -24,6 +24,9 @@ STALL = 0.12
 LEARNED = 0.98
 """Of the first losses: what the later ones must be below before something counts as learned."""
 
+FALLEN = 0.9
+"""Of the first losses: what the later ones must be below before P counts as fallen with them."""
+
 LIFT = 0.25
 """The share of the first losses by which later ones must lie above them before the run counts as broken. Where a
 momentum of the optimizer swings in, losses rise a little and come back.
@@ -55,6 +58,10 @@ class Signs:
     def have_halved(self, losses: Array) -> bool:
         """Whether the losses (n,) have fallen to half."""
         return self._are_below(losses, 0.5)
+
+    def have_fallen(self, losses: Array) -> bool:
+        """Whether they have fallen by a tenth."""
+        return self._are_below(losses, FALLEN)
 
     @property
     def stall_step(self) -> int:

@@ -1,16 +1,18 @@
 """The decay that follows a peak around the scale, where none was asked for. (Ours.)
 
 P is the loss over the slope: it says how far the loss allows to go, and falls as the loss does. Where P holds the LR,
-that is right for the beginning of the run, and too high by and by, so that the LR falls from the switch on, as REX. R
-and M say how far the weights may turn in a step. That stays as it is, so that an LR that they hold is kept, and falls
-over the last steps only. So is one that was raised after a transient: P, which spoke of that, has been left behind.
-Scale-invariant weights have an LR above P: it is too high sooner.
+and the losses have fallen by a tenth when the warm-up is over, that LR is right for the beginning of the run, and too
+high by and by, so that it falls from the switch on, as REX. R and M say how far the weights may turn in a step. That
+stays as it is, so that an LR that they hold is kept, and falls over the last steps only. So is one that P holds where
+the losses have hardly fallen, or nobody looks at them, in runs of a few steps; and one that was raised after a
+transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high
+sooner.
 """
 
 from __future__ import annotations
 
 from ...shapes import DECAY_FRACTION
-from .measures.scale import Scale
+from .approach import Approach
 from .measures.scale_invariant import decay_fraction
 
 BEFORE = "constant_then_cosine"
@@ -26,19 +28,21 @@ class UsualDecay:
 
     decay_type = BEFORE
 
-    def of(self, scale: Scale, num_steps: int, raised_at: int | None, is_over: bool) -> tuple[str, float]:
+    def of(self, approach: Approach, num_steps: int, is_over: bool) -> tuple[str, float]:
         """Decides, unless the warm-up is over.
 
         Args:
-            scale: what the first gradients said.
+            approach: one that knows the scale.
             num_steps: the run's optimizer steps.
-            raised_at: the steps done when the LR was raised after a transient; None where it was not.
             is_over: whether the warm-up is.
 
         Returns:
             ``decay_type``, and the ``decay_fraction`` that goes with "constant_then_cosine".
         """
+        scale = approach.scale
+        assert scale is not None
         if not is_over:
-            is_by_loss = scale.held_by_for(num_steps) in ("polyak", "invariance") and raised_at is None
+            falls = {"polyak": approach.has_fallen, "invariance": True}.get(scale.held_by_for(num_steps), False)
+            is_by_loss = falls and approach.transient.raised_at is None
             self.decay_type = "rex" if is_by_loss else "constant_then_cosine"
         return self.decay_type, decay_fraction(num_steps) if scale.is_scale_invariant else DECAY_FRACTION

@@ -6,7 +6,11 @@ from typing import Any
 
 _WHY = {
     "rex": {"polyak": "P held the LR", "invariance": "the LR was above P"},
-    "constant_then_cosine": {"trust": "R held the LR", "layers": "M held the LR"},
+    "constant_then_cosine": {
+        "polyak": "the losses had hardly fallen",
+        "trust": "R held the LR",
+        "layers": "M held the LR",
+    },
 }
 """Of each type, by what holds the LR; not the same any more where a run goes on with another length."""
 
@@ -25,6 +29,7 @@ def why_this_decay(report: dict[str, Any]) -> str:
         return ""
     if approach.get("transient") is not None:
         return " since the LR was raised after a transient"
-    why = _WHY.get(report["curve"]["decay_type"], {}).get(approach["scale"].get("held_by"))
-    then = " before it grew on" if approach.get("sweep") is not None else ""
+    held_by, decay_type = approach["scale"].get("held_by"), report["curve"]["decay_type"]
+    why = _WHY.get(decay_type, {}).get(held_by)
+    then = " before it grew on" if approach.get("sweep") is not None and "held" in (why or "") else ""
     return f" since {why}{then}" if why else ""

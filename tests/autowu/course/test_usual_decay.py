@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
-from scale_runs import made, run, slowly
+from scale_runs import made, run, surely
 
 from autowu_hf.autowu.course.measures.scale import Scale
 from autowu_hf.autowu.course.usual_decay import UsualDecay
+from autowu_hf.autowu.reporting.report import describe
 from autowu_hf.runtime.checks import closed, opened
 
 BY_P = Scale(polyak=0.01, trust=0.1, alignment=0.3, loss=2.3, num_steps=2, layer_trust=0.1)
@@ -18,8 +20,12 @@ BY_R = dataclasses.replace(BY_P, trust=0.014)
 """0.2 R is 0.0028."""
 
 
-def usual_decay(scale, num_steps, raised_at=None):
-    return UsualDecay().of(scale, num_steps, raised_at, is_over=False)
+def approach(scale, has_fallen=True, raised_at=None):
+    return SimpleNamespace(scale=scale, has_fallen=has_fallen, transient=SimpleNamespace(raised_at=raised_at))
+
+
+def usual_decay(scale, num_steps=60, **seen):
+    return UsualDecay().of(approach(scale, **seen), num_steps, is_over=False)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,7 @@ def usual_decay(scale, num_steps, raised_at=None):
     ],
 )
 def test_it_goes_by_what_holds_the_lr(changes, decay_type):
-    assert usual_decay(dataclasses.replace(BY_P, **changes), 60)[0] == decay_type
+    assert usual_decay(dataclasses.replace(BY_P, **changes))[0] == decay_type
 
 
 def test_p_holds_the_lr_of_longer_runs_sooner():
@@ -42,18 +48,50 @@ def test_p_holds_the_lr_of_longer_runs_sooner():
     assert usual_decay(BY_R, 200)[0] == "rex"
 
 
+def test_p_has_not_fallen_where_the_losses_have_not():
+    assert usual_decay(BY_P, has_fallen=False)[0] == "constant_then_cosine"
+    above = dataclasses.replace(BY_P, scale_invariant=0.9, polyak=1e-4)
+    assert usual_decay(above, has_fallen=False)[0] == "rex"  # it is too high as it is
+
+
+def test_after_a_transient_p_holds_nothing():
+    assert usual_decay(BY_P, raised_at=20)[0] == "constant_then_cosine"
+
+
+@pytest.mark.parametrize(("scale_invariant", "fraction"), [(0.0, 0.2), (0.9, 0.4)])
+def test_the_share_is_longer_with_batch_norm(scale_invariant, fraction):
+    assert usual_decay(dataclasses.replace(BY_P, scale_invariant=scale_invariant))[1] == fraction
+
+
 def test_what_has_begun_stays():
     for num_steps, decay_type in ((100, "constant_then_cosine"), (200, "rex")):
-        decay = UsualDecay()
-        decay.of(BY_R, num_steps, None, is_over=False)
-        assert [decay.of(BY_R, of_other, None, is_over=True)[0] for of_other in (100, 200)] == [decay_type] * 2
+        decay, seen = UsualDecay(), approach(BY_R)
+        decay.of(seen, num_steps, is_over=False)
+        assert [decay.of(seen, of_other, is_over=True)[0] for of_other in (100, 200)] == [decay_type] * 2
 
 
-@pytest.mark.parametrize("at", [60, 119, 121, 250])
+@pytest.mark.parametrize(
+    ("num_steps", "share", "decay_type"),
+    [(400, 0.85, "rex"), (400, 0.95, "constant_then_cosine"), (28, 0.5, "constant_then_cosine")],
+)
+def test_the_losses_of_the_run_tell(num_steps, share, decay_type):
+    """Nobody looks at those of a run of fewer than 30 steps."""
+    model, optimizer, schedule = made(num_steps)
+    first = 1.0 if num_steps > 100 else 0.5  # P allows more in a run of fewer steps
+    losses = [first if step < num_steps // 10 else share * first for step in range(num_steps)]
+    run(model, optimizer, schedule, losses)
+    report = schedule.report()
+    assert report["approach"]["scale"]["held_by"] == "polyak"
+    assert report["approach"]["has_fallen"] == (decay_type == "rex")
+    assert report["curve"]["decay_type"] == decay_type
+    assert ("hardly fallen" in describe(report)) == (decay_type != "rex")
+
+
+@pytest.mark.parametrize("at", [121, 250])
 def test_a_resumed_run_has_the_decay_that_it_began_with(at):
     """Whatever the holder is in a run of the new length, and also where an older release wrote the state."""
     model, optimizer, schedule = made(400)
-    losses = slowly(400)
+    losses = surely(400)
     run(model, optimizer, schedule, losses[:at])
     scale = schedule.report()["approach"]["scale"]
     assert scale["held_by"] == "polyak"
@@ -67,20 +105,7 @@ def test_a_resumed_run_has_the_decay_that_it_began_with(at):
         other_model.load_state_dict(model.state_dict())
         other_optimizer.load_state_dict(weights)
         other.load_state_dict(copy.deepcopy(saved))
-        decay_type = other.report()["curve"]["decay_type"]
-        if at > 120:
-            assert decay_type == after_switch
-        elif steps >= 400:
-            assert decay_type == "rex"  # nothing has begun
-
-
-def test_after_a_transient_p_holds_nothing():
-    assert usual_decay(BY_P, 60, raised_at=20)[0] == "constant_then_cosine"
-
-
-@pytest.mark.parametrize(("scale_invariant", "fraction"), [(0.0, 0.2), (0.9, 0.4)])
-def test_the_share_is_longer_with_batch_norm(scale_invariant, fraction):
-    assert usual_decay(dataclasses.replace(BY_P, scale_invariant=scale_invariant), 60)[1] == fraction
+        assert other.report()["curve"]["decay_type"] == after_switch
 
 
 def kept_until(schedule, lrs):
@@ -90,7 +115,7 @@ def kept_until(schedule, lrs):
 
 def test_a_run_falls_from_its_switch_on_where_p_holds_the_lr():
     model, optimizer, schedule = made(400)
-    lrs = run(model, optimizer, schedule, slowly(400))
+    lrs = run(model, optimizer, schedule, surely(400))
     report = schedule.report()
     assert report["approach"]["scale"]["held_by"] == "polyak"
     assert report["curve"]["decay_type"] == "rex"
@@ -102,7 +127,7 @@ def test_a_run_falls_from_its_switch_on_where_p_holds_the_lr():
 
 def test_a_run_keeps_the_lr_where_r_holds_it():
     model, optimizer, schedule = made(400)
-    lrs = run(model, optimizer, schedule, [10.0 * loss for loss in slowly(400)])  # P is ten times as high
+    lrs = run(model, optimizer, schedule, [10.0 * loss for loss in surely(400)])  # P is ten times as high
     report = schedule.report()
     assert report["approach"]["scale"]["held_by"] == "trust"
     assert report["curve"]["decay_type"] == "constant_then_cosine"
@@ -116,6 +141,6 @@ def test_a_given_decay_wins():
         ({"decay_type": "linear"}, "linear", 120),
     ):
         model, optimizer, schedule = made(400, **options)
-        lrs = run(model, optimizer, schedule, slowly(400))
+        lrs = run(model, optimizer, schedule, surely(400))
         assert schedule.report()["curve"]["decay_type"] == decay_type
         assert kept_until(schedule, lrs) == until
