@@ -67,10 +67,8 @@ def test_one_design_keeps_an_lr_that_is_above_p(batch_norm):
 
     above = Scale(0.001, 0.1, 0.3, 2.3, 2, layer_trust=0.1, scale_invariant=0.9)
     seen = SimpleNamespace(
-        scale=above,
-        has_fallen=True,
+        **{"scale": above, "has_fallen": True, "sweep": None, "unmoved": None},
         transient=SimpleNamespace(raised_at=None),
-        report=lambda: {"scale": above.report()},
     )
     found = {}
     for design, (patches, _) in batch_norm.DESIGNS.items():

@@ -51,10 +51,10 @@ def get_autowu_schedule(
 
     The first two steps, at a tiny LR, measure the scale of the LR; the LR grows to it within 5 % of the run and stays
     there. Where the losses soon fall to half, it grows on while a Gaussian process watches them (2.1), until they give
-    way; the switch then restores the weights from before the damage. From the switch on the LR falls to 0 where the
-    loss held it, and over the last fifth of the steps where the weights did (2.2). Where a range is given, or there is
-    no scale to be had, the LR grows over that range instead. With ``preset="paper"`` the minimum of the losses ends the
-    warm-up, the LR goes back to what it was there, and the weights stay.
+    way; the switch then restores the weights from before the damage. Where the loss held the LR and has fallen, the LR
+    falls to 0 from the switch on, and elsewhere over the last fifth of the steps (2.2). Where a range is given, or
+    there is no scale to be had, the LR grows over that range instead. With ``preset="paper"`` the minimum of the losses
+    ends the warm-up, the LR goes back to what it was there, and the weights stay.
 
     Args:
         optimizer: of any torch kind. The ratios of its groups' LRs to its own LR are kept; the LR itself matters only
@@ -73,8 +73,9 @@ def get_autowu_schedule(
             (2.1.1).
         growth: "quick_start": exponential at two rates, a tenth of the warm-up for the first three tenths of its way;
             "exponential" (eq. 1); or "linear" (appendix C.2, eq. 6).
-        decay_type: "constant_then_cosine" or "cosine" (2.2); "rex" (arXiv 2107.04197); or "linear". None: "rex"; around
-            the scale, where R or M holds the LR, "constant_then_cosine", as where ``decay_fraction`` is given.
+        decay_type: "constant_then_cosine" or "cosine" (2.2); "rex" (arXiv 2107.04197); or "linear". None: "rex" over a
+            range; around the scale where P holds the LR and the losses have fallen by a tenth, or the LR is above P;
+            otherwise, and where ``decay_fraction`` is given, "constant_then_cosine".
         decay_fraction: the last share of all steps over which "constant_then_cosine" falls (2.2). None: 0.2; around the
             scale, where most weights come before a batch norm, as much as makes 24 optimizer steps of it, 0.4 at most.
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest

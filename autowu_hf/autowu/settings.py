@@ -89,7 +89,8 @@ class AutoWUSettings:
             if self.decay_fraction is not None and self.decay_type != "constant_then_cosine":
                 raise ValueError(
                     f'decay_fraction is the share of decay_type="constant_then_cosine", got {self.decay_fraction} and '
-                    f'decay_type="{self.decay_type}"; leave decay_fraction out, or ask for that type of decay'
+                    f'decay_type="{self.decay_type}"; leave decay_fraction out, or ask for that type of decay, too '
+                    '(preset="paper" has "cosine")'
                 )
         check_name("gp_engine", self.gp_engine, GP_ENGINES)
         for name in ("standardize", "rewind_in_checkpoint", "guard", "scale"):

@@ -46,6 +46,7 @@ from runs import VERSIONS, Job, Row, RunTable, optional_float
 from tuning import SEEDS, TUNING_SEEDS, half_decades, lrs_to_tune, percent_of_gain, score_by_lr
 
 from autowu_hf import get_autowu_schedule
+from autowu_hf.autowu.course import usual_decay
 from autowu_hf.autowu.course.approach import Approach
 from autowu_hf.autowu.course.measures import scale, scale_invariant
 from autowu_hf.autowu.course.usual_decay import UsualDecay
@@ -69,9 +70,7 @@ _KEPT = {"decay_type": "constant_then_cosine"}
 
 def _by_p_only(self: UsualDecay, approach: Approach, num_steps: int, is_over: bool) -> tuple[str, float]:
     found = _OF(self, approach, num_steps, is_over)
-    if approach.report()["scale"]["held_by"] == "invariance":
-        self.decay_type = "constant_then_cosine"
-    return self.decay_type, found[1]
+    return (usual_decay.BEFORE if self.why == "invariance" else found[0]), found[1]
 
 
 DESIGNS: dict[str, tuple[list[Patch], dict[str, Any]]] = {

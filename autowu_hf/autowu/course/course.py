@@ -15,7 +15,7 @@ from ...shapes import LRCurve
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .measures.scale import Scale
-from .usual_decay import BEFORE, UsualDecay
+from .usual_decay import UsualDecay
 from .words import TOO_SHORT, announcement, events, news, no_scale, resumption, say
 
 FEWEST_TO_FIND = 3
@@ -136,10 +136,9 @@ class Course:
             return False
         else:
             self._history.flush()
-            legs, before = len(approach.way.legs), events(approach)
+            search, legs, before = approach.search, len(approach.way.legs), events(approach)
             approach.advance(done, self._history.gathered, self._history.share)
             say(*news(approach, before, done))
-            search = approach.search
             if search.is_over and search.meter.num_backwards > 1:
                 self._history.say_accumulated(search.meter.num_backwards, search.is_stepped_at_each)
             if not (approach.is_over or (approach.scale is None and search.is_far)) and len(approach.way.legs) == legs:
@@ -228,7 +227,7 @@ class Course:
             "sweep_start": self.sweep_start,
             "losses_before": [*self.losses_before],
             "paces": self.curve.paces,
-            "decay_type": self._decay.decay_type,
+            "usual_decay": self._decay.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any] | None, growth_steps: int) -> None:
@@ -243,7 +242,7 @@ class Course:
             self.approach = None
         if state is not None:
             self.sweep_start, self.losses_before = state["sweep_start"], [*state["losses_before"]]
-            self._decay.decay_type = state.get("decay_type", BEFORE)
+            self._decay.load_state_dict(state.get("usual_decay"))
             if self.approach is not None:
                 self.approach.load_state_dict(state["approach"])
         paces = None if state is None else state.get("paces")
@@ -255,6 +254,7 @@ class Course:
             "growth_steps": self.curve.growth_steps,
             "sweep_start": self.sweep_start,
             "losses_before": len(self.losses_before),
+            "usual_decay": self._decay.why,
             "curve": {**asdict(self.curve), "before": self.curve.paces[:-1]},
             "approach": None if self.approach is None else self.approach.report(),
         }

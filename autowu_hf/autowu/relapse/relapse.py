@@ -29,7 +29,7 @@ losses that are not finite send it back.
 """
 
 UNTIL = 0.8
-"""The share of the run after which the losses are not watched: the LR falls then."""
+"""The share of the run after which the losses are not watched: the LR is falling by then."""
 
 RENEW = 0.1
 """The share of the run after which newer weights take the place of those to go back to."""

@@ -20,8 +20,15 @@ BY_R = dataclasses.replace(BY_P, trust=0.014)
 """0.2 R is 0.0028."""
 
 
-def approach(scale, has_fallen=True, raised_at=None):
-    return SimpleNamespace(scale=scale, has_fallen=has_fallen, transient=SimpleNamespace(raised_at=raised_at))
+def approach(scale, has_fallen=True, raised_at=None, has_gone_back=False, sweep=None, unmoved=None):
+    return SimpleNamespace(
+        scale=scale,
+        has_fallen=has_fallen,
+        transient=SimpleNamespace(raised_at=raised_at),
+        way=SimpleNamespace(has_gone_back=has_gone_back),
+        sweep=sweep,
+        unmoved=unmoved,
+    )
 
 
 def usual_decay(scale, num_steps=60, **seen):
@@ -50,12 +57,15 @@ def test_p_holds_the_lr_of_longer_runs_sooner():
 
 def test_p_has_not_fallen_where_the_losses_have_not():
     assert usual_decay(BY_P, has_fallen=False)[0] == "constant_then_cosine"
+    assert usual_decay(BY_P, has_fallen=False, sweep=object())[0] == "rex"  # it began since they had halved
+    assert usual_decay(BY_P, has_fallen=False, sweep=object(), unmoved=12)[0] == "constant_then_cosine"
     above = dataclasses.replace(BY_P, scale_invariant=0.9, polyak=1e-4)
     assert usual_decay(above, has_fallen=False)[0] == "rex"  # it is too high as it is
 
 
 def test_after_a_transient_p_holds_nothing():
     assert usual_decay(BY_P, raised_at=20)[0] == "constant_then_cosine"
+    assert usual_decay(BY_P, raised_at=20, has_gone_back=True)[0] == "rex"  # what was raised was taken back
 
 
 @pytest.mark.parametrize(("scale_invariant", "fraction"), [(0.0, 0.2), (0.9, 0.4)])
@@ -68,6 +78,10 @@ def test_what_has_begun_stays():
         decay, seen = UsualDecay(), approach(BY_R)
         decay.of(seen, num_steps, is_over=False)
         assert [decay.of(seen, of_other, is_over=True)[0] for of_other in (100, 200)] == [decay_type] * 2
+        again = UsualDecay()
+        again.load_state_dict(decay.state_dict())
+        assert again.of(seen, 100, is_over=True)[0] == decay_type
+    assert decay.of(approach(dataclasses.replace(BY_R, scale_invariant=0.9)), 0, is_over=True) == ("rex", 0.4)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,12 @@ def test_the_losses_of_the_run_tell(num_steps, share, decay_type):
     assert report["approach"]["scale"]["held_by"] == "polyak"
     assert report["approach"]["has_fallen"] == (decay_type == "rex")
     assert report["curve"]["decay_type"] == decay_type
-    assert ("hardly fallen" in describe(report)) == (decay_type != "rex")
+    why = {
+        "polyak": "P held the LR at first",
+        "losses": "the losses had hardly fallen",
+        "steps": "the run is too short",
+    }
+    assert f"since {why[report['usual_decay']]}" in describe(report)
 
 
 @pytest.mark.parametrize("at", [121, 250])
@@ -98,14 +117,16 @@ def test_a_resumed_run_has_the_decay_that_it_began_with(at):
     assert 0.3 * scale["polyak"] > 0.2 * scale["trust"]  # so that R holds the LR of a run of 100 steps
     state, weights = schedule.state_dict(), optimizer.state_dict()
     inner = copy.deepcopy(opened(state))
-    assert inner["course"].pop("decay_type") == "rex"
+    assert inner["course"].pop("usual_decay") == {"why": "polyak"}
     older = {key: state[key] for key in ("version", "last_epoch", "step_count")} | closed(inner)
     for saved, steps, after_switch in ((state, 130, "rex"), (state, 500, "rex"), (older, 400, "constant_then_cosine")):
         other_model, other_optimizer, other = made(steps)
         other_model.load_state_dict(model.state_dict())
         other_optimizer.load_state_dict(weights)
         other.load_state_dict(copy.deepcopy(saved))
-        assert other.report()["curve"]["decay_type"] == after_switch
+        report = other.report()
+        assert report["curve"]["decay_type"] == after_switch
+        assert report["found"].endswith("since P held the LR at first" if after_switch == "rex" else "steps")
 
 
 def kept_until(schedule, lrs):

@@ -48,4 +48,4 @@ def decay_fraction(num_steps: float) -> float:
     """The last share of a run of so many optimizer steps over which the LR falls, where most weights come before a
     batch norm. In runs of 120 steps or more it is the usual one.
     """
-    return max(DECAY_FRACTION, min(SETTLING / num_steps, LONGEST_DECAY))
+    return max(DECAY_FRACTION, min(SETTLING / max(num_steps, 1.0), LONGEST_DECAY))
