@@ -51,10 +51,11 @@ def get_autowu_schedule(
 
     The first two steps, at a tiny LR, measure the scale of the LR; the LR grows to it within 5 % of the run and stays
     there. Where the losses soon fall to half, it grows on while a Gaussian process watches them (2.1), until they give
-    way; the switch then restores the weights from before the damage. Where the loss held the LR and has fallen, the LR
-    falls to 0 from the switch on, and elsewhere over the last fifth of the steps (2.2). Where a range is given, or
-    there is no scale to be had, the LR grows over that range instead. With ``preset="paper"`` the minimum of the losses
-    ends the warm-up, the LR goes back to what it was there, and the weights stay.
+    way; the switch then restores the weights from before the damage. Where the loss held the LR and has fallen, and
+    mostly with batch norm, the LR falls to 0 from the switch on, elsewhere over the last fifth of the steps (2.2).
+    Where a range is given, or there is no scale to be had, the LR grows over that range instead. With
+    ``preset="paper"`` the minimum of the losses ends the warm-up, the LR goes back to what it was there, and the
+    weights stay.
 
     Args:
         optimizer: of any torch kind. The ratios of its groups' LRs to its own LR are kept; the LR itself matters only

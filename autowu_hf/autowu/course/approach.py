@@ -56,7 +56,7 @@ class Approach:
         breaks: where the losses had risen too far.
         stalled: the steps done when nothing had been learned and the run went back; None before.
         unmoved: the steps done when nothing had been learned and the LR grew on; None before.
-        has_fallen: whether the losses had fallen by a tenth at the last look.
+        has_fallen: whether the losses had fallen by a tenth at the last look; None where too few of them tell.
         wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
         sweep: the growth that follows; None before that is known, and where none does.
         waits, is_over: whether nothing is left to do here but to judge whether the LR has grown too far, or nothing.
@@ -73,13 +73,13 @@ class Approach:
         self.search = ScaleSearch(optimizer, ratios)
         self.later = LaterMeasures(self.search, start)
         self.transient = Transient(self.search)
-        self.way = Way()
+        self.way, self.breaks = Way(), Breaks()
         self._looks = Looks(self.way, self.later, self.transient)
-        self.breaks = Breaks()
         self.stalled: int | None = None
         self.unmoved: int | None = None
+        self.has_fallen: bool | None = None
         self.sweep: Sweep | None = None
-        self.is_late = self.wants_back = self.waits = self.is_over = self.has_fallen = False
+        self.is_late = self.wants_back = self.waits = self.is_over = False
         if (obstacle := weights_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(snapshot.num_shares, optimizer, models))

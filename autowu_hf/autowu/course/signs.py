@@ -59,9 +59,10 @@ class Signs:
         """Whether the losses (n,) have fallen to half."""
         return self._are_below(losses, 0.5)
 
-    def have_fallen(self, losses: Array) -> bool:
-        """Whether they have fallen by a tenth."""
-        return self._are_below(losses, FALLEN)
+    def have_fallen(self, losses: Array) -> bool | None:
+        """Whether they have fallen by a tenth; None where too few tell."""
+        share = _share(losses, self.num_first, window(self.num_steps))
+        return None if self.num_steps < FEWEST_STEPS or math.isnan(share) else share < FALLEN
 
     @property
     def stall_step(self) -> int:

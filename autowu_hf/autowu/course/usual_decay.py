@@ -4,7 +4,7 @@ P is the loss over the slope: it says how far the loss allows to go, and falls a
 bound, and the losses have fallen by a tenth when the warm-up is over, the LR is right for the beginning of the run, and
 too high by and by, so that it falls from the switch on, as REX. What R and M say, how far the weights may turn in a
 step, does not change with the loss, so that an LR that they hold is kept, and falls over the last steps only. So is one
-that P holds where the losses have hardly fallen, or nobody looks at them, in runs of a few steps; and one that was
+that P holds where the losses have hardly fallen, or too few steps tell; and one that was
 raised after a transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P,
 which is too high sooner. How the LR was corrected on the way does not count.
 """
@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from ...shapes import DECAY_FRACTION
 from .approach import Approach
 from .measures.scale_invariant import decay_fraction
-from .signs import FEWEST_STEPS
 
 BEFORE = "constant_then_cosine"
 """The decay around the scale where a state names none: that of a release which kept every LR."""
@@ -28,7 +27,7 @@ WHY = {
     "layers": ("constant_then_cosine", "M held the LR at first"),
     "transient": ("constant_then_cosine", "the LR was raised after a transient"),
     "losses": ("constant_then_cosine", "the losses had hardly fallen"),
-    "steps": ("constant_then_cosine", "the run is too short to see the losses fall"),
+    "steps": ("constant_then_cosine", "so few steps do not tell whether the losses fall"),
 }
 """What decides -> the type of the decay, and that in words."""
 
@@ -68,7 +67,7 @@ class UsualDecay:
             if approach.transient.raised_at is not None and not approach.way.has_gone_back:
                 self.why = "transient"
             elif self.why == "polyak" and not (approach.has_fallen or has_halved):
-                self.why = "steps" if num_steps < FEWEST_STEPS else "losses"
+                self.why = "steps" if approach.has_fallen is None else "losses"
         return self.decay_type, decay_fraction(num_steps) if scale.is_scale_invariant else DECAY_FRACTION
 
     def load_state_dict(self, state: Mapping[str, str | None] | None) -> None:

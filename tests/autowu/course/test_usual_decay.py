@@ -59,6 +59,7 @@ def test_p_has_not_fallen_where_the_losses_have_not():
     assert usual_decay(BY_P, has_fallen=False)[0] == "constant_then_cosine"
     assert usual_decay(BY_P, has_fallen=False, sweep=object())[0] == "rex"  # it began since they had halved
     assert usual_decay(BY_P, has_fallen=False, sweep=object(), unmoved=12)[0] == "constant_then_cosine"
+    assert usual_decay(BY_P, has_fallen=None)[0] == "constant_then_cosine"
     above = dataclasses.replace(BY_P, scale_invariant=0.9, polyak=1e-4)
     assert usual_decay(above, has_fallen=False)[0] == "rex"  # it is too high as it is
 
@@ -96,14 +97,21 @@ def test_the_losses_of_the_run_tell(num_steps, share, decay_type):
     run(model, optimizer, schedule, losses)
     report = schedule.report()
     assert report["approach"]["scale"]["held_by"] == "polyak"
-    assert report["approach"]["has_fallen"] == (decay_type == "rex")
+    assert report["approach"]["has_fallen"] == (decay_type == "rex" if num_steps > 30 else None)
     assert report["curve"]["decay_type"] == decay_type
     why = {
         "polyak": "P held the LR at first",
         "losses": "the losses had hardly fallen",
-        "steps": "the run is too short",
+        "steps": "so few steps",
     }
     assert f"since {why[report['usual_decay']]}" in describe(report)
+
+
+@pytest.mark.parametrize(("num_warmup_steps", "why"), [(11, "steps"), (30, "polyak")])
+def test_a_short_warm_up_does_not_tell(num_warmup_steps, why):
+    model, optimizer, schedule = made(400, num_warmup_steps=num_warmup_steps)
+    run(model, optimizer, schedule, [0.2 * max(1.0 - 0.9 * step / 30, 0.1) for step in range(400)])
+    assert schedule.report()["usual_decay"] == why
 
 
 @pytest.mark.parametrize("at", [121, 250])
