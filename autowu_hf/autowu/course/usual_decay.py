@@ -4,9 +4,9 @@ P is the loss over the slope: it says how far the loss allows to go, and falls a
 bound, and the losses have fallen by a tenth when the warm-up is over, the LR is right for the beginning of the run, and
 too high by and by, so that it falls from the switch on, as REX. What R and M say, how far the weights may turn in a
 step, does not change with the loss, so that an LR that they hold is kept, and falls over the last steps only. So is one
-that P holds where the losses have hardly fallen, or too few steps tell; and one that was
-raised after a transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P,
-which is too high sooner. How the LR was corrected on the way does not count.
+that P holds where the losses have hardly fallen, or too few steps tell; and one that was raised after a transient: P,
+which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high sooner. How the
+LR was corrected on the way does not count.
 """
 
 from __future__ import annotations
