@@ -161,13 +161,14 @@ class Search:
         models, start = self._history.models(), None
         if self._start is not None and not snapshot.is_sharded(self._optimizer, models):
             self._untrained.look(find_untrained(self._optimizer, models))
-            start = self._start.state_dict(self._untrained.changed)  # the model's checkpoint has the rest
+            start = self._start.state_dict()
         return {
             "candidate_lrs": [*self.candidate_lrs],
             "forecasts": [*self.forecasts],
             "num_lost": self.num_lost,
             "validations": [*self._validations],
             "start": start,
+            "changed": sorted(self._untrained.changed),
             "random_states": [*self._random_states],
             "batches": self._replay.state_dict(),
         }
@@ -179,8 +180,8 @@ class Search:
         self.num_lost = state.get("num_lost", 0)
         self._validations = [*state["validations"]]
         self._start = None if state["start"] is None else snapshot.Snapshot(**state["start"])
-        self._untrained = Untrained()
-        self._untrained.changed = set() if self._start is None else {*self._start.buffers}
+        in_start = () if self._start is None else self._start.buffers
+        self._untrained = Untrained(changed=state.get("changed", in_start))  # older states lack it
         self._random_states = [state.cpu() for state in state["random_states"]]
         self._replay.load_state_dict(state.get("batches"), is_searching=self.is_on and not self.cannot_go_on)
 

@@ -88,7 +88,7 @@ class AutoWUScheduler(Reported):
         self._warm_up = WarmUp(s, history, steps_per_epoch, self._rule)
         self._cadence = self._warm_up.cadence
         self._way_back = WayBack(self._rule, self.rewind, self._warm_up)
-        self._relapse = Relapse(optimizer, history.models, options)
+        self._relapse = Relapse(optimizer, history.models, self.rewind)
         self._course = Course(s, optimizer, self._ratios, history, self._way_back.start_weights)
         self._plan()
         self._start(optimizer)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from ..runtime import collective
 from ..runtime.param_groups import Obstacle
@@ -13,6 +16,19 @@ logger = logging.getLogger(__name__)
 
 class Kept(Rewind):
     """Snapshots to go back to by their steps; where there is no room for them, none are taken, and that is all."""
+
+    @classmethod
+    def after(cls, warm_up: Rewind, models: Callable[[], Sequence[nn.Module]]) -> Kept:
+        """For the optimizer, with the options, and with what those of the warm-up know about what changes.
+
+        Args:
+            warm_up: earlier snapshots of the run.
+            models: called for the models whose buffers are in these.
+        """
+        w = warm_up
+        kept = cls(w._optimizer, models, w._mode, w._folder.parent, w._memory_share, w._looks_on, w._in_checkpoint)
+        kept._untrained = w._untrained
+        return kept
 
     @property
     def step(self) -> int | None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection
 
 import torch
 
@@ -43,7 +42,7 @@ class SnapshotOnDisk:
         if os.path.exists(self._path):
             os.remove(self._path)
 
-    def state_dict(self, buffers: Collection[str] | None = None) -> None:
+    def state_dict(self) -> None:
         """None: a checkpoint does not carry this process's files."""
 
 
@@ -55,13 +54,13 @@ class SnapshotFolder:
     """
 
     def __init__(self, parent: str | None) -> None:
-        self._parent = parent
+        self.parent = parent
         self._path: str | None = None
 
     def store(self, snapshot: Snapshot) -> SnapshotOnDisk:
         """Writes a snapshot to a file in the folder."""
         if self._path is None:
-            os.makedirs(self._parent or tempfile.gettempdir(), exist_ok=True)
-            self._path = tempfile.mkdtemp(prefix="autowu_", dir=self._parent)
+            os.makedirs(self.parent or tempfile.gettempdir(), exist_ok=True)
+            self._path = tempfile.mkdtemp(prefix="autowu_", dir=self.parent)
             weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
         return SnapshotOnDisk(snapshot, os.path.join(self._path, f"step_{snapshot.step}.bin"))

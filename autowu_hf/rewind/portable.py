@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -33,18 +33,17 @@ class StoredSnapshot(Protocol):
     def discard(self) -> Snapshot | None:
         """Gives the snapshot up; returns one whose memory may be used again, or None."""
 
-    def state_dict(self, buffers: Collection[str] | None = None) -> dict[str, Any] | None:
-        """What a checkpoint carries of it, with these buffers; None if it cannot leave its process."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """What a checkpoint carries of it; None if it cannot leave its process."""
 
 
-def states_of(snapshots: Sequence[StoredSnapshot], buffers: Collection[str]) -> list[dict[str, Any]]:
+def states_of(snapshots: Sequence[StoredSnapshot]) -> list[dict[str, Any]]:
     """The states of those that can leave their process.
 
     Args:
         snapshots: oldest first.
-        buffers: the names of those that the model's own checkpoint does not have as they were.
     """
-    states = [stored.state_dict(buffers) for stored in snapshots]
+    states = [stored.state_dict() for stored in snapshots]
     return [state for state in states if state is not None]
 
 

@@ -219,16 +219,16 @@ class Rewind:
         self._untrained.drop_copies()
 
     def state_dict(self) -> dict[str, Any]:
-        """Includes the snapshots where those of one process are everybody's: not under FSDP, nor from files; and
-        without the buffers that have never changed, because the model's own checkpoint has them.
+        """Includes the snapshots where those of one process are everybody's: not under FSDP, nor from files. They have
+        also what never changed so far: it may yet, and then no later checkpoint of the model has it as it was.
         """
         snapshot.wait_for_copies()
         states: list[dict[str, Any]] = []
         if self.snapshots and self._in_checkpoint and not self._differs_by_process():
             self.look()
-            states = portable.states_of(self.snapshots, self._untrained.changed)
+            states = portable.states_of(self.snapshots)
             self._said_size = self._said_size or portable.is_large(states, self._models())
-        return {"is_on": self.is_on, "due_lr": self._due_lr, "kept": states}
+        return {"is_on": self.is_on, "due_lr": self._due_lr, "kept": states, "changed": sorted(self._untrained.changed)}
 
     def load_state_dict(self, state: dict[str, Any], warming_up: bool) -> None:
         """Restores what ``state_dict`` returned; warns if it lacks snapshots that a switch may want.
@@ -238,13 +238,13 @@ class Rewind:
             warming_up: whether the warm-up goes on.
         """
         self.drop()
-        self._untrained = Untrained(shares=self._mode != "disk")
+        in_older_states = {name for saved in state["kept"] for name in saved["buffers"]}
+        self._untrained = Untrained(self._mode != "disk", state.get("changed", in_older_states))
         self.is_on = self.is_on and state["is_on"]  # what took too much memory then would do so now
         if not warming_up or not self.is_on:
             return
         loaded = portable.snapshots_in(state["kept"], self._optimizer)
         if loaded:
-            self._untrained.changed = {name for saved in loaded for name in saved.buffers}
             self.snapshots.extend(map(self._stored, loaded))
             self._due_lr = state["due_lr"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,17 +61,10 @@ class Snapshot:
         """Gives the snapshot up: returns it if its memory may be used again, None if somebody else holds it."""
         return None if self.is_shared else self
 
-    def state_dict(self, buffers: Collection[str] | None = None) -> dict[str, Any]:
-        """What ``torch.load(weights_only=True)`` loads, as the optimizer's state; its tensors are the snapshot's own.
-
-        Args:
-            buffers: the names of those that it holds; None for all.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.load(weights_only=True)`` can load it; its tensors are the snapshot's own."""
         self.is_shared = True
-        state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if buffers is not None:
-            state["buffers"] = {name: buffer for name, buffer in self.buffers.items() if name in buffers}
-        return state
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def take(

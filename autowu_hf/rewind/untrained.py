@@ -8,7 +8,7 @@ not be copied at all, and may be far larger than what is trained.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -50,13 +50,14 @@ class Untrained:
 
     Args:
         shares: whether snapshots share the copy of a tensor that does not change; it stays in memory.
+        changed: the names of those that are known to have changed before.
 
     Attributes:
         changed: the names of those that have changed.
     """
 
-    def __init__(self, shares: bool = True) -> None:
-        self.changed: set[str] = set()
+    def __init__(self, shares: bool = True, changed: Iterable[str] = ()) -> None:
+        self.changed = set(changed)
         self._shares = shares
         self._marks: dict[str, Mark] = {}
         self._copies: dict[str, Tensor] = {}

@@ -95,7 +95,7 @@ def test_around_the_scale_a_teacher_goes_back_too(caplog):
 
 
 @pytest.mark.usefixtures("little")
-def test_a_resumed_run_takes_what_never_changed_from_the_models_own_checkpoint(monkeypatch):
+def test_a_resumed_run_goes_back_with_what_has_not_changed_yet_too(monkeypatch):
     monkeypatch.setattr(untrained, "_LITTLE", 2**20)  # copied, but never changed
     losses, whole = valley(70, 200), Student()
     optimizer = torch.optim.AdamW(whole.net.parameters())
@@ -108,18 +108,23 @@ def test_a_resumed_run_takes_what_never_changed_from_the_models_own_checkpoint(m
     torch.save([whole.state_dict(), optimizer.state_dict(), scheduler.state_dict()], file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    for state in opened(saved[2])["rewind"]["kept"]:
-        assert {name.split(".")[1] for name in state["buffers"]} == {"teacher"}
+    states = opened(saved[2])["rewind"]["kept"]
+    for state in states:
+        assert {name.split(".")[1] for name in state["buffers"]} == {"teacher", "base", "codes"}
+    assert len({state["buffers"]["0.codes"].data_ptr() for state in states}) == 1  # the file has it once
     resumed = Student(seed=1)
     of_resumed = torch.optim.AdamW(resumed.net.parameters())
     again = get_schedule(of_resumed, 200, model=resumed)
     for part, state in zip((resumed, of_resumed, again), saved, strict=True):
         part.load_state_dict(state)
     assert repr(again.state_dict()) == repr(scheduler.state_dict())  # before any step, too
+    for model in (whole, resumed):
+        model.codes.zero_()
     train(whole, optimizer, scheduler, losses[60:], since=60)
     train(resumed, of_resumed, again, losses[60:], since=60)
     assert again.rewound_to == scheduler.rewound_to is not None
     assert_same(state_of(resumed, of_resumed), state_of(whole, optimizer))
+    assert torch.equal(resumed.codes, Student().codes)
 
 
 @pytest.mark.usefixtures("little")
@@ -185,14 +190,26 @@ def test_states_in_tensor_subclasses_go_back_or_rewind_is_off_with_a_warning(kin
         assert torch.equal(optimizer.state[model[0].weight]["momentum"].values(), momenta[scheduler.rewound_to])
 
 
-def test_a_search_takes_the_teacher_back_too():
-    model = Student()
+def searching(seed=0):
+    model = Student(seed)
     optimizer = torch.optim.SGD(model.net.parameters(), lr=0.1)
     scheduler = get_autolrs_schedule(optimizer, 60, num_candidates=2, first_stage=20, longest_stage=20)
     scheduler._history._model = model
+    return model, optimizer, scheduler
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_search_takes_the_teacher_back_too(is_resumed):
+    """Also one that is resumed from where it began, when nothing had changed yet."""
+    model, optimizer, scheduler = searching()
     seen = []
-    for _ in range(12):
+    for step in range(12):
         train_step(model, optimizer, scheduler)
+        if is_resumed and step == 0:
+            states = [part.state_dict() for part in (model, optimizer, scheduler)]
+            model, optimizer, scheduler = searching(seed=1)
+            for part, state in zip((model, optimizer, scheduler), states, strict=True):
+                part.load_state_dict(state)
         seen.append(model.teacher[0].weight.clone())
         model.follow("data")
     starts = [stage for stage in range(1, 12) if torch.equal(seen[stage], seen[0])]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...rewind.kept import Kept
+from ...rewind.rewind import Rewind
 from ...runtime.losses.history import Array
 from ..course.words import say
 from .attempt import FEWEST_LOSSES, Attempt, error, has_just_broken, interval, is_lost, level, window
@@ -47,7 +48,7 @@ class Relapse:
     Args:
         optimizer: of the run.
         models: called for those whose buffers go back, too.
-        options: of ``Rewind``, from its mode on.
+        rewind: of the warm-up.
 
     Attributes:
         is_watching: whether it is at work.
@@ -57,7 +58,7 @@ class Relapse:
         num_lost: the steps whose weights were given up.
     """
 
-    def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]], options: Sequence[Any]) -> None:
+    def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]], rewind: Rewind) -> None:
         self.heard = Heard(optimizer, models)
         self.is_watching = False
         self.attempts: list[Attempt] = []
@@ -65,7 +66,7 @@ class Relapse:
         self.num_lost = 0
         self._first = self._best = math.inf
         self._kept: Kept | None = None
-        self._of_kept = (optimizer, self.heard.models, *options)
+        self._rewind = rewind
 
     @property
     def factor(self) -> float:
@@ -102,8 +103,7 @@ class Relapse:
     def _keep(self, step: int) -> None:
         """Takes a snapshot; watches no more where that does not fit."""
         if self._kept is None:
-            self._kept = Kept(*self._of_kept)
-            self._kept.look()
+            self._kept = Kept.after(self._rewind, self.heard.models)
         self._kept.keep_one(step)
         if not self._kept.is_on:
             self.stop(step)
@@ -251,7 +251,7 @@ class Relapse:
         self._first, self._best = state.get("levels", [math.inf, math.inf])
         if self.is_watching:
             self.heard.load_state_dict(state["heard"])
-            self._kept = Kept(*self._of_kept)
+            self._kept = Kept.after(self._rewind, self.heard.models)
             if state["kept"] is not None and state["kept"]["kept"]:  # a checkpoint may lack them
                 self._kept.load_state_dict(state["kept"], warming_up=True)
             if self.attempt is not None and len(self._kept.snapshots) < 2:
