@@ -243,6 +243,7 @@ class Relapse:
         self.heard.end()
         if self._kept is not None:
             self._kept.drop()
+        self._kept = None  # that of a later step knows what the warm-up's has loaded
         state = {"is_watching": False, "attempts": [], "factors": []} if state is None else state
         self.is_watching = state["is_watching"]
         self.attempts = [Attempt(*values) for values in state["attempts"]]
@@ -251,8 +252,8 @@ class Relapse:
         self._first, self._best = state.get("levels", [math.inf, math.inf])
         if self.is_watching:
             self.heard.load_state_dict(state["heard"])
-            self._kept = Kept.after(self._rewind, self.heard.models)
             if state["kept"] is not None and state["kept"]["kept"]:  # a checkpoint may lack them
+                self._kept = Kept.after(self._rewind, self.heard.models)
                 self._kept.load_state_dict(state["kept"], warming_up=True)
-            if self.attempt is not None and len(self._kept.snapshots) < 2:
+            if self.attempt is not None and (self._kept is None or len(self._kept.snapshots) < 2):
                 self.stop(step)
