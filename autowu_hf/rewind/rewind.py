@@ -245,8 +245,8 @@ class Rewind:
             return
         loaded = portable.snapshots_in(state["kept"], self._optimizer)
         if loaded:
-            self.snapshots.extend(map(self._stored, loaded))
-            self._due_lr = state["due_lr"]
+            self._untrained.share(loaded[-1].buffers)
+            self.snapshots, self._due_lr = [*map(self._stored, loaded)], state["due_lr"]
 
     def _stored(self, taken: Snapshot) -> StoredSnapshot:
         """The snapshot where it is kept: in memory, or in a file."""

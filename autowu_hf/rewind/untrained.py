@@ -108,6 +108,16 @@ class Untrained:
         self._copies = {name: self._copies[name] if name in self._copies else copied(named[name]) for name in still}
         return {name: self._copies[name] if name in self._copies else copied(named[name]) for name in wanted}
 
+    def share(self, copies: Mapping[str, Tensor]) -> None:
+        """Lets the snapshots to come share the copies of one from a checkpoint, as long as the values are the same.
+
+        Args:
+            copies: of a snapshot, by name.
+        """
+        if self._shares:
+            self._copies = {name: copy for name, copy in copies.items() if name not in self.changed}
+            self._marks |= {name: mark for name, mark in marks(self._copies).items() if mark is not None}
+
     def drop_copies(self) -> None:
         """Lets go of the copies that snapshots share, when there are no snapshots any more."""
         self._copies = {}

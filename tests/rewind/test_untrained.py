@@ -118,10 +118,14 @@ def test_a_resumed_run_goes_back_with_what_has_not_changed_yet_too(monkeypatch):
     for part, state in zip((resumed, of_resumed, again), saved, strict=True):
         part.load_state_dict(state)
     assert repr(again.state_dict()) == repr(scheduler.state_dict())  # before any step, too
+    for run in ((whole, optimizer, scheduler), (resumed, of_resumed, again)):
+        train(*run, losses[60:64], since=60)
+    copies = {stored.load().buffers["0.codes"].data_ptr() for stored in again.rewind.snapshots}
+    assert len(copies) == 1  # those from the checkpoint and later ones share it
     for model in (whole, resumed):
         model.codes.zero_()
-    train(whole, optimizer, scheduler, losses[60:], since=60)
-    train(resumed, of_resumed, again, losses[60:], since=60)
+    train(whole, optimizer, scheduler, losses[64:], since=64)
+    train(resumed, of_resumed, again, losses[64:], since=64)
     assert again.rewound_to == scheduler.rewound_to is not None
     assert_same(state_of(resumed, of_resumed), state_of(whole, optimizer))
     assert torch.equal(resumed.codes, Student().codes)
