@@ -28,7 +28,7 @@ from ...runtime.param_groups import weights_out_of_reach
 from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
-from .measures.lasting import MOST_RAISED, raised_factor
+from .measures.lasting import HELD, may_be_raised
 from .measures.later_measures import LaterMeasures
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
@@ -50,7 +50,7 @@ class Approach:
 
     Attributes:
         search: the scale, or the search for it.
-        later: measures, once the scale is known, how much of the first slope lasts, and how far later updates get.
+        later: measures, once the scale is known, how much of the promised fall lasts, and how far later updates get.
         transient: whether the losses that halved were those of one.
         way: the legs of the LR since the scale is known.
         breaks: where the losses had risen too far.
@@ -99,7 +99,7 @@ class Approach:
             if factor != 1.0 and self.transient.since is None:
                 self.later.start_anew()
         self.way.fit(Timetable.of(num_steps, longest), factor)
-        if self.later.is_watching:
+        if self.later.asked.is_open:
             self.later.watch_from(self.way.watched_since, self.way)
         if self.sweep is not None:
             self.sweep = self.sweep.timed(num_steps, self.times.longest - sweep_start)
@@ -150,8 +150,9 @@ class Approach:
             self.is_late = self.search.runs_out(step, self.times.num_steps, self.times.longest)
             self.is_over = self.search.obstacle is not None
             if (scale := self.search.scale) is not None:
-                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps))
-                self.later.watch_from(step if raised_factor(scale, 0.0) > 1.0 else None, self.way)
+                self.later.watch_from(step if may_be_raised(scale) else None, self.way)
+                held = HELD if self.later.asked.is_open else 1.0
+                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps), held)
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
@@ -177,30 +178,28 @@ class Approach:
             self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
             return
         losses = self.breaks.counted(losses)
-        if self.later.is_watching and step >= self.way.watch_end:
-            factor = raised_factor(scale, self.later.take_lasting(), self.way.raised)
-            self.way.go_higher(step, factor)
-            self.later.watch_from(step if factor == MOST_RAISED else None, self.way)
+        self.later.watch_on(step, share * losses, self.way)
         have_halved = seen.have_halved(losses)
         factor = self.later.follow(step, self.way, have_halved) if self.transient.since is None else 1.0
         if factor < 1.0 and have_risen(losses, 3):
             self._go_back(step, num, factor * self.way.peak_lr)  # nothing is learned at this LR
         elif factor != 1.0:
             self.way.go_on(step, factor)
-        if step < self.way.legs[-1].end or self.later.is_watching:
+        if step < self.way.legs[-1].end or self.later.asked.is_open:
             return
         is_stalled = not self.breaks.steps and not self.later.overshoot.found and seen.are_stalled(losses, step)
         if is_stalled and scale.is_aligned and self.times.longest - step > 3:
             self.stalled = step
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
             return
-        is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and scale.may_be_noise
+        is_untold = scale.may_be_noise and self.later.asked.lasting is None
+        is_noisy = is_stalled and is_untold and seen.num_steps >= FEWEST_TO_RISE
         if not is_noisy and self.transient.may_be(have_halved, self.way):
             is_busy = self.later.is_busy(step, self.way)
             self.way.begin_anew(step, self.transient.look(step, self.way, losses, share, is_busy))
             if not self.transient.is_over:
                 return
-        is_raised = self.transient.raised_at is not None and not self.way.has_gone_back
+        is_raised = self.way.raised > 1.0 or (self.transient.raised_at is not None and not self.way.has_gone_back)
         may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and not is_raised)
         if may_grow and 2.0 * self.way.peak_lr < scale.trust < math.inf:
             self.sweep = Sweep.between(self.way.peak_lr, scale.trust, seen.num_steps, self.times.longest - step)

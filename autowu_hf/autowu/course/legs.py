@@ -67,8 +67,9 @@ class Way:
             ``raised``.
         began: the steps done when the last one began that starts at 0, or after a transient.
         num_lost: the steps that were thrown away by going back.
-        watched_since: the steps done when later batches were last asked how much of the slope lasts; None before.
-        raises: by what the scale's LR was multiplied for their answers, one after another.
+        watched_since: the steps done when later batches were last asked how much of the fall lasts; None before.
+        held: the share of the scale's LR at which the run stays while they are asked; 1 where they are not.
+        raises: by what that LR was multiplied once they had answered.
     """
 
     def __init__(self) -> None:
@@ -76,17 +77,23 @@ class Way:
         self.legs: list[Leg] = []
         self.began = self.num_lost = 0
         self.watched_since: int | None = None
+        self.held = 1.0
         self.raises: list[float] = []
 
     @property
+    def is_held(self) -> bool:
+        """Whether the run stays at a share of the scale's LR, since later batches have yet to answer."""
+        return self.held != 1.0 and not self.raises
+
+    @property
     def peak_lr(self) -> float:
-        """The LR that the last leg leads to."""
-        return self.legs[-1].to_lr
+        """The LR that the last leg leads to, or would but for the batches that are asked."""
+        return self.legs[-1].to_lr / (self.held if self.is_held else 1.0)
 
     @property
     def raised(self) -> float:
-        """By what the scale's LR was multiplied in all."""
-        return math.prod(self.raises)
+        """By what the scale's LR was multiplied for the answers of later batches."""
+        return math.prod(self.raises, start=self.held) if self.raises else 1.0
 
     @property
     def ramp_end(self) -> int:
@@ -146,22 +153,23 @@ class Way:
         if factor is not None and self.legs:
             self.legs[-1] = self.legs[-1].cut(times.ramp_end(self.legs[-1].since), factor)
 
-    def set_out(self, since: int, peak_lr: float) -> None:
-        """After ``since`` steps the LR grows from 0 to ``peak_lr``."""
+    def set_out(self, since: int, peak_lr: float, held: float = 1.0) -> None:
+        """After ``since`` steps the LR grows from 0 to ``peak_lr``, or to the share of it at which it is ``held``."""
         if not self.legs:
             self.began = since
-        self.legs.append(Leg(since, self.times.ramp_end(since), 0.0, peak_lr))
+        if not self.raises:
+            self.held = held
+        self.legs.append(Leg(since, self.times.ramp_end(since), 0.0, held * peak_lr))
 
     def go_on(self, since: int, factor: float) -> None:
         """After ``since`` steps the LR goes from where it is to ``factor`` times the one that it was to reach."""
         last = self.legs[-1]
         self.legs.append(Leg(since, self.times.ramp_end(since), last.lr(since - 1), factor * last.to_lr))
 
-    def go_higher(self, since: int, factor: float) -> None:
-        """The same, for what later batches have said; nothing, where the factor is 1."""
-        if factor != 1.0:
-            self.raises.append(factor)
-            self.go_on(since, factor)
+    def let_go(self, since: int, raised: float) -> None:
+        """The LR goes on to ``raised`` times the scale's, since later batches have answered, or cannot."""
+        self.raises.append(raised / (self.raised if self.raises else self.held))
+        self.go_on(since, self.raises[-1])
 
     def begin_anew(self, step: int, factor: float) -> None:
         """Goes on, and whoever goes back will go back to after ``step`` steps; nothing, where the factor is 1."""
@@ -176,14 +184,15 @@ class Way:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists only."""
-        names = ("began", "num_lost", "watched_since", "raises")
+        names = ("began", "num_lost", "watched_since", "held", "raises")
         return {"legs": [[*astuple(leg)] for leg in self.legs], **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` returned, or the state of a release that raised nothing."""
         self.legs = [Leg(*leg) for leg in state["legs"]]
         self.began, self.num_lost = state["began"], state["num_lost"]
-        self.watched_since, self.raises = state.get("watched_since"), [*state.get("raises", [])]
+        self.watched_since, self.held = state.get("watched_since"), state.get("held", 1.0)
+        self.raises = [*state.get("raises", [])]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from ...runtime.param_groups import lr_ratios, set_lrs
 from ...runtime.update_meter import Update
-from .measures.lasting import MOST_RAISED, raised_factor
+from .measures.lasting import may_be_raised
 from .measures.later_measures import LaterMeasures
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
 from .measures.transient import may_be_transient, told_by
 from .words import lasting as in_percent
 
-_ASKED = 5  # the batches that are asked at a time how much of the slope lasts, where P may be far too low
+_ASKED = 5  # the batches that are asked at a time how much of the promised fall lasts, where P may be far too low
 ENOUGH = 3 + 2 * _ASKED
 """The batches of which two measure the scale, one begins the way that others look back on, and all others are asked."""
 
@@ -46,8 +46,8 @@ class SuggestedLR:
             default; other groups keep their ratio to it.
         scale: what it comes from.
         steps: the optimizer steps that were made, and taken back.
-        lasting: the share of the first updates' slope that the batches after them see. None where P is not so low that
-            they are asked, and where they cannot be: in half precision, or with fewer than eight.
+        lasting: the share of the fall that P promises which the batches after the first see. None where P is not so
+            low that they are asked, and where they cannot be: in half precision, or with fewer than eight.
         kept: how many times as high P is, per unit of the way that the weights go, once the losses have halved; after a
             transient it is three quarters or more. None where that was not measured.
     """
@@ -71,10 +71,10 @@ class SuggestedLR:
         if self.lr != scale.peak_lr:
             times = f", times {self.lr / scale.peak_lr:.2g}"
             if self.kept is None:
-                which += f"{times} since {in_percent(self.lasting)} of the slope lasts on later batches"
+                which += f"{times} since later batches see {in_percent(self.lasting)} of the fall that P promises"
             else:
                 which += f"{times} since P, per unit of the way, is {self.kept:.2g} times as high after a transient"
-        elif raised_factor(scale, 0.0) > 1.0 and self.lasting is None:
+        elif may_be_raised(scale) and self.lasting is None:
             which += ", which may be too low by far, and more batches would tell, in single precision"
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         if scale.has_small_weights:
@@ -84,8 +84,7 @@ class SuggestedLR:
 
 def suggested(optimizer: Optimizer, losses: Iterator[float], num_batches: float = math.inf) -> SuggestedLR:
     """Measures optimizer steps until there is a scale. Where that may be too low, it asks later batches, twice where
-    the first answer raises it by as much as one may; or it trains on, for as long as the losses fall as fast as in a
-    transient.
+    few leave doubts; or it trains on, for as long as the losses fall as fast as in a transient.
 
     Args:
         optimizer: stepped.
@@ -119,13 +118,13 @@ def suggested(optimizer: Optimizer, losses: Iterator[float], num_batches: float 
                 raise ValueError(f"suggest_lr finds no learning rate here: {search.obstacle}")
             if (scale := search.scale) is not None:
                 lr, kept = scale.peak_lr, None
-                if later.can_watch:
+                if later.asked.can_tell:
                     lr *= _raised(scale, later, taken, num_batches - steps)
                     trained_at = lr
                     if lr == scale.peak_lr:  # what was raised for noise is no transient's
                         after, kept = _after_transient(search, scale, taken)
                         lr = max(lr, after)
-                return SuggestedLR(lr, scale, steps, later.lasting, kept)
+                return SuggestedLR(lr, scale, steps, later.asked.lasting, kept)
     finally:
         later.stop()
         search.stop()
@@ -145,22 +144,19 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
         taken: the losses of one more optimizer step after another.
         num_batches: how many of them are not those of earlier steps.
     """
-    raised = 1.0
-    if raised_factor(scale, 0.0) == 1.0 or num_batches <= _ASKED:
-        return raised
+    if not may_be_raised(scale) or num_batches <= _ASKED:
+        return 1.0
     later.watch()
     for number in (1 + _ASKED, _ASKED):  # the first one has no way behind it
         num_batches -= number
         asked = list(itertools.islice(taken, number))
         if bad := [loss for loss in asked if not loss > 0.0]:
             raise ValueError(f"suggest_lr finds no learning rate here: a later loss is not positive ({bad[0]:.3g})")
-        if len(asked) < number:
+        if len(asked) < number or not later.asked.take(asked):
             break
-        factor = raised_factor(scale, later.take_lasting(), raised)
-        raised *= factor
-        if factor < MOST_RAISED or num_batches < _ASKED:
+        if num_batches < _ASKED or not later.asked.needs_more(_ASKED):
             break
-    return raised
+    return later.asked.raised
 
 
 def _after_transient(search: ScaleSearch, scale: Scale, taken: Iterator[float]) -> tuple[float, float | None]:

@@ -16,7 +16,7 @@ FEWEST_SEEN = 5
 """The steps at the scale's peak after which losses tell anything."""
 
 WATCH, FEWEST_WATCHED, MOST_WATCHED = 0.08, 2, 10
-"""The share of the run whose batches are asked how much of the first slope lasts, the fewest and the most of them."""
+"""The share of the run whose batches are asked how much of the promised fall lasts, the fewest and the most of them."""
 
 REACH, FEWEST_REACHED, MOST_REACHED = 0.08, 2, 10
 """The share of the run whose steps tell how far later updates get, the fewest and the most of them. Adam's mean is over
@@ -61,8 +61,13 @@ class Timetable:
         return max(since + 1, min(since - 2 + max(3, round(RAMP * self.num_steps)), self.longest))
 
     def watch_end(self, since: int) -> int:
-        """Where the batches have been asked how much of the slope lasts, for a way that begins after so many steps."""
-        return since + 1 + max(FEWEST_WATCHED, min(MOST_WATCHED, round(WATCH * self.num_steps)))
+        """Where the batches have been asked how much of the fall lasts, for a way that begins after so many steps."""
+        return since + 1 + self.num_watched
+
+    @property
+    def num_watched(self) -> int:
+        """How many batches are asked that at a time."""
+        return max(FEWEST_WATCHED, min(MOST_WATCHED, round(WATCH * self.num_steps)))
 
     def reach_end(self, since: int) -> int:
         """The steps done when a window is over that began after so many; one is left for the LR to change."""

@@ -75,7 +75,7 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
 
 def events(approach: Approach) -> tuple[int, ...]:
     """How often each of the things has happened that ``news`` tells."""
-    later, is_unasked = approach.later, int(approach.later.unasked is not None)
+    later, is_unasked = approach.later, int(approach.later.asked.unasked is not None)
     breaks, changes, raises = approach.breaks.steps, approach.breaks.changes, approach.way.raises
     has_raised = int(approach.transient.raised_at is not None)
     return (
@@ -146,10 +146,14 @@ def _change(approach: Approach, step: int) -> str:
 
 
 def _raise(approach: Approach, step: int) -> str:
-    """Why the LR grows to more than the scale's, or back."""
+    """Why the LR grows on to the scale's, or to more."""
+    goes, seen = f"the learning rate goes on to {approach.way.peak_lr:.1e}", approach.later.asked.lasting
+    if seen is None:
+        return f"AutoWU: {goes}"
+    rest = ", the rest was noise" if approach.way.raised > 1.0 else ""
     return (
-        f"AutoWU: {lasting(approach.later.lasting)} of the first updates' slope lasts on the batches up to step "
-        f"{step}, the rest was noise; the learning rate goes on to {approach.way.peak_lr:.1e}"
+        f"AutoWU: the batches up to step {step} see {lasting(seen)} of the fall that the first updates promised{rest}; "
+        f"{goes}"
     )
 
 
@@ -175,12 +179,12 @@ def _doubt(approach: Approach) -> str:
     """That the scale may be too low, and why nobody could tell."""
     return (
         "AutoWU: P is so far below R that the first gradients may be nearly all noise, and the learning rate far too "
-        f"low; later batches cannot tell, for {approach.later.unasked}"
+        f"low; later batches cannot tell, for {approach.later.asked.unasked}"
     )
 
 
 def lasting(share: float | None) -> str:
-    """The share of the slope that lasts, in percent."""
+    """The share of the promised fall that lasts, in percent."""
     if share is None or share < 1e-3:
         return "nothing"
     return "all" if share > 0.99 else f"{100.0 * share:.2g} %"

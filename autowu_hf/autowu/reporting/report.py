@@ -227,7 +227,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     if (rectified := approach["scale"].get("rectified", 1.0)) < 1.0:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
-        said += f", times {approach['raised']:.2g} since {lasting(approach['lasting'])} of their slope lasts"
+        seen = lasting(approach["lasting"])
+        said += f", times {approach['raised']:.2g} since later batches see {seen} of the fall that they promise"
     if approach["factor"] != 1.0:
         why = f"later updates get {'farther' if approach['factor'] < 1.0 else 'less far'}"
         if approach["factor"] > 1.0 and approach["scale"].get("small_weights"):

@@ -1,50 +1,160 @@
-"""How much of the first updates' slope lasts: what later batches say of the way that the weights have gone, and what
-the LR makes of it. (Ours.)
+"""How much lasts of the fall that the first updates promised: what later batches say of the way that the weights have
+gone, and what the LR makes of it. (Ours.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ....runtime.update_meter import Update
+from torch import Tensor
+
+from ....runtime.update_meter import START_IS_GONE, Update
 from ..timetable import MOST_WATCHED
 from .scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
+from .scale_search import ScaleSearch
 
-LASTING = 0.125
-"""The share of the first updates' slope from which P is believed, once later batches have told how much of it lasts."""
+LASTING = 0.2
+"""The share of the promised fall from which P is believed, once later batches have told how much of it lasts."""
 
-LEAST_RAISED, MOST_RAISED = 7.0, 10.0
-"""The least that the LR is raised, since P takes all of the loss for what can be learned: of a language model's it is a
-fifth, so that P is as many times too high. And the most for one answer of a few batches: more are asked then.
+NOISE_BELOW = 0.04
+"""Where less than this share lasts, the first gradients were noise. For a language model, more does: P takes all of the
+loss for what can be learned, and that is a fifth of it.
+"""
+
+UNSURE_BELOW = 0.05
+"""Where more than this share lasts, few batches are enough to tell."""
+
+HELD = 0.25
+"""The share of the scale's LR at which the run stays while batches are asked. At a higher one the loss falls by less
+than its slope says, since it is curved, and that looks like noise.
+"""
+
+LEAST_ROOM, MOST_RAISED = 7.0, 10.0
+"""Nobody is asked where the LR could not be raised by as much; and the most that it is raised for each time that they
+are asked.
 """
 
 
-def lasting_of(scale: Scale | None, updates: Sequence[Update | str], way: float) -> tuple[float | None, float]:
-    """The share of the first slope that the batches of some steps see. Each is asked for the whole way up to it, and
-    counts by its length.
+class LaterBatches:
+    """Asks later batches by how much they see their losses fallen since the way began, and holds that against P.
+
+    Args:
+        search: that has the scale by then, and whose meter measures.
+
+    Attributes:
+        is_open: whether batches are being asked; what they say stays in the meter until it is taken.
+        answers: by how much those that were asked together saw their losses fallen, and by how much these would have
+            if what P says held for them; see ``fall_of``.
+        unasked: why nobody could tell where it mattered, as a part of a sentence; None elsewhere.
+    """
+
+    def __init__(self, search: ScaleSearch) -> None:
+        self._search = search
+        self._meter = search.meter
+        self.is_open = False
+        self.answers: list[tuple[float, float]] = []
+        self.unasked: str | None = None
+        self._way = 0.0
+
+    def begin(self, way: float = 0.0) -> None:
+        """Asks from the next step on; ``way``: the LRs of the steps before it, added up."""
+        self.is_open, self._way = True, way
+        self._meter.hold_start()
+
+    def refuse(self, why: str) -> None:
+        """Notes why nobody could be asked, as a part of a sentence, unless somebody was."""
+        if not self.answers:
+            self.unasked = why
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether it can be told: not in half precision, whose rounding changes the way of the weights."""
+        return not self._meter.is_half
+
+    def take(self, losses: Sequence[float]) -> bool:
+        """Takes one more of the ``answers``; False where it cannot be known.
+
+        Args:
+            losses: (n,), of the batches that were asked, as far as their gradients are of them, and maybe of others
+                before.
+        """
+        answer, self._way = fall_of(self._search.scale, [*self._meter.updates], losses, self._way)
+        self._meter.updates.clear()
+        self.answers += [] if answer is None else [answer]
+        return answer is not None
+
+    def needs_more(self, num: int) -> bool:
+        """Whether ``num`` more batches, as many as before, have to be asked to be sure, or to raise the LR
+        by more.
+        """
+        scale, lasting = self._search.scale, self.lasting
+        if scale is None or lasting is None:
+            return False
+        is_unsure = len(self.answers) == 1 and num < MOST_WATCHED and lasting < UNSURE_BELOW
+        most = MOST_RAISED ** len(self.answers)
+        return is_unsure or most == raised_factor(scale, lasting, len(self.answers)) < _room(scale)
+
+    @property
+    def raised(self) -> float:
+        """By what the answers raise the scale's LR."""
+        scale = self._search.scale
+        return 1.0 if scale is None else raised_factor(scale, self.lasting, len(self.answers))
+
+    @property
+    def lasting(self) -> float | None:
+        """The share of the promised fall that lasts, by all ``answers``; None while there are none."""
+        fallen, promised = map(sum, zip(*self.answers, strict=True)) if self.answers else (0.0, 0.0)
+        return fallen / promised if promised > 0.0 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and lists only; ``unasked`` is in the report."""
+        return {"answers": [[*answer] for answer in self.answers], "way": self._way, "is_watching": self.is_open}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what was told, also by a release whose answers were shares; ``begin`` has to follow."""
+        of_older = [(share, 1.0) for share in state.get("lastings", [])]
+        self.answers = [(fallen, promised) for fallen, promised in state.get("answers", of_older)]
+        self.unasked = state.get("unasked")
+
+    def find_start(self, weights: Sequence[Tensor]) -> None:
+        """After a resume: where the way began; ``weights``: there, none where they are gone."""
+        if weights:
+            self._meter.hold_start(weights)
+        elif self._meter.updates or self._way > 0.0:  # else the way begins here
+            self._meter.updates.append(START_IS_GONE)
+
+
+def fall_of(
+    scale: Scale | None, updates: Sequence[Update | str], losses: Sequence[float], way: float
+) -> tuple[tuple[float, float] | None, float]:
+    """By how much the batches of some steps see their losses fallen, and by how much these would have if what P says
+    held for them. Each is asked for the whole way up to it, so that a longer way counts for more.
 
     Args:
         scale: of the first updates.
         updates: of these steps, or why one could not be measured.
+        losses: theirs, and maybe those of steps before them.
         way: the LRs of the steps before them, added up.
 
     Returns:
-        The share, per unit of LR, None where it cannot be known; and the way after these steps.
+        Both sums, None where they cannot be known; and the way after these steps.
     """
-    has_gaps = len(updates) > 1 + MOST_WATCHED  # the meter holds so many only
+    has_gaps = len(updates) > 1 + MOST_WATCHED or len(losses) < len(updates)  # the meter holds so many only
     if scale is None or has_gaps or any(isinstance(update, str) for update in updates):
         return None, way
-    fallen = expected = 0.0
-    for update in updates:
+    fallen = promised = 0.0
+    for update, loss in zip(updates, losses[len(losses) - len(updates) :], strict=True):
         assert isinstance(update, Update)
         fallen += update.fallen
-        expected += way * scale.loss / scale.polyak
+        promised += way * float(loss) / scale.polyak
         way += update.lr
-    return (fallen / expected if expected > 0.0 and math.isfinite(fallen) else None), way
+    is_known = math.isfinite(fallen) and 0.0 < promised < math.inf
+    return ((fallen, promised) if is_known else None), way
 
 
-def raised_factor(scale: Scale, lasting: float | None, raised: float = 1.0) -> float:
+def raised_factor(scale: Scale, lasting: float | None, num_answers: int = 1) -> float:
     """By what the LR has to be multiplied, once later batches have told how much of the slope was noise.
 
     An update goes down the gradient of its own batch, noise included, and P takes all of that slope for real. Where
@@ -53,14 +163,23 @@ def raised_factor(scale: Scale, lasting: float | None, raised: float = 1.0) -> f
 
     Args:
         scale: of the first updates.
-        lasting: the share of their slope, per unit of LR, that later batches see; None: unknown.
-        raised: by what the LR was multiplied for that already.
+        lasting: the share of the promised fall that later batches see; None: unknown.
+        num_answers: how often they were asked.
 
     Returns:
-        The factor, ``MOST_RAISED`` at most. Together with ``raised`` it is 1, or ``LEAST_RAISED`` at least.
+        The factor, at least 1; ``MOST_RAISED`` to the power of ``num_answers`` at most.
     """
-    if lasting is None or not (scale.may_be_noise and math.isfinite(scale.trust)):
+    if lasting is None or lasting >= NOISE_BELOW or not may_be_raised(scale):
         return 1.0
-    most = min(TRUST_SHARE * scale.trust / FAR, scale.trusted_lr) / (POLYAK_SHARE * scale.polyak)
-    wanted = min(LASTING / lasting, most) if lasting > 0.0 else most
-    return min((wanted if wanted >= LEAST_RAISED else 1.0) / raised, MOST_RAISED)
+    most = min(_room(scale), MOST_RAISED**num_answers)
+    return min(LASTING / lasting, most) if lasting > 0.0 else most
+
+
+def may_be_raised(scale: Scale) -> bool:
+    """Whether noise may have made P so low that later batches are asked."""
+    return scale.may_be_noise and math.isfinite(scale.trust) and _room(scale) >= LEAST_ROOM
+
+
+def _room(scale: Scale) -> float:
+    """By what the LR may be raised at most."""
+    return min(TRUST_SHARE * scale.trust / FAR, scale.trusted_lr) / (POLYAK_SHARE * scale.polyak)

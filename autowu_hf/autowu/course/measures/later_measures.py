@@ -1,4 +1,4 @@
-"""What is measured once the scale is known: how much of the first slope lasts, how far later updates get, and whether
+"""What is measured once the scale is known: how much of the promised fall lasts, how far later updates get, and whether
 the LR has grown too far.
 """
 
@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ....runtime.update_meter import START_IS_GONE, Distance, Update
+from ....runtime.update_meter import Distance, Update
 from ...optimizer_kinds import has_momentum
 from ..legs import Way
+from ..signs import Array
 from ..timetable import PATIENCE
-from .lasting import lasting_of
+from .lasting import LaterBatches
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
 from .scale_search import ScaleSearch
@@ -30,10 +31,7 @@ class LaterMeasures:
         start: called for the weights from before the growth, this process's shares; none where they are gone.
 
     Attributes:
-        is_watching: whether the steps are measured that tell how much of the slope lasts.
-        lastings: the shares of the first updates' slope, per unit of LR, that the batches after them saw, each time
-            that they were asked.
-        unasked: why nobody could tell that share where it mattered, as a part of a sentence; None elsewhere.
+        asked: asks later batches how much lasts of the fall that the first updates promised.
         since: the steps done when the window began in which it is measured how far steps get; None outside of one.
         reaches: one for each window, see ``reach_factor``; None where it could not be measured.
         factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
@@ -43,63 +41,55 @@ class LaterMeasures:
     def __init__(self, search: ScaleSearch, start: Callable[[], Sequence[Tensor]] = tuple) -> None:
         self._search = search
         self._meter = search.meter
-        self.is_watching = False
-        self.lastings: list[float] = []
-        self.unasked: str | None = None
+        self.asked = LaterBatches(search)
         self.since: int | None = None
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
         self.overshoot = Overshoot(search, start)
         self._has_momentum = has_momentum(search.meter.optimizer)
-        self._way = 0.0
         self._distance = Distance(search.meter)  # from the weights at ``since``
         self._num_before = 0  # the updates that the meter had when the last step of a window was to be measured
         self._last: int | None = None  # the steps done before the last one of these
 
     def watch(self) -> None:
-        """Measures what later batches say of the way that the weights go from here on, or goes on with it."""
-        if not self.is_watching:
-            self.is_watching, self._way = True, 0.0
+        """Asks later batches about the way that the weights go from here on, or goes on with it."""
+        if not self.asked.is_open:
             self._arm()
-            self._meter.hold_start()
-
-    def refuse(self, why: str) -> None:
-        """Asks no later batches, for a reason, as a part of a sentence."""
-        self.stop()
-        if not self.lastings:
-            self.unasked = why
+            self.asked.begin()
 
     def watch_from(self, since: int | None, way: Way) -> None:
-        """Has the batches after so many steps say how much of the slope lasts, where they can; None: no more."""
+        """Asks the batches after so many steps, where they can tell; None: no more."""
         if since is None:
             self.stop()
         elif way.times.watch_end(since) + 2 > way.times.longest:
-            self.refuse("there are too few steps")
-        elif not self.can_watch:
-            self.refuse("half precision would hide it")
+            self._refuse("there are too few steps")
+        elif not self.asked.can_tell:
+            self._refuse("half precision would hide it")
         else:
             way.watched_since = since
             self.watch()
 
-    @property
-    def can_watch(self) -> bool:
-        """Whether it can be told: not in half precision, whose rounding changes the way of the weights."""
-        return not self._meter.is_half
+    def watch_on(self, step: int, losses: Array, way: Way) -> None:
+        """Takes what the batches up to ``step`` say, if it is time, and asks more of them where that leaves doubts, or
+        has the LR go on.
 
-    def take_lasting(self) -> float | None:
-        """Takes one more of the ``lastings``; the mean of them all, or None where this one cannot be known."""
-        found, self._way = lasting_of(self._search.scale, [*self._meter.updates], self._way)
-        self._meter.updates.clear()
-        if found is None:
-            self.refuse("some of their steps were not seen")
-            return None
-        self.lastings.append(found)
-        return self.lasting
+        Args:
+            step: the optimizer steps done.
+            losses: (n,), one of each of them, as far as the gradients are of it.
+            way: the LR's.
+        """
+        if self.asked.is_open and step >= way.watch_end:
+            if self.asked.take([*map(float, losses)]):
+                self.watch_from(step if self.asked.needs_more(way.times.num_watched) else None, way)
+            else:
+                self._refuse("some of their steps were not seen")
+        if way.is_held and not self.asked.is_open:
+            way.let_go(step, self.asked.raised)
 
-    @property
-    def lasting(self) -> float | None:
-        """The mean of the ``lastings``; None while there are none."""
-        return sum(self.lastings) / len(self.lastings) if self.lastings else None
+    def _refuse(self, why: str) -> None:
+        """Asks no later batches, for a reason, as a part of a sentence."""
+        self.stop()
+        self.asked.refuse(why)
 
     def follow(self, step: int, way: Way, is_urgent: bool) -> float:
         """Begins a window, has its last step measured, or takes what came of it, whichever is due.
@@ -187,13 +177,13 @@ class LaterMeasures:
 
     def _rest(self) -> None:
         """Measures no more, unless somebody still has to."""
-        if not (self.is_watching or self.overshoot.is_open or self._last is not None):
+        if not (self.asked.is_open or self.overshoot.is_open or self._last is not None):
             self._meter.updates.clear()
             self._search.stop()
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
-        self.is_watching = self.overshoot.is_open = False
+        self.asked.is_open = self.overshoot.is_open = False
         self.start_anew()
 
     def _arm(self) -> None:
@@ -207,37 +197,33 @@ class LaterMeasures:
         seen = [asdict(update) if isinstance(update, Update) else update for update in self._meter.updates]
         return {
             **self.report(),
-            "lastings": [*self.lastings],
+            **self.asked.state_dict(),
             "factors": [*self.factors],
-            "way": self._way,
             "since": self.since,
             "last": self._last,
             **self._distance.state_dict(),
-            "is_watching": self.is_watching,
             "is_judging": self.overshoot.is_open,
-            "seen": seen if self.is_watching or self.overshoot.is_open else [],
+            "seen": seen if self.asked.is_open or self.overshoot.is_open else [],
         }
 
     def report(self) -> dict[str, Any]:
         """What was found."""
         overshot = [[*pair] for pair in self.overshoot.found]
         found = {"reaches": [*self.reaches], "factor": self.factor, "overshot": overshot}
-        return {"lasting": self.lasting, "unasked": self.unasked, **found}
+        return {"lasting": self.asked.lasting, "unasked": self.asked.unasked, **found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned; ``find_start`` has to follow. Of a release that measured one later
         update alone, what it made of it stays.
         """
-        self.lastings = [*state.get("lastings", [])]
-        of_older = [state["factor"]] if state["factor"] != 1.0 else []
-        self.factors = [*state.get("factors", of_older)]
-        self.unasked = state.get("unasked")
+        self.asked.load_state_dict(state)
+        self.factors = [*state.get("factors", [state["factor"]] if state["factor"] != 1.0 else [])]
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
         self.overshoot.is_open = state.get("is_judging", False)
         self.overshoot.found = [(step, rise) for step, rise in state.get("overshot", [])]
         if state.get("is_watching"):
-            self.watch()
-            self._way = state["way"]
+            self._arm()
+            self.asked.begin(state["way"])
         self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state.get("seen", [])]
         if state.get("since") is not None:
             self.since, self._last = state["since"], state["last"]
@@ -253,7 +239,5 @@ class LaterMeasures:
         """
         if self.overshoot.is_open:
             self.overshoot.find_start(weights)
-        if self.is_watching and weights:
-            self._meter.hold_start(weights)
-        elif self.is_watching and (self._meter.updates or self._way > 0.0):  # else the way begins here
-            self._meter.updates.append(START_IS_GONE)
+        if self.asked.is_open:
+            self.asked.find_start(weights)

@@ -1,4 +1,4 @@
-"""The share of the first slope that later batches see, and by what it raises the LR; ``test_later_measures.py`` has
+"""The share of the promised fall that later batches see, and by what it raises the LR; ``test_later_measures.py`` has
 runs.
 """
 
@@ -6,10 +6,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from autowu_hf.autowu.course.measures.lasting import LASTING, LEAST_RAISED, MOST_RAISED, lasting_of, raised_factor
+from autowu_hf.autowu.course.measures.lasting import (
+    LASTING,
+    LEAST_ROOM,
+    MOST_RAISED,
+    NOISE_BELOW,
+    UNSURE_BELOW,
+    LaterBatches,
+    fall_of,
+    may_be_raised,
+    raised_factor,
+)
 from autowu_hf.autowu.course.measures.scale import Scale
 from autowu_hf.autowu.course.timetable import MOST_WATCHED
 from autowu_hf.runtime.update_meter import START_IS_GONE, Update
@@ -22,15 +34,16 @@ def update(lr, fallen):
     return Update(**{**numbers, "lr": lr, "fallen": fallen})
 
 
-def test_each_batch_is_asked_for_the_way_before_it():
-    share, way = lasting_of(SCALE, [update(0.1, 0.0), update(0.2, 0.04), update(0.3, 0.12)], 0.0)
-    assert share == pytest.approx(0.16 / (4.0 * 0.1 + 4.0 * 0.3))
+def test_each_batch_is_asked_for_the_way_before_it_and_held_against_its_own_loss():
+    updates = [update(0.1, 0.0), update(0.2, 0.04), update(0.3, 0.12)]
+    answer, way = fall_of(SCALE, updates, [9.0, 9.0, 2.0, 1.0], 0.0)  # P is 0.5
+    assert answer == pytest.approx((0.16, (2.0 * 0.1 + 1.0 * 0.3) / 0.5))
     assert way == pytest.approx(0.6)
 
 
 def test_the_way_goes_on_from_that_of_earlier_steps():
-    share, way = lasting_of(SCALE, [update(0.1, 0.2)], 0.5)
-    assert share == pytest.approx(0.2 / (4.0 * 0.5))
+    answer, way = fall_of(SCALE, [update(0.1, 0.2)], [2.0], 0.5)
+    assert answer == pytest.approx((0.2, 2.0 * 0.5 / 0.5))
     assert way == pytest.approx(0.6)
 
 
@@ -40,11 +53,16 @@ def test_the_way_goes_on_from_that_of_earlier_steps():
     ids=["none", "no way yet", "not measured", "gaps"],
 )
 def test_without_a_way_or_with_gaps_nothing_is_known(updates):
-    assert lasting_of(SCALE, updates, 0.0)[0] is None
+    assert fall_of(SCALE, updates, [2.0] * 20, 0.0)[0] is None
 
 
-def test_losses_that_are_not_finite_tell_nothing():
-    assert lasting_of(SCALE, [update(0.1, float("nan"))], 0.5)[0] is None
+def test_updates_whose_losses_are_missing_tell_nothing():
+    assert fall_of(SCALE, [update(0.1, 0.1)] * 3, [2.0] * 2, 0.5)[0] is None
+
+
+@pytest.mark.parametrize(("fallen", "loss"), [(math.nan, 2.0), (0.1, math.nan), (0.1, math.inf), (0.1, 0.0)])
+def test_numbers_that_are_not_finite_and_losses_of_zero_tell_nothing(fallen, loss):
+    assert fall_of(SCALE, [update(0.1, fallen)], [loss], 0.5)[0] is None
 
 
 def noise(far=1e-4, **options):
@@ -57,8 +75,8 @@ def noise(far=1e-4, **options):
     [
         (1.0, 1.0),
         (LASTING, 1.0),
-        (LASTING / LEAST_RAISED * 1.01, 1.0),
-        (LASTING / LEAST_RAISED * 0.99, LEAST_RAISED / 0.99),
+        (NOISE_BELOW * 1.01, 1.0),
+        (NOISE_BELOW * 0.99, LASTING / NOISE_BELOW / 0.99),
         (LASTING / 50.0, MOST_RAISED),
         (0.0, MOST_RAISED),
         (-0.1, MOST_RAISED),
@@ -69,25 +87,87 @@ def test_the_lr_is_raised_by_what_does_not_last(lasting, factor):
     assert raised_factor(noise(), lasting) == pytest.approx(factor)
 
 
-def test_the_lr_is_raised_in_steps_and_no_further_than_the_weights_allow():
+def test_each_answer_raises_the_lr_by_more_but_no_further_than_the_weights_allow():
     far = noise()
     most = 0.2 * 1.5 / 30.0 / (0.3 * 1e-4)
-    factors = []
-    while math.prod(factors) < 0.99 * most:
-        factors.append(raised_factor(far, 0.0, math.prod(factors)))
-    assert max(factors) == MOST_RAISED
-    assert math.prod(factors) == pytest.approx(most)
-    assert raised_factor(far, 0.0, most) == 1.0
-    assert raised_factor(far, LASTING / 20.0, 10.0) == pytest.approx(2.0)  # the first raise was enough to ask again
+    assert MOST_RAISED**2 < most < MOST_RAISED**3
+    assert [raised_factor(far, 0.0, num) for num in (1, 2)] == [MOST_RAISED, MOST_RAISED**2]
+    assert raised_factor(far, 0.0, 3) == pytest.approx(most)
+    assert raised_factor(far, LASTING / 20.0, 2) == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize("options", [{"far": 1.0}, {"far": 0.02}, {"alignment": 1.0}, {"trust": math.inf}])
 def test_no_batch_raises_the_lr_where_p_is_not_far_below_r_or_less_sure(options):
+    assert not may_be_raised(noise(**options))
     assert raised_factor(noise(**options), 0.0) == 1.0
 
 
-def test_what_noise_hides_is_no_more_than_m_allows():
+def test_nobody_is_asked_where_the_weights_leave_too_little_room():
     scale = Scale(polyak=0.001, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)
     assert raised_factor(scale, 1e-4) == MOST_RAISED
-    assert raised_factor(dataclasses.replace(scale, layer_trust=0.008), 1e-4) == pytest.approx(0.008 / 0.001)
-    assert raised_factor(dataclasses.replace(scale, layer_trust=0.008, alignment=1.0), 1e-4) == 1.0
+    for layers, may in ((1.01, True), (0.99, False)):
+        by_layers = dataclasses.replace(scale, layer_trust=layers * LEAST_ROOM * 0.001)
+        assert may_be_raised(by_layers) == may
+        assert raised_factor(by_layers, 1e-4) == pytest.approx(1.01 * LEAST_ROOM if may else 1.0)
+    assert not may_be_raised(dataclasses.replace(scale, layer_trust=0.008, alignment=1.0))
+
+
+class Meter:
+    is_half = False
+
+    def __init__(self):
+        self.updates = []
+
+    def hold_start(self, weights=()):
+        self.weights = weights
+
+
+def asked(*fallen, scale=SCALE):
+    """Batches that have answered, each time one with a loss of 1, by so much of what P says."""
+    batches = LaterBatches(SimpleNamespace(scale=scale, meter=Meter()))
+    batches.begin(way=1.0)
+    for share in fallen:
+        batches._meter.updates = [update(0.0, share * 1.0 / scale.polyak)]
+        assert batches.take([1.0])
+    return batches
+
+
+def test_all_answers_count_by_what_they_could_tell():
+    batches = asked(0.1, 0.2)
+    batches._meter.updates = [update(0.0, 0.0)]
+    assert batches.take([2.0])  # a batch whose loss could have fallen twice as far
+    assert batches.lasting == pytest.approx((0.1 + 0.2 + 0.0) / 4.0)
+
+
+@pytest.mark.parametrize(
+    ("fallen", "num", "needs_more"),
+    [
+        ([], 5, False),
+        ([1.1 * UNSURE_BELOW], 5, False),
+        ([0.9 * UNSURE_BELOW], 5, True),
+        ([0.9 * UNSURE_BELOW], MOST_WATCHED, False),
+        ([0.9 * UNSURE_BELOW] * 2, 5, False),
+        ([0.009 * LASTING], MOST_WATCHED, True),  # it raises the LR by as much as one answer may
+        ([0.009 * LASTING] * 2, 5, True),
+        ([0.1 * LASTING, 0.2 * LASTING], 5, False),
+    ],
+)
+def test_more_batches_are_asked_where_few_leave_doubts_or_the_lr_may_be_raised_further(fallen, num, needs_more):
+    assert asked(*fallen, scale=noise(1e-5)).needs_more(num) == needs_more
+
+
+def test_why_nobody_was_asked_is_kept_unless_somebody_was():
+    for batches, why in ((asked(), "there are too few steps"), (asked(0.5), None)):
+        batches.refuse("there are too few steps")
+        assert batches.unasked == why
+
+
+def test_without_the_weights_from_before_the_way_a_resumed_run_asks_in_vain():
+    for way, updates, is_told in ((0.0, [], True), (0.5, [], False), (0.0, [update(0.1, 0.1)], False)):
+        batches = asked()
+        batches.begin(way)
+        batches._meter.updates = [*updates]
+        batches.find_start([])
+        assert (START_IS_GONE in batches._meter.updates) != is_told
+    batches.find_start([torch.ones(2)])
+    assert len(batches._meter.weights) == 1
