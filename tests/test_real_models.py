@@ -71,6 +71,19 @@ def test_the_cosine_is_reported_where_tuning_found_it_best(real_models):
     assert real_models.needed(rows(1e-4)[1:], [FULL], ["cosine"], SEEDS) == [(FULL, "cosine", 3.16228e-5, 0)]
 
 
+def test_each_task_has_seeds_of_its_own_unless_some_are_given(real_models, tasks):
+    assert len(tasks.TASKS[PAIRS].seeds) == 6
+    assert len(tasks.TASKS[FULL].seeds) == 3
+    jobs = real_models.needed([], [PAIRS, FULL], ["autowu"])
+    assert [(job[0], job[3]) for job in jobs] == [(name, s) for name in (PAIRS, FULL) for s in tasks.TASKS[name].seeds]
+    rows = [row(real_models, *job, 0.5) for job in jobs]
+    assert {key: len(own) for key, own in real_models.reported(rows).items()} == {
+        (PAIRS, "autowu"): 6,
+        (FULL, "autowu"): 3,
+    }
+    assert [len(own) for own in real_models.reported(rows, [10, 15]).values()] == [2, 1]
+
+
 def test_missing_packages_end_the_script_with_the_pip_line(real_models, load, monkeypatch):
     assert load("pretrained").missing(("torch", "no_such_package")) == ["no_such_package"]
     monkeypatch.setattr(real_models, "missing", lambda packages: [name for name in packages if "gguf" in name])
@@ -198,9 +211,7 @@ def test_a_row_of_a_real_model(real_models, tasks, load, monkeypatch, name):
 
 def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, capsys):
     rows = real_models.RUNS.rows()
-    real_models.show(
-        real_models.reported(rows, list(real_models.REPORTED)), real_models.METHODS, tuple(real_models.AUTOWU)
-    )
+    real_models.show(real_models.reported(rows), real_models.METHODS, tuple(real_models.AUTOWU))
     printed = capsys.readouterr().out.strip()
     assert "SmolLM2, full, 300 steps" in printed
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ from unittest import mock
 import real_model_tables
 import real_models
 from designs import BEFORE, DESIGNS, patched
-from real_model_tasks import TASKS
+from real_model_tasks import TASKS, THREE
 from runs import Job, Row, RunTable
 
 RUNS = RunTable(
@@ -66,7 +66,7 @@ def needed(rows: list[Row]) -> list[Job]:
     """All runs that have no row, cheap tasks first."""
     made = {RUNS.job(row) for row in rows}
     cheap_first = [task for task in TASKS if task in JUDGES]
-    wanted = [(task, name, seed) for task in cheap_first for seed in real_models.REPORTED for name in (COSINE, *JUDGED)]
+    wanted = [(task, name, seed) for task in cheap_first for seed in THREE for name in (COSINE, *JUDGED)]
     return [job for job in wanted if job not in made]
 
 

@@ -24,6 +24,10 @@ PRACTICE = {
 """Model -> the LR that is often used with it, with 10 % of warm-up and a linear decay."""
 
 
+SIX = (10, 11, 12, 13, 14, 15)
+THREE = SIX[:3]
+
+
 @dataclass(frozen=True)
 class Task:
     """One model with one budget.
@@ -38,6 +42,7 @@ class Task:
         practice: an LR of ``PRACTICE``; None where 5e-5 is what is used.
         packages: that have the weights, or read them.
         options: of AutoWU, for a model of this size.
+        seeds: of the runs that are reported: six, or three where a run takes a minute or more.
     """
 
     prepare: Callable[[int], PreparedRun]
@@ -48,6 +53,7 @@ class Task:
     practice: float | None = None
     packages: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = SIX
 
 
 # From fine_tuning.py --------------------------------------------------------------------------------------------------
@@ -104,17 +110,19 @@ def vit_task(epochs: int) -> Task:
 
 
 def classes_task(name: str) -> Task:
-    return Task(of_fine_tuning(name), 3.16228e-4, packages=MINILM)
+    return Task(of_fine_tuning(name), 3.16228e-4, packages=MINILM, seeds=THREE)
 
 
 def pairs_task(steps: int) -> Task:
-    prepare = functools.partial(pairs, steps=steps)
-    return Task(prepare, 1e-4, unit=("accuracy@1, %", 100.0), practice=PRACTICE["MiniLM, pairs"], packages=MINILM)
+    prepare, practice = functools.partial(pairs, steps=steps), PRACTICE["MiniLM, pairs"]
+    seeds = SIX if steps <= 60 else THREE
+    return Task(prepare, 1e-4, unit=("accuracy@1, %", 100.0), practice=practice, packages=MINILM, seeds=seeds)
 
 
 def efficientnet_task(batch: int, steps: int) -> Task:
-    prepare = functools.partial(efficientnet, batch=batch, steps=steps)
-    return Task(prepare, 3.16228e-3, practice=PRACTICE["EfficientNet"], packages=EFFICIENTNET)
+    prepare, practice = functools.partial(efficientnet, batch=batch, steps=steps), PRACTICE["EfficientNet"]
+    seeds = SIX if batch * steps <= 64 * 60 else THREE
+    return Task(prepare, 3.16228e-3, practice=practice, packages=EFFICIENTNET, seeds=seeds)
 
 
 def full_task(steps: int) -> Task:
@@ -123,13 +131,13 @@ def full_task(steps: int) -> Task:
     """
     prepare = functools.partial(language, is_lora=False, steps=steps)
     practice, options = PRACTICE["SmolLM2, full"], {"rewind": "disk"} if ON_CPU else {}
-    return Task(prepare, 1e-4, 1, (0,), ("loss, nats", -1.0), practice, SMOLLM, options)
+    return Task(prepare, 1e-4, 1, (0,), ("loss, nats", -1.0), practice, SMOLLM, options, THREE)
 
 
 def lora_task(steps: int) -> Task:
     prepare = functools.partial(language, is_lora=True, steps=steps)
     practice, packages = PRACTICE["SmolLM2, LoRA"], (*SMOLLM, "peft")
-    return Task(prepare, 3.16228e-3, 1, (0,), ("loss, nats", -1.0), practice, packages)
+    return Task(prepare, 3.16228e-3, 1, (0,), ("loss, nats", -1.0), practice, packages, seeds=THREE)
 
 
 TASKS: dict[str, Task] = {

@@ -37,11 +37,11 @@ from fine_tuning_tasks import PreparedRun
 from methods import WARM_UP
 from pretrained import PIP, missing
 from real_model_tables import Results, show
-from real_model_tasks import TASKS
+from real_model_tasks import TASKS, THREE
 from runs import VERSIONS, Job, Row, RunTable, optional_float
 from transformers import get_cosine_schedule_with_warmup, get_scheduler
 from transformers.utils.logging import disable_progress_bar
-from tuning import SEEDS, lrs_to_tune, score
+from tuning import lrs_to_tune, score
 
 from autowu_hf import get_autowu_schedule
 
@@ -55,7 +55,6 @@ RUNS = RunTable(
 )
 QUICK_CSV = Path("output") / "real_models_quick.csv"
 QUICK_TASKS = ("MiniLM, pairs, 10 steps", "ViT, 3 epochs")
-REPORTED = SEEDS[:3]
 
 AUTOWU: dict[str, dict[str, Any]] = {"autowu": {}, "autowu range": {"scale": False}}
 """Name -> AutoWU's options. To try others, give them a name here."""
@@ -119,18 +118,19 @@ def tuned_lrs(name: str, by_job: dict[Job, Row]) -> tuple[list[float], bool]:
     return lrs_to_tune(of, task.around, near=task.near)
 
 
-def needed(rows: list[Row], tasks: list[str], methods: list[str], seeds: list[int]) -> list[Job]:
+def needed(rows: list[Row], tasks: list[str], methods: list[str], seeds: list[int] | None = None) -> list[Job]:
     """All runs that are known to be needed and have no row: cheap tasks first, and in each the cosine last.
 
     Args:
         rows: of the runs that were made.
         tasks: names of tasks.
         methods: names of methods.
-        seeds: to report.
+        seeds: to report; None: those of each task.
     """
-    by_job = {RUNS.job(row): row for row in rows}
+    by_job, given = {RUNS.job(row): row for row in rows}, seeds
     wanted: list[Job] = []
     for name in [name for name in TASKS if name in tasks]:
+        seeds = given or list(TASKS[name].seeds)
         own_lr = {"linear 5e-5": 5e-5, "practice": TASKS[name].practice}
         for method in [method for method in METHODS if method in methods]:
             if method == "cosine":
@@ -144,14 +144,16 @@ def needed(rows: list[Row], tasks: list[str], methods: list[str], seeds: list[in
     return [job for job in dict.fromkeys(wanted) if job not in by_job]
 
 
-def reported(rows: list[Row], seeds: list[int]) -> Results:
-    """The rows to report, in the order of their seeds; of the cosine those with the LR that tuning found."""
+def reported(rows: list[Row], seeds: list[int] | None = None) -> Results:
+    """The rows to report, in the order of their seeds, which are those of each task where none are given; of the cosine
+    those with the LR that tuning found.
+    """
     by_job = {RUNS.job(row): row for row in rows}
     best = {name: tuned_lrs(name, by_job) for name in TASKS}
     found: Results = {}
     for (name, method, lr, seed), row in sorted(by_job.items(), key=lambda item: item[0][-1]):
         lrs, are_all_known = best[name] if method == "cosine" else ([lr], True)
-        if seed in seeds and are_all_known and lrs[0] == lr:
+        if seed in (seeds or TASKS[name].seeds) and are_all_known and lrs[0] == lr:
             found.setdefault((name, method), []).append(row)
     return found
 
@@ -160,14 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(REPORTED))
+    parser.add_argument("--seeds", nargs="*", type=int, help="instead of those of each task")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--csv", type=Path, help="instead of real_models.csv")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, and run nothing")
     parser.add_argument("--quick", action="store_true", help="two cheap tasks, one seed")
     options = parser.parse_args()
     if options.quick:
-        options.tasks, options.seeds = list(QUICK_TASKS), [REPORTED[0]]
+        options.tasks, options.seeds = list(QUICK_TASKS), [THREE[0]]
     table = RUNS.at(options.csv or (QUICK_CSV if options.quick else RUNS.path))
     if not options.table:
         if lacking := missing(tuple(package for name in options.tasks for package in TASKS[name].packages)):
