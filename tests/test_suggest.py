@@ -402,7 +402,7 @@ def test_where_the_gradients_are_mostly_noise_later_batches_raise_the_suggestion
     assert torch.equal(before, model.weights)
     twice = suggest_lr(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss_of_noise, range(13))
     assert twice.steps == 13
-    assert 20.0 < twice.lr / twice.scale.peak_lr <= 100.0
+    assert 10.0 < twice.lr / twice.scale.peak_lr <= 20.001
     assert torch.equal(before, model.weights)
     few = suggest_lr(model, torch.optim.AdamW(model.parameters(), lr=1e-3), loss_of_noise, range(7))
     assert (few.lr, few.lasting, few.steps) == (few.scale.peak_lr, None, 2)

@@ -28,7 +28,7 @@ from ...runtime.param_groups import weights_out_of_reach
 from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
-from .measures.lasting import HELD, may_be_raised
+from .measures.lasting import may_be_raised
 from .measures.later_measures import LaterMeasures
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
@@ -54,8 +54,7 @@ class Approach:
         transient: whether the losses that halved were those of one.
         way: the legs of the LR since the scale is known.
         breaks: where the losses had risen too far.
-        stalled: the steps done when nothing had been learned and the run went back; None before.
-        unmoved: the steps done when nothing had been learned and the LR grew on; None before.
+        stalled, unmoved: the steps done when nothing had been learned and the run went back, or grew on; None before.
         has_fallen: whether the losses had fallen by a tenth at the last look; None where too few of them tell.
         wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
         sweep: the growth that follows; None before that is known, and where none does.
@@ -99,16 +98,18 @@ class Approach:
             if factor != 1.0 and self.transient.since is None:
                 self.later.start_anew()
         self.way.fit(Timetable.of(num_steps, longest), factor)
-        if self.later.asked.is_open:
-            self.later.watch_from(self.way.watched_since, self.way)
+        self.later.fit(self.way)
         if self.sweep is not None:
             self.sweep = self.sweep.timed(num_steps, self.times.longest - sweep_start)
 
-    def give_up(self, obstacle: str) -> None:
-        """Measures no more, for a reason, as a part of a sentence; a scale that is known stays."""
+    def give_up(self, obstacle: str, step: int | None = None) -> None:
+        """Measures no scale any more, for a reason, as a part of a sentence, and asks nobody; ``step``: where it is."""
         if self.scale is None:
             self.search.give_up(obstacle)
             self.is_over = True
+        elif step is not None and self.way.is_held:
+            self.later.refuse(obstacle)
+            self.way.let_go(step, self.later.asked.raised)
 
     @property
     def scale(self) -> Scale | None:
@@ -151,8 +152,7 @@ class Approach:
             self.is_over = self.search.obstacle is not None
             if (scale := self.search.scale) is not None:
                 self.later.watch_from(step if may_be_raised(scale) else None, self.way)
-                held = HELD if self.later.asked.is_open else 1.0
-                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps), held)
+                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps), self.later.asked.held)
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
@@ -162,6 +162,8 @@ class Approach:
             if self.transient.since is None:
                 self.later.ask(step, self.way)
             self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
+            if self.is_over and self.way.raised > 1.0 and self.breaks.find(losses, self.way, step):
+                self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
         if self.is_over:
             self.later.stop()
 
@@ -174,7 +176,7 @@ class Approach:
         seen, num = self.way.signs, len(losses)
         if self.breaks.find_change(losses, seen, step):
             self.way.go_on(step, BREAK_DIVISOR)
-        if self.breaks.find(losses, seen, step, self.way.legs[0].since):
+        if self.breaks.find(losses, self.way, step):
             self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
             return
         losses = self.breaks.counted(losses)
@@ -192,8 +194,7 @@ class Approach:
             self.stalled = step
             self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
             return
-        is_untold = scale.may_be_noise and self.later.asked.lasting is None
-        is_noisy = is_stalled and is_untold and seen.num_steps >= FEWEST_TO_RISE
+        is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.later.asked.leaves_doubts
         if not is_noisy and self.transient.may_be(have_halved, self.way):
             is_busy = self.later.is_busy(step, self.way)
             self.way.begin_anew(step, self.transient.look(step, self.way, losses, share, is_busy))
@@ -214,9 +215,9 @@ class Approach:
             self.way.went_back(step)
 
     def _go_back(self, step: int, num_losses: int, peak_lr: float) -> None:
-        self.wants_back, self.waits = True, False
+        self.wants_back, self.waits, self.is_over = True, False, False
         self.breaks.go_back(num_losses)
-        self.later.stop()
+        self.later.go_back()
         self.transient.stop()
         self.way.set_out(step, peak_lr)
 

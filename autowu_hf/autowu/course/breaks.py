@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...loss_curve.empty_start import num_empty
+from .legs import Way
 from .signs import FEWEST_BACK, Array, Signs
 
 BREAK_DIVISOR = 10.0
@@ -54,16 +55,16 @@ class Breaks:
         self._starts_at = self._sound_since
         return True
 
-    def find(self, losses: Array, seen: Signs, step: int, since: int) -> bool:
+    def find(self, losses: Array, way: Way, step: int) -> bool:
         """Whether the run is broken, so that it has to go back.
 
         Args:
             losses: (n,).
-            seen: what losses of this run say.
+            way: the LR's so far.
             step: the steps done.
-            since: the steps done when the LR began to grow.
         """
-        is_broken = seen.are_broken(self.counted(losses), max(self._sound_since, since) - self.start(losses))
+        since = max(self._sound_since, way.since) - self.start(losses)
+        is_broken = way.signs.are_broken(self.counted(losses), since)
         self.are_too_many = is_broken and len(self.steps) == _MOST
         if is_broken and not self.are_too_many:
             self.steps.append(step)

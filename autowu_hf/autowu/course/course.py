@@ -129,8 +129,8 @@ class Course:
             return False
         if approach is None or self.is_blind:  # from the start
             return True
-        if held and approach.scale is None:
-            approach.give_up("the processes may be at different steps")
+        if held and (approach.scale is None or approach.way.is_held):
+            approach.give_up("the processes may be at different steps", done)
         elif held or not approach.wants_losses(done):
             self._next_look = approach.next_look(done)
             return False

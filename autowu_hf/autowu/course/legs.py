@@ -81,6 +81,11 @@ class Way:
         self.raises: list[float] = []
 
     @property
+    def since(self) -> int:
+        """The steps done when the LR began to grow."""
+        return self.legs[0].since
+
+    @property
     def is_held(self) -> bool:
         """Whether the run stays at a share of the scale's LR, since later batches have yet to answer."""
         return self.held != 1.0 and not self.raises

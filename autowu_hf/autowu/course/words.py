@@ -81,6 +81,7 @@ def events(approach: Approach) -> tuple[int, ...]:
     return (
         len(breaks),
         len(changes),
+        int(approach.way.is_held),
         len(raises),
         is_unasked,
         len(later.factors),
@@ -97,7 +98,7 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         before: its ``events`` before.
         step: the steps done.
     """
-    breaks, changes, raises, is_unasked, factors, overshoots, transients = (
+    breaks, changes, is_held, raises, is_unasked, factors, overshoots, transients = (
         now > then for now, then in zip(events(approach), before, strict=True)
     )
     if breaks or approach.stalled == step:
@@ -106,10 +107,12 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         yield _overshoot(approach, step)
     if changes:
         yield _change(approach, step)
-    if raises:
-        yield _raise(approach, step)
+    if is_held:
+        yield _hold(approach)
     if is_unasked:
         yield _doubt(approach)
+    if raises:
+        yield _raise(approach, step)
     if factors:
         yield _correction(approach, step)
     if transients:
@@ -142,6 +145,15 @@ def _change(approach: Approach, step: int) -> str:
     return (
         "AutoWU: the losses are as high with the weights from before, so that it is the loss that has changed; from "
         f"step {step} on the learning rate grows to {approach.way.peak_lr:.1e} again, and the losses count from there"
+    )
+
+
+def _hold(approach: Approach) -> str:
+    """Why the LR does not grow to the scale's yet."""
+    way = approach.way
+    return (
+        "AutoWU: P is so far below R that the first gradients may be nearly all noise; the learning rate stays at "
+        f"{way.held * way.peak_lr:.1e} until the batches up to step {way.watch_end} have been asked, or as many more"
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from autowu_hf.autowu.course.breaks import Breaks
 from autowu_hf.autowu.course.signs import Signs
 
 SEEN = Signs(400, 20)
+WAY = SimpleNamespace(signs=SEEN, since=2)
 GOOD = 1.0 + 0.01 * np.random.default_rng(0).standard_normal(60)
 
 
 def after_a_break(goes_back=True, later=3.0):
     """Losses that jump after 20, a break, and what comes after the way back."""
     breaks, losses = Breaks(), np.append(GOOD[:20], GOOD[:10] + 2.0)
-    assert breaks.find(losses, SEEN, 30, since=2)
+    assert breaks.find(losses, WAY, 30)
     breaks.go_back(30)
     if goes_back:
         breaks.went_back(30)
@@ -23,9 +26,9 @@ def after_a_break(goes_back=True, later=3.0):
 
 def test_losses_of_0_at_the_start_are_not_the_first_ones():
     breaks = Breaks()
-    assert not breaks.find(np.append(np.zeros(4), GOOD), SEEN, 64, since=2)
+    assert not breaks.find(np.append(np.zeros(4), GOOD), WAY, 64)
     assert len(breaks.counted(np.append(np.zeros(4), GOOD))) == 60
-    assert Breaks().find(np.append(np.zeros(4), np.append(GOOD, GOOD[:10] + 2.0)), SEEN, 74, since=2)
+    assert Breaks().find(np.append(np.zeros(4), np.append(GOOD, GOOD[:10] + 2.0)), WAY, 74)
 
 
 def test_a_loss_that_is_as_high_with_the_weights_from_before_has_changed():

@@ -36,6 +36,14 @@ LEAST_ROOM, MOST_RAISED = 7.0, 10.0
 are asked.
 """
 
+LEAST_LASTING = 0.01
+"""Ten batches do not tell a smaller share from nothing; and where nothing lasts there may be nothing to learn, as for a
+trained model that goes on.
+"""
+
+
+_LITTLE = 1e-9  # of what was promised: an answer of which only the share is known counts while it is alone
+
 
 class LaterBatches:
     """Asks later batches by how much they see their losses fallen since the way began, and holds that against P.
@@ -73,6 +81,17 @@ class LaterBatches:
         """Whether it can be told: not in half precision, whose rounding changes the way of the weights."""
         return not self._meter.is_half
 
+    @property
+    def held(self) -> float:
+        """The share of the scale's LR at which the run stays meanwhile; 1 where nobody is asked."""
+        return HELD if self.is_open else 1.0
+
+    @property
+    def leaves_doubts(self) -> bool:
+        """Whether noise may have made P too low, and no later batch has said how much."""
+        scale = self._search.scale
+        return scale is not None and scale.may_be_noise and self.lasting is None
+
     def take(self, losses: Sequence[float]) -> bool:
         """Takes one more of the ``answers``; False where it cannot be known.
 
@@ -80,7 +99,10 @@ class LaterBatches:
             losses: (n,), of the batches that were asked, as far as their gradients are of them, and maybe of others
                 before.
         """
-        answer, self._way = fall_of(self._search.scale, [*self._meter.updates], losses, self._way)
+        updates, first = [*self._meter.updates], self._search.updates[-1]
+        if any(isinstance(update, Update) and not update.is_of_weights_of(first) for update in updates):
+            updates = []  # some weights were frozen, or joined, so that P is not of these
+        answer, self._way = fall_of(self._search.scale, updates, losses, self._way)
         self._meter.updates.clear()
         self.answers += [] if answer is None else [answer]
         return answer is not None
@@ -114,7 +136,7 @@ class LaterBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what was told, also by a release whose answers were shares; ``begin`` has to follow."""
-        of_older = [(share, 1.0) for share in state.get("lastings", [])]
+        of_older = [(_LITTLE * share, _LITTLE) for share in state.get("lastings", [])]
         self.answers = [(fallen, promised) for fallen, promised in state.get("answers", of_older)]
         self.unasked = state.get("unasked")
 
@@ -139,7 +161,7 @@ def fall_of(
         way: the LRs of the steps before them, added up.
 
     Returns:
-        Both sums, None where they cannot be known; and the way after these steps.
+        Both sums, without losses that are not finite, None where they cannot be known; and the way after these steps.
     """
     has_gaps = len(updates) > 1 + MOST_WATCHED or len(losses) < len(updates)  # the meter holds so many only
     if scale is None or has_gaps or any(isinstance(update, str) for update in updates):
@@ -147,8 +169,9 @@ def fall_of(
     fallen = promised = 0.0
     for update, loss in zip(updates, losses[len(losses) - len(updates) :], strict=True):
         assert isinstance(update, Update)
-        fallen += update.fallen
-        promised += way * float(loss) / scale.polyak
+        if math.isfinite(loss):
+            fallen += update.fallen
+            promised += way * float(loss) / scale.polyak
         way += update.lr
     is_known = math.isfinite(fallen) and 0.0 < promised < math.inf
     return ((fallen, promised) if is_known else None), way
@@ -167,12 +190,12 @@ def raised_factor(scale: Scale, lasting: float | None, num_answers: int = 1) -> 
         num_answers: how often they were asked.
 
     Returns:
-        The factor, at least 1; ``MOST_RAISED`` to the power of ``num_answers`` at most.
+        The factor, at least 1; ``MOST_RAISED`` to the power of ``num_answers`` at most, and ``LASTING`` over
+        ``LEAST_LASTING``.
     """
     if lasting is None or lasting >= NOISE_BELOW or not may_be_raised(scale):
         return 1.0
-    most = min(_room(scale), MOST_RAISED**num_answers)
-    return min(LASTING / lasting, most) if lasting > 0.0 else most
+    return min(LASTING / max(lasting, LEAST_LASTING), _room(scale), MOST_RAISED**num_answers)
 
 
 def may_be_raised(scale: Scale) -> bool:

@@ -62,12 +62,17 @@ class LaterMeasures:
         if since is None:
             self.stop()
         elif way.times.watch_end(since) + 2 > way.times.longest:
-            self._refuse("there are too few steps")
+            self.refuse("there are too few steps")
         elif not self.asked.can_tell:
-            self._refuse("half precision would hide it")
+            self.refuse("half precision would hide it")
         else:
             way.watched_since = since
             self.watch()
+
+    def fit(self, way: Way) -> None:
+        """Goes on to ask in another run, where that is long enough."""
+        if self.asked.is_open:
+            self.watch_from(way.watched_since, way)
 
     def watch_on(self, step: int, losses: Array, way: Way) -> None:
         """Takes what the batches up to ``step`` say, if it is time, and asks more of them where that leaves doubts, or
@@ -78,15 +83,17 @@ class LaterMeasures:
             losses: (n,), one of each of them, as far as the gradients are of it.
             way: the LR's.
         """
-        if self.asked.is_open and step >= way.watch_end:
+        was_open = self.asked.is_open
+        if was_open and step >= way.watch_end:
             if self.asked.take([*map(float, losses)]):
                 self.watch_from(step if self.asked.needs_more(way.times.num_watched) else None, way)
             else:
-                self._refuse("some of their steps were not seen")
-        if way.is_held and not self.asked.is_open:
+                self.refuse("their steps, or their losses, could not be measured")
+        is_told = was_open and not self.asked.is_open and self.asked.raised != way.raised
+        if is_told or (way.is_held and not self.asked.is_open):
             way.let_go(step, self.asked.raised)
 
-    def _refuse(self, why: str) -> None:
+    def refuse(self, why: str) -> None:
         """Asks no later batches, for a reason, as a part of a sentence."""
         self.stop()
         self.asked.refuse(why)
@@ -185,6 +192,12 @@ class LaterMeasures:
         """Measures no more, and forgets what was not taken."""
         self.asked.is_open = self.overshoot.is_open = False
         self.start_anew()
+
+    def go_back(self) -> None:
+        """The same, since the run goes back; so far, later batches can tell nothing of it."""
+        if self.asked.is_open:
+            self.asked.refuse("the run has gone back before they had answered")
+        self.stop()
 
     def _arm(self) -> None:
         if not self.overshoot.is_open:

@@ -13,6 +13,7 @@ import torch
 
 from autowu_hf.autowu.course.measures.lasting import (
     LASTING,
+    LEAST_LASTING,
     LEAST_ROOM,
     MOST_RAISED,
     NOISE_BELOW,
@@ -65,6 +66,14 @@ def test_numbers_that_are_not_finite_and_losses_of_zero_tell_nothing(fallen, los
     assert fall_of(SCALE, [update(0.1, fallen)], [loss], 0.5)[0] is None
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_single_loss_that_is_not_finite_leaves_the_answers_of_the_others(loss):
+    updates = [update(0.1, 0.1), update(0.1, 7.0), update(0.1, 0.3)]
+    (fallen, promised), way = fall_of(SCALE, updates, [2.0, loss, 2.0], 0.5)
+    assert (fallen, promised) == pytest.approx((0.4, 2.0 * (0.5 + 0.7) / 0.5))
+    assert way == pytest.approx(0.8)
+
+
 def noise(far=1e-4, **options):
     """A scale whose P is that far below R."""
     return Scale(**{"polyak": far, "trust": 1.5, "alignment": 0.5, "loss": 1.0, "num_steps": 2, **options})
@@ -88,12 +97,13 @@ def test_the_lr_is_raised_by_what_does_not_last(lasting, factor):
 
 
 def test_each_answer_raises_the_lr_by_more_but_no_further_than_the_weights_allow():
-    far = noise()
-    most = 0.2 * 1.5 / 30.0 / (0.3 * 1e-4)
-    assert MOST_RAISED**2 < most < MOST_RAISED**3
-    assert [raised_factor(far, 0.0, num) for num in (1, 2)] == [MOST_RAISED, MOST_RAISED**2]
-    assert raised_factor(far, 0.0, 3) == pytest.approx(most)
-    assert raised_factor(far, LASTING / 20.0, 2) == pytest.approx(20.0)
+    most = LASTING / LEAST_LASTING
+    assert MOST_RAISED < most < MOST_RAISED**2
+    assert [raised_factor(noise(), 0.0, num) for num in (1, 2, 3)] == pytest.approx([MOST_RAISED, most, most])
+    assert raised_factor(noise(), LASTING / 15.0, 2) == pytest.approx(15.0)
+    little_room = noise(far=1e-3)  # 0.2 R / 30 is 33 times 0.3 P, and 0.3 M is less
+    by_layers = dataclasses.replace(little_room, layer_trust=0.012)
+    assert raised_factor(by_layers, 0.0, 2) == pytest.approx(12.0)
 
 
 @pytest.mark.parametrize("options", [{"far": 1.0}, {"far": 0.02}, {"alignment": 1.0}, {"trust": math.inf}])
@@ -124,7 +134,7 @@ class Meter:
 
 def asked(*fallen, scale=SCALE):
     """Batches that have answered, each time one with a loss of 1, by so much of what P says."""
-    batches = LaterBatches(SimpleNamespace(scale=scale, meter=Meter()))
+    batches = LaterBatches(SimpleNamespace(scale=scale, meter=Meter(), updates=[update(0.1, 0.0)]))
     batches.begin(way=1.0)
     for share in fallen:
         batches._meter.updates = [update(0.0, share * 1.0 / scale.polyak)]
@@ -148,12 +158,29 @@ def test_all_answers_count_by_what_they_could_tell():
         ([0.9 * UNSURE_BELOW], MOST_WATCHED, False),
         ([0.9 * UNSURE_BELOW] * 2, 5, False),
         ([0.009 * LASTING], MOST_WATCHED, True),  # it raises the LR by as much as one answer may
-        ([0.009 * LASTING] * 2, 5, True),
+        ([0.009 * LASTING] * 2, 5, False),  # nothing lasts, so that it is raised no further
         ([0.1 * LASTING, 0.2 * LASTING], 5, False),
     ],
 )
 def test_more_batches_are_asked_where_few_leave_doubts_or_the_lr_may_be_raised_further(fallen, num, needs_more):
     assert asked(*fallen, scale=noise(1e-5)).needs_more(num) == needs_more
+
+
+def test_updates_of_other_weights_tell_nothing():
+    """Some were frozen, say: P promises for all of them."""
+    batches = asked()
+    batches._meter.updates = [dataclasses.replace(update(0.1, 0.1), num_weights=0.5)]
+    assert not batches.take([1.0])
+    assert batches.lasting is None
+
+
+def test_an_answer_of_which_only_the_share_is_known_counts_while_it_is_alone():
+    batches = asked()
+    batches.load_state_dict({"lastings": [0.3]})
+    assert batches.lasting == pytest.approx(0.3)
+    batches._meter.updates = [update(0.0, 0.1 / SCALE.polyak)]
+    assert batches.take([1.0])
+    assert batches.lasting == pytest.approx(0.1, rel=1e-6)
 
 
 def test_why_nobody_was_asked_is_kept_unless_somebody_was():
