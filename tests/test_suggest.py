@@ -389,7 +389,7 @@ def test_where_the_gradients_are_mostly_noise_later_batches_raise_the_suggestion
 
     def loss_of_noise(model, seed):
         gradient = torch.randn(20_000, generator=torch.Generator().manual_seed(seed))
-        product = model.weights @ gradient
+        product = model.weights @ (gradient + 0.1)
         return 10.0 + product - product.detach()
 
     model = Noisy()

@@ -37,10 +37,12 @@ are asked.
 """
 
 LEAST_LASTING = 0.01
-"""Ten batches do not tell a smaller share from nothing; and where nothing lasts there may be nothing to learn, as for a
-trained model that goes on.
-"""
+"""Ten batches hardly tell a smaller share from nothing."""
 
+CLEAR, FEWEST_CLEAR, MOST_ASKED = 2.0, 5, 3
+"""The standard errors that a share must lie above 0, where so many batches tell it: where nothing lasts for sure there
+may be nothing to learn, as for a trained model that goes on. Till then they are asked so many times at most.
+"""
 
 _LITTLE = 1e-9  # of what was promised: an answer of which only the share is known counts while it is alone
 
@@ -53,8 +55,8 @@ class LaterBatches:
 
     Attributes:
         is_open: whether batches are being asked; what they say stays in the meter until it is taken.
-        answers: by how much those that were asked together saw their losses fallen, and by how much these would have
-            if what P says held for them; see ``fall_of``.
+        answers: of those that were asked together, by how much each saw its loss fallen, and by how much that would
+            have if what P says held for it; see ``falls_of``.
         unasked: why nobody could tell where it mattered, as a part of a sentence; None elsewhere.
     """
 
@@ -62,7 +64,7 @@ class LaterBatches:
         self._search = search
         self._meter = search.meter
         self.is_open = False
-        self.answers: list[tuple[float, float]] = []
+        self.answers: list[list[tuple[float, float]]] = []
         self.unasked: str | None = None
         self._way = 0.0
 
@@ -102,42 +104,51 @@ class LaterBatches:
         updates, first = [*self._meter.updates], self._search.updates[-1]
         if any(isinstance(update, Update) and not update.is_of_weights_of(first) for update in updates):
             updates = []  # some weights were frozen, or joined, so that P is not of these
-        answer, self._way = fall_of(self._search.scale, updates, losses, self._way)
+        answer, self._way = falls_of(self._search.scale, updates, losses, self._way)
         self._meter.updates.clear()
-        self.answers += [] if answer is None else [answer]
-        return answer is not None
+        self.answers += [answer] if answer else []
+        return bool(answer)
 
     def needs_more(self, num: int) -> bool:
-        """Whether ``num`` more batches, as many as before, have to be asked to be sure, or to raise the LR
-        by more.
-        """
-        scale, lasting = self._search.scale, self.lasting
-        if scale is None or lasting is None:
+        """Whether ``num`` more batches, as many as before, have to be asked to be sure, or to raise the LR by more."""
+        scale, lasting, asked = self._search.scale, self.lasting, len(self.answers)
+        if scale is None or lasting is None or asked >= MOST_ASKED:
             return False
-        is_unsure = len(self.answers) == 1 and num < MOST_WATCHED and lasting < UNSURE_BELOW
-        most = MOST_RAISED ** len(self.answers)
-        return is_unsure or most == raised_factor(scale, lasting, len(self.answers)) < _room(scale)
+        is_unsure = asked == 1 and num < MOST_WATCHED and lasting < UNSURE_BELOW
+        is_unclear = lasting < NOISE_BELOW and not self.is_clear
+        return is_unsure or is_unclear or MOST_RAISED**asked == raised_factor(scale, lasting, asked) < _room(scale)
 
     @property
     def raised(self) -> float:
         """By what the answers raise the scale's LR."""
         scale = self._search.scale
-        return 1.0 if scale is None else raised_factor(scale, self.lasting, len(self.answers))
+        return raised_factor(scale, self.lasting, len(self.answers)) if scale is not None and self.is_clear else 1.0
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the batches are sure that anything lasts, or too few to be."""
+        falls = [fall for answer in self.answers for fall in answer]
+        share, promised = self.lasting, sum(fall[1] for fall in falls)
+        if share is None or len(falls) < FEWEST_CLEAR:
+            return True
+        return share > CLEAR * math.hypot(*(fallen - share * of for fallen, of in falls)) / promised
 
     @property
     def lasting(self) -> float | None:
         """The share of the promised fall that lasts, by all ``answers``; None while there are none."""
-        fallen, promised = map(sum, zip(*self.answers, strict=True)) if self.answers else (0.0, 0.0)
+        falls = [fall for answer in self.answers for fall in answer]
+        fallen, promised = map(sum, zip(*falls, strict=True)) if falls else (0.0, 0.0)
         return fallen / promised if promised > 0.0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists only; ``unasked`` is in the report."""
-        return {"answers": [[*answer] for answer in self.answers], "way": self._way, "is_watching": self.is_open}
+        answers = [[[*fall] for fall in answer] for answer in self.answers]
+        return {"answers": answers, "way": self._way, "is_watching": self.is_open}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what was told, also by a release whose answers were shares; ``begin`` has to follow."""
-        of_older = [(_LITTLE * share, _LITTLE) for share in state.get("lastings", [])]
-        self.answers = [(fallen, promised) for fallen, promised in state.get("answers", of_older)]
+        of_older = [[(_LITTLE * share, _LITTLE)] for share in state.get("lastings", [])]
+        self.answers = [[(fall, of) for fall, of in answer] for answer in state.get("answers", of_older)]
         self.unasked = state.get("unasked")
 
     def find_start(self, weights: Sequence[Tensor]) -> None:
@@ -148,11 +159,11 @@ class LaterBatches:
             self._meter.updates.append(START_IS_GONE)
 
 
-def fall_of(
+def falls_of(
     scale: Scale | None, updates: Sequence[Update | str], losses: Sequence[float], way: float
-) -> tuple[tuple[float, float] | None, float]:
+) -> tuple[list[tuple[float, float]], float]:
     """By how much the batches of some steps see their losses fallen, and by how much these would have if what P says
-    held for them. Each is asked for the whole way up to it, so that a longer way counts for more.
+    held for them. Each is asked for the whole way up to it.
 
     Args:
         scale: of the first updates.
@@ -161,20 +172,19 @@ def fall_of(
         way: the LRs of the steps before them, added up.
 
     Returns:
-        Both sums, without losses that are not finite, None where they cannot be known; and the way after these steps.
+        Both, of each batch that has a way behind it and a finite loss; nothing where they cannot be known. And the way
+        after these steps.
     """
     has_gaps = len(updates) > 1 + MOST_WATCHED or len(losses) < len(updates)  # the meter holds so many only
     if scale is None or has_gaps or any(isinstance(update, str) for update in updates):
-        return None, way
-    fallen = promised = 0.0
+        return [], way
+    falls = []
     for update, loss in zip(updates, losses[len(losses) - len(updates) :], strict=True):
         assert isinstance(update, Update)
-        if math.isfinite(loss):
-            fallen += update.fallen
-            promised += way * float(loss) / scale.polyak
+        if 0.0 < way * loss < math.inf:
+            falls.append((update.fallen, way * loss / scale.polyak))
         way += update.lr
-    is_known = math.isfinite(fallen) and 0.0 < promised < math.inf
-    return ((fallen, promised) if is_known else None), way
+    return (falls if all(math.isfinite(fallen) for fallen, _ in falls) else []), way
 
 
 def raised_factor(scale: Scale, lasting: float | None, num_answers: int = 1) -> float:

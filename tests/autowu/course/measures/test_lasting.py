@@ -19,7 +19,7 @@ from autowu_hf.autowu.course.measures.lasting import (
     NOISE_BELOW,
     UNSURE_BELOW,
     LaterBatches,
-    fall_of,
+    falls_of,
     may_be_raised,
     raised_factor,
 )
@@ -37,14 +37,14 @@ def update(lr, fallen):
 
 def test_each_batch_is_asked_for_the_way_before_it_and_held_against_its_own_loss():
     updates = [update(0.1, 0.0), update(0.2, 0.04), update(0.3, 0.12)]
-    answer, way = fall_of(SCALE, updates, [9.0, 9.0, 2.0, 1.0], 0.0)  # P is 0.5
-    assert answer == pytest.approx((0.16, (2.0 * 0.1 + 1.0 * 0.3) / 0.5))
+    falls, way = falls_of(SCALE, updates, [9.0, 9.0, 2.0, 1.0], 0.0)  # P is 0.5
+    assert falls == [pytest.approx((0.04, 2.0 * 0.1 / 0.5)), pytest.approx((0.12, 1.0 * 0.3 / 0.5))]
     assert way == pytest.approx(0.6)
 
 
 def test_the_way_goes_on_from_that_of_earlier_steps():
-    answer, way = fall_of(SCALE, [update(0.1, 0.2)], [2.0], 0.5)
-    assert answer == pytest.approx((0.2, 2.0 * 0.5 / 0.5))
+    falls, way = falls_of(SCALE, [update(0.1, 0.2)], [2.0], 0.5)
+    assert falls == [pytest.approx((0.2, 2.0 * 0.5 / 0.5))]
     assert way == pytest.approx(0.6)
 
 
@@ -54,23 +54,23 @@ def test_the_way_goes_on_from_that_of_earlier_steps():
     ids=["none", "no way yet", "not measured", "gaps"],
 )
 def test_without_a_way_or_with_gaps_nothing_is_known(updates):
-    assert fall_of(SCALE, updates, [2.0] * 20, 0.0)[0] is None
+    assert falls_of(SCALE, updates, [2.0] * 20, 0.0)[0] == []
 
 
 def test_updates_whose_losses_are_missing_tell_nothing():
-    assert fall_of(SCALE, [update(0.1, 0.1)] * 3, [2.0] * 2, 0.5)[0] is None
+    assert falls_of(SCALE, [update(0.1, 0.1)] * 3, [2.0] * 2, 0.5)[0] == []
 
 
 @pytest.mark.parametrize(("fallen", "loss"), [(math.nan, 2.0), (0.1, math.nan), (0.1, math.inf), (0.1, 0.0)])
 def test_numbers_that_are_not_finite_and_losses_of_zero_tell_nothing(fallen, loss):
-    assert fall_of(SCALE, [update(0.1, fallen)], [loss], 0.5)[0] is None
+    assert falls_of(SCALE, [update(0.1, fallen)], [loss], 0.5)[0] == []
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_single_loss_that_is_not_finite_leaves_the_answers_of_the_others(loss):
     updates = [update(0.1, 0.1), update(0.1, 7.0), update(0.1, 0.3)]
-    (fallen, promised), way = fall_of(SCALE, updates, [2.0, loss, 2.0], 0.5)
-    assert (fallen, promised) == pytest.approx((0.4, 2.0 * (0.5 + 0.7) / 0.5))
+    falls, way = falls_of(SCALE, updates, [2.0, loss, 2.0], 0.5)
+    assert falls == [pytest.approx((0.1, 2.0 * 0.5 / 0.5)), pytest.approx((0.3, 2.0 * 0.7 / 0.5))]
     assert way == pytest.approx(0.8)
 
 
@@ -158,7 +158,8 @@ def test_all_answers_count_by_what_they_could_tell():
         ([0.9 * UNSURE_BELOW], MOST_WATCHED, False),
         ([0.9 * UNSURE_BELOW] * 2, 5, False),
         ([0.009 * LASTING], MOST_WATCHED, True),  # it raises the LR by as much as one answer may
-        ([0.009 * LASTING] * 2, 5, False),  # nothing lasts, so that it is raised no further
+        ([0.009 * LASTING] * 2, 5, False),  # it is raised no further than that
+        ([-0.01] * 4 + [0.01], MOST_WATCHED, False),  # asked often enough
         ([0.1 * LASTING, 0.2 * LASTING], 5, False),
     ],
 )
@@ -181,6 +182,24 @@ def test_an_answer_of_which_only_the_share_is_known_counts_while_it_is_alone():
     batches._meter.updates = [update(0.0, 0.1 / SCALE.polyak)]
     assert batches.take([1.0])
     assert batches.lasting == pytest.approx(0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shares", "is_clear"),
+    [
+        ([0.02] * 5, True),
+        ([0.01, 0.03, 0.02, 0.01, 0.03], True),
+        ([0.08, -0.06, 0.08, -0.06, 0.02], False),
+        ([-0.02] * 5, False),
+        ([0.08, -0.08, 0.01, 0.0], True),  # too few to say
+    ],
+)
+def test_nothing_is_raised_where_many_batches_are_not_sure_that_anything_lasts(shares, is_clear):
+    batches = asked(scale=noise(1e-5))
+    batches.answers = [[(share, 1.0) for share in shares]]
+    assert batches.is_clear == is_clear
+    assert (batches.raised > 1.0) == is_clear
+    assert batches.needs_more(MOST_WATCHED) == (not is_clear or batches.raised == MOST_RAISED)
 
 
 def test_why_nobody_was_asked_is_kept_unless_somebody_was():
