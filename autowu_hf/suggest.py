@@ -39,7 +39,7 @@ def suggest_lr(
     """Suggests a peak learning rate, from the scale of the first gradients (``autowu.course.measures.scale``).
 
     It makes two optimizer steps (up to eight, where rounding hides the first ones) on the user's own batches, and six
-    or eleven more where the gradients may be mostly noise (``lasting.raised_factor``). Where they may be those of a
+    or eleven more where the gradients may be mostly noise (``lasting.may_be_raised``). Where they may be those of a
     transient (``may_be_transient``), it trains for eight steps, and for 20 to 45 where the losses fall fast. It puts
     everything back: weights, buffers, the optimizer's state and LRs, gradients, random numbers and the order of the
     data; what a stream of data has given stays given, and so do other attributes that a forward sets. A schedule that

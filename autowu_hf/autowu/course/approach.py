@@ -103,7 +103,7 @@ class Approach:
             self.sweep = self.sweep.timed(num_steps, self.times.longest - sweep_start)
 
     def give_up(self, obstacle: str, step: int | None = None) -> None:
-        """Measures no scale any more, for a reason, as a part of a sentence, and asks nobody; ``step``: where it is."""
+        """Measures no more, for a reason, as a part of a sentence; from ``step`` on, a held LR goes to the scale's."""
         if self.scale is None:
             self.search.give_up(obstacle)
             self.is_over = True

@@ -228,7 +228,7 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         seen = lasting(approach["lasting"])
-        said += f", times {approach['raised']:.2g} since later batches see {seen} of the fall that they promise"
+        said += f", times {approach['raised']:.2g} since later batches see {seen} of the promised fall"
     if approach["factor"] != 1.0:
         why = f"later updates get {'farther' if approach['factor'] < 1.0 else 'less far'}"
         if approach["factor"] > 1.0 and approach["scale"].get("small_weights"):

@@ -127,18 +127,20 @@ class LaterBatches:
     @property
     def is_clear(self) -> bool:
         """Whether the batches are sure that anything lasts, or too few to be."""
-        falls = [fall for answer in self.answers for fall in answer]
-        share, promised = self.lasting, sum(fall[1] for fall in falls)
+        falls, share = self._falls, self.lasting
         if share is None or len(falls) < FEWEST_CLEAR:
             return True
-        return share > CLEAR * math.hypot(*(fallen - share * of for fallen, of in falls)) / promised
+        return sum(fallen for fallen, _ in falls) > CLEAR * math.hypot(*(fallen - share * of for fallen, of in falls))
 
     @property
     def lasting(self) -> float | None:
         """The share of the promised fall that lasts, by all ``answers``; None while there are none."""
-        falls = [fall for answer in self.answers for fall in answer]
-        fallen, promised = map(sum, zip(*falls, strict=True)) if falls else (0.0, 0.0)
-        return fallen / promised if promised > 0.0 else None
+        falls = self._falls
+        return sum(fallen for fallen, _ in falls) / sum(promised for _, promised in falls) if falls else None
+
+    @property
+    def _falls(self) -> list[tuple[float, float]]:
+        return [fall for answer in self.answers for fall in answer]
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists only; ``unasked`` is in the report."""

@@ -59,7 +59,7 @@ def test_where_most_of_the_slope_is_noise_the_lr_grows_on_and_that_is_said(caplo
     assert max(lrs) == pytest.approx(second["to_lr"])
     percent = f"{100 * approach['lasting']:.2g} %"
     assert f"see {percent} of the fall that the first updates promised" in caplog.text
-    assert f"times {approach['raised']:.2g} since later batches see {percent} of the fall" in caplog.text
+    assert f"times {approach['raised']:.2g} since later batches see {percent} of the promised fall" in caplog.text
 
 
 def test_where_nothing_lasts_batches_are_asked_three_times_and_the_lr_is_that_of_the_scale():
@@ -91,7 +91,6 @@ def test_where_it_was_no_noise_the_lr_goes_on_to_the_scale_s_and_that_is_said(ca
 
 
 def test_the_lr_stays_low_until_all_batches_have_answered():
-    """The loss is a parabola along the way, so that at a higher LR it would fall by less than its slope says."""
     weights, optimizer, schedule = noisy(60)
     lrs = run_noisy(weights, optimizer, schedule, 0.11, 10.0 * slowly(60)[:30])
     way = schedule._course.approach.way
@@ -258,7 +257,7 @@ def test_the_headline_says_that_nothing_lasts():
     run_noisy(weights, optimizer, schedule, 0.1, LOSSES)
     report = schedule.report()
     report["approach"]["lasting"] = -0.01
-    assert "since later batches see nothing of the fall" in headline(report)
+    assert "since later batches see nothing of the promised fall" in headline(report)
 
 
 @pytest.mark.parametrize("back_to", [1, 2, 4, 6])
