@@ -216,3 +216,17 @@ def test_adamp_and_lamb_learn_the_digits_and_resume_exactly(tmp_path, name, opti
     assert part.lr_scheduler.peak_lr == whole.lr_scheduler.peak_lr
     for mine, other in zip(part.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("step", [2, 10])
+def test_a_resume_with_accumulated_micro_batches_is_not_told_to_add_them_up(tmp_path, step):
+    """Trainer does that; warnings are errors here."""
+    options = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": step, "max_steps": 40}
+    checkpoint, peaks = tmp_path / "whole" / f"checkpoint-{step}", []
+    for folder, resume in ((tmp_path / "whole", None), (tmp_path / "part", str(checkpoint))):
+        trainer = trainer_for(folder, callbacks=[AutoWUCallback(plot=False, report=False)], **options)
+        trainer.args.lr_scheduler_kwargs = {}  # around the scale, which is measured later, too
+        trainer.train(resume_from_checkpoint=resume)
+        peaks.append(trainer.lr_scheduler.peak_lr)
+    assert trainer.lr_scheduler.report()["approach"]["reaches"]
+    assert peaks[0] == peaks[1]

@@ -5,7 +5,7 @@ where later batches say that the first gradients were mostly noise, and stays th
 run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
 would. From there on the losses say what remains to be done:
 
-* they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
+* they have risen far, or given back what was learned, or the gradients say that the LR is too high: back, to a tenth;
 * they have not fallen in a run of SGD, whose scale is less sure: the same, at a third of the LR;
 * they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
 * they have not fallen where P lies far below R: it grows on, too;
@@ -152,7 +152,7 @@ class Approach:
             self.is_over = self.search.obstacle is not None
             if (scale := self.search.scale) is not None:
                 self.later.watch_from(step if may_be_raised(scale) else None, self.way)
-                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps), self.later.asked.held)
+                self.way.set_out(step, scale.peak_lr_for(self.times.num_steps), self.later.asked.held, scale.borne)
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
@@ -162,7 +162,7 @@ class Approach:
             if self.transient.since is None:
                 self.later.ask(step, self.way)
             self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
-            if self.is_over and self.way.raised > 1.0 and self.breaks.find(losses, self.way, step):
+            if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
                 self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
         if self.is_over:
             self.later.stop()

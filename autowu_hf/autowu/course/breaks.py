@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...loss_curve.empty_start import num_empty
 from .legs import Way
-from .signs import FEWEST_BACK, Array, Signs
+from .signs import FEWEST_BACK, Array, Signs, window
+from .timetable import FEWEST_AFTER
 
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run."""
 
 STALL_DIVISOR = 3.0
 """The same where it has taught the run nothing."""
+
+RISEN, NOT_FINITE, LOST, ABOVE = "risen", "not finite", "lost", "above"
+"""Why the run had to go back: what the losses were."""
 
 _MOST = 2
 
@@ -22,16 +28,20 @@ class Breaks:
 
     Attributes:
         steps: the steps done at each break.
+        reasons: of each, ``RISEN`` far, ``NOT_FINITE``, or, at the end, what had been learned was ``LOST`` or they lay
+            ``ABOVE`` their start.
         changes: the steps done each time that it was the loss that had changed.
         are_too_many: whether the losses are too high still, although the LR was divided as often as it ever is.
     """
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.reasons: list[str] = []
         self.changes: list[int] = []
         self.are_too_many = False
         self._starts_at = self._sound_since = 0
         self._is_back = False
+        self._lost: float | None = None
 
     def counted(self, losses: Array) -> Array:
         """The losses from the first on that says something about the loss as it is now."""
@@ -48,9 +58,11 @@ class Breaks:
         if not self._is_back or len(self.changes) == _MOST or len(losses) - self._sound_since < FEWEST_BACK:
             return False
         self._is_back = False
-        if not seen.have_changed(self.counted(losses), self._sound_since - self.start(losses)):
+        lost = self._lost if self.reasons[-1] in (LOST, ABOVE) else None
+        if not seen.have_changed(self.counted(losses), self._sound_since - self.start(losses), lost):
             return False
         self.steps.pop()
+        self.reasons.pop()
         self.changes.append(step)
         self._starts_at = self._sound_since
         return True
@@ -63,12 +75,34 @@ class Breaks:
             way: the LR's so far.
             step: the steps done.
         """
-        since = max(self._sound_since, way.since) - self.start(losses)
-        is_broken = way.signs.are_broken(self.counted(losses), since)
+        is_broken = way.signs.are_broken(self.counted(losses), self._since(losses, way))
         self.are_too_many = is_broken and len(self.steps) == _MOST
         if is_broken and not self.are_too_many:
-            self.steps.append(step)
+            self._add(step, RISEN if np.isfinite(losses[-window(way.times.num_steps) :]).all() else NOT_FINITE)
         return is_broken and not self.are_too_many
+
+    def find_at_end(self, losses: Array, way: Way, step: int) -> bool:
+        """Whether the run has to go back although the approach is over: a raised LR has broken it, or it has lost what
+        it had learned, once; not where the loss has changed before. The arguments are those of ``find``.
+        """
+        if way.raised > 1.0 and self.find(losses, way, step):
+            return True
+        is_late = way.times.longest - step <= FEWEST_AFTER
+        if is_late or len(self.steps) == _MOST or self.changes or self._lost is not None:
+            return False
+        if (lost := way.signs.lost(self.counted(losses), self._since(losses, way))) is None:
+            return False
+        self._lost, was_learned = lost
+        self._add(step, LOST if was_learned else ABOVE)
+        return True
+
+    def _since(self, losses: Array, way: Way) -> int:
+        """The place among the counted losses of the first one that may count as one of the last."""
+        return max(max(self._sound_since, way.since) - self.start(losses), 0)
+
+    def _add(self, step: int, reason: str) -> None:
+        self.steps.append(step)
+        self.reasons.append(reason)
 
     def go_back(self, num_losses: int) -> None:
         """The run will go back; the ``num_losses`` losses so far count as the last ones no more."""
@@ -82,15 +116,19 @@ class Breaks:
         """Numbers and lists only."""
         return {
             "breaks": [*self.steps],
+            "break_reasons": [*self.reasons],
             "changes": [*self.changes],
             "breaks_too_often": self.are_too_many,
             "starts_at": self._starts_at,
             "sound_since": self._sound_since,
             "is_back": self._is_back,
+            "lost": self._lost,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, or the state of a release that knew no changes."""
         self.steps, self.changes = [*state["breaks"]], [*state.get("changes", [])]
+        self.reasons = [*state.get("break_reasons", [RISEN] * len(self.steps))]
         self._starts_at, self._sound_since = state.get("starts_at", 0), state["sound_since"]
         self.are_too_many, self._is_back = state.get("breaks_too_often", False), state.get("is_back", False)
+        self._lost = state.get("lost")

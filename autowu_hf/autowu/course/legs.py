@@ -70,6 +70,7 @@ class Way:
         watched_since: the steps done when later batches were last asked how much of the fall lasts; None before.
         held: the share of the scale's LR at which the run stays while they are asked; 1 where they are not.
         raises: by what that LR was multiplied once they had answered.
+        borne: how many times as far the losses may rise as elsewhere, see ``Scale.borne``.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Way:
         self.legs: list[Leg] = []
         self.began = self.num_lost = 0
         self.watched_since: int | None = None
-        self.held = 1.0
+        self.held = self.borne = 1.0
         self.raises: list[float] = []
 
     @property
@@ -108,7 +109,7 @@ class Way:
     @property
     def signs(self) -> Signs:
         """What the losses of the run say."""
-        return Signs(self.times.num_steps, self.ramp_end)
+        return Signs(self.times.num_steps, self.ramp_end, self.borne)
 
     @property
     def growth_end(self) -> int:
@@ -158,8 +159,11 @@ class Way:
         if factor is not None and self.legs:
             self.legs[-1] = self.legs[-1].cut(times.ramp_end(self.legs[-1].since), factor)
 
-    def set_out(self, since: int, peak_lr: float, held: float = 1.0) -> None:
-        """After ``since`` steps the LR grows from 0 to ``peak_lr``, or to the share of it at which it is ``held``."""
+    def set_out(self, since: int, peak_lr: float, held: float = 1.0, borne: float | None = None) -> None:
+        """After ``since`` steps the LR grows from 0 to ``peak_lr``, or to the share of it at which it is ``held``; what
+        is ``borne`` stays, where it is not given.
+        """
+        self.borne = self.borne if borne is None else borne
         if not self.legs:
             self.began = since
         if not self.raises:
@@ -189,7 +193,7 @@ class Way:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists only."""
-        names = ("began", "num_lost", "watched_since", "held", "raises")
+        names = ("began", "num_lost", "watched_since", "held", "raises", "borne")
         return {"legs": [[*astuple(leg)] for leg in self.legs], **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,7 +201,7 @@ class Way:
         self.legs = [Leg(*leg) for leg in state["legs"]]
         self.began, self.num_lost = state["began"], state["num_lost"]
         self.watched_since, self.held = state.get("watched_since"), state.get("held", 1.0)
-        self.raises = [*state.get("raises", [])]
+        self.raises, self.borne = [*state.get("raises", [])], state.get("borne", 1.0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...loss_curve import divergence
+from ...loss_curve.lost import LEAST_LOST, is_lost, level
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +36,11 @@ momentum of the optimizer swings in, losses rise a little and come back.
 FEWEST_BACK = 3
 """The losses after a way back that say whether the loss has changed."""
 
+FEWEST_IN_LEVEL, LEVEL = 4, 1.0 / 6.0
+"""The losses that make a level where they are looked at once, at the end: the fewest, and the share of all."""
+
 _NOISES = 4.0
+_ERRORS = 3.0  # standard errors, where it is looked at once: of flat losses the lowest level lies two below the others
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,12 @@ class Signs:
     Args:
         num_steps: optimizer steps of the run.
         ramp_end: the steps done when the LR had first grown to the scale's peak, or to what later batches made of it.
+        borne: how many times ``LIFT`` the losses may rise.
     """
 
     num_steps: int
     ramp_end: int
+    borne: float = 1.0
 
     @property
     def num_first(self) -> int:
@@ -81,15 +88,43 @@ class Signs:
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""
         last = window(self.num_steps)
-        return self.num_steps >= FEWEST_STEPS and are_broken(losses, self.num_first, last, since)
+        return self.num_steps >= FEWEST_STEPS and self._are_broken(losses, last, since)
 
-    def have_changed(self, losses: Array, since: int) -> bool:
+    def lost(self, losses: Array, since: int) -> tuple[float, bool] | None:
+        """How much of what had been learned the last losses have given back, where it is half or more, or, where
+        nothing had been learned, how far they lie above the first ones.
+
+        Args:
+            losses: (n,), one per optimizer step.
+            since: the place of the first one that counts as a low or a last one.
+
+        Returns:
+            That, in the unit of the losses, and whether anything had been learned; None where little is lost, or where
+            the weights bear an LR that is too high. It is for one look, at the end.
+        """
+        later = losses[since:]
+        num = max(FEWEST_IN_LEVEL, int(LEVEL * len(later)))
+        if self.num_steps < FEWEST_STEPS or self.borne > 1.0 or len(later) < 2 * num:
+            return None
+        first, now = level(losses[: self.num_first]), level(later[-num:])
+        best = min(first, *(level(later[start : start + num]) for start in range(len(later) - 2 * num + 1)))
+        has_learned = first - best > LEAST_LOST * abs(first)
+        return (now - best, has_learned) if is_lost(first, best, now, later, num, _ERRORS) else None
+
+    def have_changed(self, losses: Array, since: int, lost: float | None = None) -> bool:
         """Whether the first losses after a way back, which is before the place ``since``, are too high already: these
-        are of weights that were good, so that the loss is another one.
+        are of weights that were good, so that the loss is another one. Where the run went back since so much was
+        ``lost``, half of that above the first losses is too high.
         """
         losses = losses[: since + FEWEST_BACK]
-        is_finite = bool(np.isfinite(losses[since:]).all())
-        return is_finite and are_broken(losses, self.num_first, FEWEST_BACK, since)
+        if not np.isfinite(losses[since:]).all():
+            return False
+        if lost is None:
+            return self._are_broken(losses, FEWEST_BACK, since)
+        return level(losses[since:]) - level(losses[: self.num_first]) > lost / 2.0
+
+    def _are_broken(self, losses: Array, num_last: int, since: int) -> bool:
+        return are_broken(losses, self.num_first, num_last, since, self.borne * LIFT)
 
     def _are_below(self, losses: Array, share: float) -> bool:
         last = window(self.num_steps)
@@ -128,7 +163,7 @@ def _share(losses: Array, num_first: int, num_last: int) -> float:
     return divergence.median(last) / divergence.median(first)
 
 
-def are_broken(losses: Array, num_first: int, num_last: int, since: int) -> bool:
+def are_broken(losses: Array, num_first: int, num_last: int, since: int, lift: float = LIFT) -> bool:
     """Whether the last losses lie far above the first ones, or are not finite: their median.
 
     Args:
@@ -136,11 +171,12 @@ def are_broken(losses: Array, num_first: int, num_last: int, since: int) -> bool
         num_first: how many of them count as the first.
         num_last: how many count as the last.
         since: the place of the first loss that may count as one of the last.
+        lift: the share of the first ones by which they must lie above them.
     """
     last = losses[max(len(losses) - num_last, since) :]
     first = losses[:num_first][np.isfinite(losses[:num_first])]
     if len(last) < num_last or len(first) < 2:
         return False
     start = divergence.median(first)
-    level = start + max(LIFT * abs(start), _NOISES * divergence.noise(first))
+    level = start + max(lift * abs(start), _NOISES * divergence.noise(first))
     return divergence.median(np.where(np.isfinite(last), last, np.inf)) > level

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
+from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
 from .measures.transient import MOST_RISEN
 from .signs import FEWEST_STEPS
 
@@ -119,13 +121,39 @@ def news(approach: Approach, before: tuple[int, ...], step: int) -> Iterator[str
         yield _transient(approach, step)
 
 
+_SETBACKS = {
+    RISEN: "have risen far above their start",
+    NOT_FINITE: "are not finite",
+    LOST: "have given back half or more of what had been learned",
+    ABOVE: "lie above their start",
+}
+_WERE = {
+    RISEN: "rose too far",
+    NOT_FINITE: "were not finite",
+    LOST: "had given back what had been learned",
+    ABOVE: "lay above their start",
+}
+
+
 def _setback(approach: Approach, step: int) -> str:
     """Why the run goes back after ``step`` steps, to grow again to a lower LR."""
-    seen = "not fallen" if approach.stalled == step else "risen far above their start"
+    seen = "have not fallen" if approach.stalled == step else _SETBACKS[approach.breaks.reasons[-1]]
     return (
-        f"AutoWU: by step {step} the losses have {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "
+        f"AutoWU: by step {step} the losses {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "
         f"grows again, to at most {approach.way.peak_lr:.1e}"
     )
+
+
+def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
+    """Why the LR is a tenth, or a tenth of that, as parts of a sentence.
+
+    Args:
+        steps: the steps done at each break.
+        reasons: one of each; None in a report of a release that knew one only.
+    """
+    pairs = itertools.groupby(zip(steps, reasons or [RISEN] * len(steps), strict=True), key=lambda pair: pair[1])
+    parts = [(reason, " and again by step ".join(str(step) for step, _ in own)) for reason, own in pairs]
+    return "".join(f", a tenth of it since the losses {_WERE[reason]} by step {told}" for reason, told in parts)
 
 
 def _overshoot(approach: Approach, step: int) -> str:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from ...loss_curve import divergence
+from ...loss_curve.lost import NOISES, is_lost, level
 from ...runtime.losses.history import Array
 
 WINDOW, FEWEST_LOSSES = 0.04, 10
 """The share of the run whose losses are looked at together, and the fewest of them."""
 
-LOST, LEAST_LOST = 0.5, 0.05
-"""The share of what had been learned that the losses must have given back, and of the first losses, at least."""
-
 WON_BACK = 1.0 / 3.0
 """The share of what was lost that the earlier weights must have. A lower LR alone lowers the losses, too."""
-
-_NOISES = 4.0
-_MEDIAN_ERROR = 1.2533  # of a median, in standard errors of a mean
 
 
 @dataclass
@@ -85,7 +76,7 @@ class Attempt:
         """
         if self.tried is None:
             self.tried = found
-            return found < self.level - max(WON_BACK * (self.level - self.best), _NOISES * error)
+            return found < self.level - max(WON_BACK * (self.level - self.best), NOISES * error)
         middle = (self.tried + self.level) / 2.0
         if self.again is None:
             self.again = found
@@ -102,31 +93,6 @@ def window(num_steps: int) -> int:
 def interval(num_steps: int) -> int:
     """The steps from one look at the losses to the next."""
     return max(3, num_steps // 60)
-
-
-def level(losses: Array) -> float:
-    """The median of the losses (n,), where those that are not finite count as infinite; infinite without any."""
-    return divergence.median(np.where(np.isfinite(losses), losses, np.inf)) if len(losses) else math.inf
-
-
-def error(losses: Array, num: int) -> float:
-    """The standard error of the difference of two levels, each of ``num`` losses with the noise of these (n,)."""
-    finite = losses[np.isfinite(losses)]
-    return _MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
-
-
-def is_lost(first: float, best: float, now: float, losses: Array, num: int) -> bool:
-    """Whether the losses have given back what had been learned.
-
-    Args:
-        first: their level at the start of the run.
-        best: their lowest level since the switch, that just before it included; infinite before there is one.
-        now: their level.
-        losses: (n,), the last ones, by whose noise it is judged.
-        num: how many of these make a level.
-    """
-    is_far = now - best > max(LOST * (first - best), LEAST_LOST * abs(first))  # the noise is asked for only then
-    return is_far and now - best > _NOISES * error(losses, num)
 
 
 def has_just_broken(first: float, now: float, losses: Array) -> bool:

@@ -16,11 +16,12 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from ...loss_curve.lost import error, is_lost, level
 from ...rewind.kept import Kept
 from ...rewind.rewind import Rewind
 from ...runtime.losses.history import Array
 from ..course.words import say
-from .attempt import FEWEST_LOSSES, Attempt, error, has_just_broken, interval, is_lost, level, window
+from .attempt import FEWEST_LOSSES, Attempt, has_just_broken, interval, window
 from .heard import Heard
 from .words import line
 

@@ -12,7 +12,7 @@ from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
 from ..course.signs import have_risen
-from ..course.words import lasting, times
+from ..course.words import lasting, setbacks, times
 from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 from .decays import name_of_decay, why_this_decay
@@ -239,10 +239,7 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         said += f", on from it since P, per unit of the way, was {left} as high after a transient, at step {at}"
     if approach.get("changes"):
         said += f", the loss having changed by step {approach['changes'][-1]}"
-    if approach["breaks"]:
-        said += ", a tenth of it since the losses rose too far by step " + " and again by step ".join(
-            map(str, approach["breaks"])
-        )
+    said += setbacks(approach["breaks"], approach.get("break_reasons"))
     for step, rise in approach.get("overshot", []):
         seen = "made losses that are not finite" if rise is None else f"raised the loss by {100.0 * rise:.0f} %"
         said += f", a tenth of it since the way up to step {step} had {seen}"

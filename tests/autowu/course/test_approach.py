@@ -310,6 +310,28 @@ def test_a_loss_that_changes_in_mid_run_is_no_break(rewind, caplog):
         assert len(approach["breaks"]) == 2
 
 
+@pytest.mark.parametrize("is_harder", [False, True])
+def test_what_was_learned_and_lost_before_the_switch_sends_the_run_back(is_harder, caplog):
+    """With the weights from before, the losses are as they were at first; or higher, where it was the data."""
+    model, optimizer, schedule = made(400)
+    losses = np.interp(np.arange(400), [0, 40, 80, 120, 121, 400], [1.2, 0.8, 1.15, 1.15, 1.2 + 0.4 * is_harder, 0.9])
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, losses + 0.01 * np.random.default_rng(0).standard_normal(400))
+    approach = schedule.report()["approach"]
+    first, second, *_ = approach["legs"]
+    assert second["since"] == 120
+    assert second["to_lr"] == pytest.approx(0.1 * first["to_lr"])
+    assert any("by step 120 the losses have given back half or more of what had been" in m for m in caplog.messages)
+    if is_harder:
+        assert approach["breaks"] == approach["break_reasons"] == []
+        assert len(approach["changes"]) == 1
+        assert schedule.peak_lr == pytest.approx(first["to_lr"])
+    else:
+        assert (approach["breaks"], approach["break_reasons"]) == ([120], ["lost"])
+        assert schedule.peak_lr == pytest.approx(second["to_lr"])
+        assert "a tenth of it since the losses had given back what had been learned by step 120" in caplog.messages[-1]
+
+
 def test_nan_at_the_scale_is_gone_after_the_way_back():
     model, optimizer, schedule = made(400)
     losses = slowly(400)
@@ -322,6 +344,7 @@ def test_nan_at_the_scale_is_gone_after_the_way_back():
         if schedule.report()["approach"]["breaks"]:
             break
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    assert schedule.report()["approach"]["break_reasons"] == ["not finite"]
 
 
 def test_nan_at_the_scale_without_rewind_stops_the_run():

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from autowu_hf.autowu.course.breaks import Breaks
+from autowu_hf.autowu.course.breaks import ABOVE, LOST, NOT_FINITE, RISEN, Breaks
 from autowu_hf.autowu.course.signs import Signs
+from autowu_hf.autowu.course.timetable import Timetable
 
 SEEN = Signs(400, 20)
-WAY = SimpleNamespace(signs=SEEN, since=2)
+WAY = SimpleNamespace(signs=SEEN, since=2, raised=1.0, times=Timetable.of(400, None))
 GOOD = 1.0 + 0.01 * np.random.default_rng(0).standard_normal(60)
 
 
@@ -53,7 +54,7 @@ def test_a_state_goes_on_and_one_of_an_older_release_too():
     again.load_state_dict(breaks.state_dict())
     assert again.find_change(losses, SEEN, 33)
     again.load_state_dict({"breaks": [7], "sound_since": 7})
-    assert again.steps == [7]
+    assert (again.steps, again.reasons) == ([7], [RISEN])
 
 
 def test_a_loss_that_changes_again_and_again_breaks_the_run_in_the_end():
@@ -61,3 +62,52 @@ def test_a_loss_that_changes_again_and_again_breaks_the_run_in_the_end():
     breaks.changes += [5, 9]
     assert not breaks.find_change(losses, SEEN, 33)
     assert breaks.steps == [30]
+
+
+def test_the_reason_is_kept():
+    breaks = Breaks()
+    assert breaks.find(np.append(GOOD, GOOD[:10] + 2.0), WAY, 70)
+    breaks.go_back(70)
+    assert breaks.find(np.append(GOOD, np.append(GOOD[:10] + 2.0, np.full(10, np.nan))), WAY, 80)
+    assert breaks.reasons == [RISEN, NOT_FINITE]
+
+
+def given_back(now=0.9, back_at=1.0):
+    """Losses that have fallen from 1 to 0.5, and given that back; and what comes after the way back."""
+    return np.concatenate([GOOD[:20], GOOD[:20] - 0.5, GOOD[:20] - 1.0 + now, GOOD[:3] - 1.0 + back_at])
+
+
+def test_what_had_been_learned_is_looked_for_once_at_the_end():
+    breaks, losses = Breaks(), given_back()
+    assert not breaks.find(losses[:60], WAY, 60)
+    assert not breaks.find_at_end(given_back(now=0.7)[:60], WAY, 60)
+    assert breaks.find_at_end(losses[:60], WAY, 60)
+    assert (breaks.steps, breaks.reasons) == ([60], [LOST])
+    breaks.go_back(60)
+    breaks.went_back(60)
+    again = Breaks()
+    again.load_state_dict(breaks.state_dict())
+    for found in (breaks, again):
+        assert not found.find_change(losses, SEEN, 63)
+        assert not found.find_at_end(np.append(losses, given_back()), WAY, 126)
+
+
+def test_data_that_became_harder_took_nothing_away():
+    breaks, losses = Breaks(), given_back(back_at=1.4)
+    assert breaks.find_at_end(losses[:60], WAY, 60)
+    breaks.go_back(60)
+    breaks.went_back(60)
+    assert breaks.find_change(losses, SEEN, 63)
+    assert (breaks.steps, breaks.reasons, breaks.changes) == ([], [], [63])
+    assert not breaks.find_at_end(np.append(losses, given_back()), WAY, 126)  # they may change again
+
+
+def test_nobody_goes_back_where_too_few_steps_are_left():
+    way = SimpleNamespace(signs=SEEN, since=2, raised=1.0, times=Timetable.of(400, 62))
+    assert not Breaks().find_at_end(given_back()[:60], way, 60)
+
+
+def test_losses_that_lie_above_their_start_in_the_end_send_the_run_back_too():
+    breaks = Breaks()
+    assert breaks.find_at_end(np.append(GOOD[:20], GOOD + 0.1), WAY, 80)
+    assert breaks.reasons == [ABOVE]

@@ -46,6 +46,51 @@ def test_losses_a_quarter_above_their_start_are_broken(unit):
     assert not are_broken(unit * losses(2.0, 1.0), 5, 5, 0)
 
 
+def test_scale_invariant_weights_bear_four_times_the_rise():
+    rising = losses(2.0, 3.8)
+    assert Signs(400, 20).are_broken(rising, 0)
+    assert not Signs(400, 20, borne=4.0).are_broken(rising, 0)
+    assert Signs(400, 20, borne=4.0).are_broken(losses(2.0, 4.2), 0)
+    assert Signs(400, 20, borne=4.0).are_broken(np.append(losses(2.0), [np.nan] * 10), 0)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+@pytest.mark.parametrize(
+    ("levels", "found"),
+    [
+        ((2.0, 1.2, 1.2, 1.7), (0.5, True)),  # more than half of what had been learned
+        ((2.0, 1.2, 1.2, 1.55), None),
+        ((2.0, 1.95, 1.95, 2.0), None),  # little had been learned
+        ((2.0, 2.0, 2.2, 2.2), (0.2, False)),
+        ((2.0, 2.0, 2.05, 2.05), None),
+        ((2.0, 1.6, 1.2, 1.0), None),
+    ],
+)
+def test_what_had_been_learned_is_lost_where_half_of_it_is_given_back(levels, found, unit):
+    lost = Signs(400, 20).lost(unit * losses(*levels), 0)
+    if found is None:
+        assert lost is None
+    else:
+        assert lost == (pytest.approx(unit * found[0], rel=0.1), found[1])
+
+
+def test_what_is_lost_is_told_apart_from_noise_and_needs_losses_enough():
+    lost = losses(2.0, 1.2, 1.2, 1.7)
+    rng, seen = np.random.default_rng(0), Signs(400, 20)
+    assert sum(seen.lost(2.0 + rng.standard_normal(40), 0) is not None for _ in range(500)) < 25
+    assert Signs(29, 3).lost(lost, 0) is None  # too short a run
+    assert Signs(400, 20, borne=4.0).lost(lost, 0) is None
+    assert Signs(400, 20).lost(lost, 30) is None  # after a way back nothing has been lost again
+    assert Signs(400, 20).lost(lost, 33) is None  # seven losses are no two levels
+
+
+@pytest.mark.parametrize(("back_at", "has_changed"), [(2.0, False), (2.2, False), (2.4, True), (np.nan, False)])
+def test_weights_from_before_tell_whether_it_was_the_data(back_at, has_changed):
+    """0.5 had been lost; with the weights from before the losses are as they were, or much higher."""
+    run = np.append(losses(2.0, 1.2, 1.2, 1.7), [back_at] * 3)
+    assert Signs(400, 20).have_changed(run, 40, 0.5) is has_changed
+
+
 def test_noisy_losses_have_to_rise_by_more_than_their_noise():
     noisy = losses(2.0, 2.6, noise=0.5)
     assert not are_broken(noisy, 10, 5, 0)

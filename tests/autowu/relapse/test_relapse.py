@@ -10,12 +10,14 @@ import json
 import logging
 import math
 import weakref
+from unittest import mock
 
 import pytest
 import torch
 from margins import assert_above, assert_below
 from relapse_runs import BEARABLE_LR, STEPS, Run
 
+from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.relapse.relapse import DIVISOR, RENEW, TRIAL_DIVISOR, UNTIL
 
 HARDER_AT = 110
@@ -104,6 +106,16 @@ def test_an_lr_that_is_still_too_high_is_divided_once_more():
     assert run.lrs[second["end"]] == pytest.approx(run.scheduler.peak_lr / DIVISOR**2)
 
 
+def test_what_was_worn_before_the_switch_is_won_back_too():
+    """Nothing is left to compare with after it, so that the approach looks once, at its end."""
+    run, too_late = Run(steps=400).go(), Run(steps=400)
+    with mock.patch.object(Signs, "lost", return_value=None):
+        too_late.go()
+    assert run.scheduler.report()["approach"]["break_reasons"] == ["lost"]
+    assert run.attempts == []
+    assert_below(run.losses[-1], too_late.losses[-1] - 0.1, too_late.losses[-1])
+
+
 def test_newer_weights_take_the_place_of_the_kept_ones_as_the_losses_fall():
     run = Run(wear=0.0, harder=lambda step: 1.0 - step / STEPS)
     kept = []
@@ -127,9 +139,9 @@ def test_weights_that_broke_a_moment_ago_do_not_take_their_place(at):
 
 def test_after_a_way_back_the_losses_are_compared_with_what_they_are_then():
     """Weights from before may be some way from the best ones."""
-    run = Run(wear=0.005, steps=1000).go()
+    run = Run(wear=0.002, steps=1000).go()
     assert [attempt["was_lost"] for attempt in run.attempts] == [True]
-    run = Run(wear=0.01, steps=400).go()
+    run = Run(wear=0.005, steps=400).go()
     first, second = run.attempts
     assert second["best"] == first["last"]
 

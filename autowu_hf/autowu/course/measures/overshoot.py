@@ -26,11 +26,6 @@ OVERSHOT, LONG = 0.05, 60
 grows with their square root, for a longer run has more time to come back.
 """
 
-BORNE = 4.0
-"""So many times as high the rise must be where most weights are scale-invariant, which bear an LR that is too high. For
-EfficientNet, whose gradients are mostly noise, it is an eighth in runs that end well.
-"""
-
 FEWEST_RISES = 3
 """The batches that tell it at least."""
 
@@ -90,8 +85,8 @@ class Overshoot:
         rises = [-update.fallen / share for update in updates if isinstance(update, Update)]
         if len(rises) == len(updates):
             bar = OVERSHOT * max(1.0, way.times.num_steps / LONG) ** 0.5
-            bar *= BORNE if self._search.scale is not None and self._search.scale.is_scale_invariant else 1.0
-            rise = rise_of(rises, losses[:num_first], last, bar)
+            borne = 1.0 if self._search.scale is None else self._search.scale.borne
+            rise = rise_of(rises, losses[:num_first], last, borne * bar, is_sure=borne > 1.0)
         if is_broken or rise is not None:
             self.found.append((step, rise))
         return is_broken or rise is not None
@@ -134,7 +129,7 @@ class Overshoot:
             self._meter.hold_start(start)
 
 
-def rise_of(rises: Sequence[float], first: Array, last: Array, bar: float) -> float | None:
+def rise_of(rises: Sequence[float], first: Array, last: Array, bar: float, *, is_sure: bool = False) -> float | None:
     """By how much the way has raised the loss, as a share of the first losses.
 
     Args:
@@ -142,6 +137,7 @@ def rise_of(rises: Sequence[float], first: Array, last: Array, bar: float) -> fl
         first: (m,), the first losses.
         last: (n,), those of the batches.
         bar: what the rise must exceed beyond the share that was learned.
+        is_sure: whether it has to do so by two standard errors, too.
 
     Returns:
         Half of the rises' mean, or of their median where that is less; None where that cannot be told from 0, or is too
@@ -153,7 +149,8 @@ def rise_of(rises: Sequence[float], first: Array, last: Array, bar: float) -> fl
     level = float(first.mean())
     middle = min(float(np.mean(rises)), float(np.median(rises)))
     error = float(np.std(rises, ddof=1)) / math.sqrt(len(rises))
+    least = middle - _ERRORS * error
     learned = max(level - float(last.mean()), 0.0)
-    if level <= 0.0 or middle <= _ERRORS * error or middle / 2.0 - learned <= bar * level:
+    if level <= 0.0 or least <= 0.0 or (least if is_sure else middle) / 2.0 - learned <= bar * level:
         return None
     return middle / 2.0 / level

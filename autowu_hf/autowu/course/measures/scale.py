@@ -21,7 +21,7 @@ from typing import Any
 
 from ....runtime.update_meter import Update
 from ...optimizer_kinds import rectification
-from .scale_invariant import INVARIANT_FROM, least_lr
+from .scale_invariant import BORNE, INVARIANT_FROM, least_lr
 
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
@@ -199,6 +199,11 @@ class Scale:
     def is_scale_invariant(self) -> bool:
         """Whether most of the weights are, and R and M say by themselves what LR they need (``scale_invariant.py``)."""
         return self.scale_invariant >= INVARIANT_FROM
+
+    @property
+    def borne(self) -> float:
+        """How many times as far the losses may rise as elsewhere before the LR counts as too high."""
+        return BORNE if self.is_scale_invariant else 1.0
 
     @property
     def least_lr(self) -> float:

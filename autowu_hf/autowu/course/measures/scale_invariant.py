@@ -21,6 +21,11 @@ networks with batch norm, and 0 in the others of ``examples/benchmarks/``.
 INVARIANT_SHARE = 0.2
 """What they need, as a share of the highest LR that R and M allow; chosen in ``examples/benchmarks/batch_norm.py``."""
 
+BORNE = 4.0
+"""So many times as high the losses must rise before the LR counts as too high for them. EfficientNet's gradients, in
+batches of 16, are mostly noise: its losses rise by an eighth in runs that end well, and those of a few batches by more.
+"""
+
 
 def least_lr(trusted_lr: float, is_aligned: bool) -> float:
     """The LR that scale-invariant weights need.

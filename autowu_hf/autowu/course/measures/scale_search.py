@@ -109,9 +109,9 @@ class ScaleSearch:
     @property
     def is_stepped_at_each(self) -> bool:
         """Whether the schedule was stepped at each of the backward calls of all steps that were measured; of one alone,
-        a gradient scaler may have skipped those before it.
+        a gradient scaler may have skipped those before it. Nobody knows after a resume.
         """
-        return all(self._at_each)
+        return bool(self._at_each) and all(self._at_each)
 
     def shows(self, update: Update) -> bool:
         """Whether an update can be told from rounding."""

@@ -24,6 +24,7 @@ from torch import nn
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.course.measures import overshoot
 from autowu_hf.autowu.course.measures.overshoot import OVERSHOT, Overshoot, rise_of
+from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.update_meter import Update
 
@@ -66,7 +67,7 @@ def excess(model):
 
 @pytest.mark.parametrize("steps", [12, 20, 29, 60, 150])
 def test_a_trained_model_is_hardly_harmed(steps, caplog):
-    with NEVER:
+    with NEVER, mock.patch.object(Signs, "lost", return_value=None):  # which may tell at the end
         model, optimizer, schedule = made(steps)
         run(model, optimizer, schedule, steps)
     unasked = excess(model)
@@ -318,6 +319,14 @@ def test_what_was_learned_is_taken_off():
 
 def test_what_noise_may_be_does_not_count():
     assert rise([2.0, -1.0, 1.5, 0.5]) is None
+
+
+def test_scale_invariant_weights_rise_is_sure_by_two_standard_errors():
+    rises, bar = [0.5, 1.1, 0.9, 1.8, 1.5], 0.2
+    sure = [value + 0.6 for value in rises]
+    assert rise(rises, bar=bar) == pytest.approx(1.1 / 4)
+    for found, expected in ((rises, None), (sure, pytest.approx(1.7 / 4))):
+        assert rise_of(found, np.array(LEVEL), np.full(5, 2.0), bar, is_sure=True) == expected
 
 
 @pytest.mark.parametrize("rises", [[], [0.5], [0.5, 0.5], [0.5, math.nan, 0.5, 0.5]])

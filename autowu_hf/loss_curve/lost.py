@@ -1,0 +1,44 @@
+"""Whether losses have given back what had been learned, before the switch or after it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import divergence
+from .gp import Array
+
+LOST, LEAST_LOST = 0.5, 0.05
+"""The share of what had been learned that the losses must have given back, and of the first losses, at least."""
+
+NOISES = 4.0
+"""The standard errors by which they must lie above their lowest level, where that is looked at again and again."""
+
+_MEDIAN_ERROR = 1.2533  # of a median, in standard errors of a mean
+
+
+def level(losses: Array) -> float:
+    """The median of the losses (n,), where those that are not finite count as infinite; infinite without any."""
+    return divergence.median(np.where(np.isfinite(losses), losses, np.inf)) if len(losses) else math.inf
+
+
+def error(losses: Array, num: int) -> float:
+    """The standard error of the difference of two levels, each of ``num`` losses with the noise of these (n,)."""
+    finite = losses[np.isfinite(losses)]
+    return _MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
+
+
+def is_lost(first: float, best: float, now: float, losses: Array, num: int, errors: float = NOISES) -> bool:
+    """Whether the losses have given back what had been learned.
+
+    Args:
+        first: their level at the start of the run.
+        best: their lowest level; infinite before there is one.
+        now: their level.
+        losses: (n,), the last ones, by whose noise it is judged.
+        num: how many of these make a level.
+        errors: by so many standard errors they must lie above ``best``.
+    """
+    is_far = now - best > max(LOST * (first - best), LEAST_LOST * abs(first))  # the noise is asked for only then
+    return is_far and now - best > errors * error(losses, num)
