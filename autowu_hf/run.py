@@ -68,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own and len(arguments) <= own:
         raise SystemExit(f"autowu_hf.run: {' '.join(arguments)} needs a script, a module or a command to run")
     _options[:], arguments = arguments[:own], arguments[own:]
+    if arguments[0].startswith("-") and arguments[0] != "-m" and not os.path.exists(arguments[0]):
+        raise SystemExit(
+            f"autowu_hf.run: {arguments[0]!r} is no option here; give one of --suggest-lr and --schedule NAME, or "
+            "none, and then a script's path, -m and a module, or a command such as trl"
+        )
     _launched.clear()
     _extend_choices()
     _extend_accelerate_launch()

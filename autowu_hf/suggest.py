@@ -118,6 +118,8 @@ def _of_trainer(trainer: Any) -> SuggestedLR:
             "gradients is not in the suggestion",
             type(trainer).__name__,
         )
+    if getattr(trainer.args, "neftune_noise_alpha", None) is not None:
+        logger.info("suggest_lr leaves out the noise of neftune_noise_alpha, which Trainer adds in its own steps only")
     model, owned, accelerator = trainer.model, trainer.optimizer, trainer.accelerator
     number_of_loaders = len(accelerator._dataloaders)
     with same_random_numbers(_device_of_model(model)):

@@ -189,6 +189,8 @@ def test_only_choices_of_schedules_are_extended():
         (["-m"], "-m needs the name of a module"),
         ([*EVERY], "--schedule autowu needs a script, a module or a command"),
         (["--suggest-lr"], "--suggest-lr needs a script, a module or a command"),
+        ([*EVERY, "--suggest-lr", "script.py"], "'--suggest-lr' is no option here; give one of --suggest-lr and"),
+        (["--sugest-lr", "script.py"], "'--sugest-lr' is no option here"),
         (["--schedule", "cosine", "script.py"], "--schedule is 'cosine', but must be one of .*autowu, rex"),
     ],
 )

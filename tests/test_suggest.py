@@ -365,6 +365,12 @@ def test_a_training_step_of_ones_own_is_not_asked(tmp_path, caplog):
     assert "suggest_lr calls compute_loss itself, and not Own.training_step" in caplog.text
 
 
+def test_noise_that_trainer_adds_in_its_own_steps_is_said_to_be_left_out(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        suggest_lr(trainer_for(tmp_path, lr_scheduler_type="cosine", neftune_noise_alpha=5.0))
+    assert "leaves out the noise of neftune_noise_alpha" in caplog.text
+
+
 @pytest.mark.parametrize("end", ["own.train()", "pass", "sys.exit()"])
 def test_the_command_prints_it_and_trains_nothing(tmp_path, end, request):
     script = tmp_path / "script.py"

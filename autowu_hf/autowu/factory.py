@@ -116,6 +116,7 @@ def get_autowu_schedule(
 
     Raises:
         ValueError: an argument is outside its limits, a name is unknown, or the optimizer finds its LR by itself.
+        TypeError: the model is no module.
 
     Example:
         >>> optimizer = torch.optim.AdamW(model.parameters())

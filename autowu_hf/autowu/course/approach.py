@@ -5,8 +5,8 @@ where later batches say that the first gradients were mostly noise, and stays th
 run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
 would. From there on the losses say what remains to be done:
 
-* they have risen far, or given back what was learned, or the gradients say that the LR is too high: back, to a tenth;
-* they have not fallen in a run of SGD, whose scale is less sure: the same, at a third of the LR;
+* they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
+* what was learned is lost, or nothing is in a run of SGD, whose scale is less sure: the same, at a third of the LR;
 * they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -163,7 +163,7 @@ class Approach:
                 self.later.ask(step, self.way)
             self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
             if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
-                self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
+                self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
         if self.is_over:
             self.later.stop()
 
@@ -174,8 +174,8 @@ class Approach:
             self.wants_back = self.is_over = True
             return
         seen, num = self.way.signs, len(losses)
-        if self.breaks.find_change(losses, seen, step):
-            self.way.go_on(step, BREAK_DIVISOR)
+        if divisor := self.breaks.find_change(losses, seen, step):
+            self.way.go_on(step, divisor)
         if self.breaks.find(losses, self.way, step):
             self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
             return

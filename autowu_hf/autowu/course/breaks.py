@@ -15,7 +15,7 @@ BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run."""
 
 STALL_DIVISOR = 3.0
-"""The same where it has taught the run nothing."""
+"""The same where it has taught the run nothing, or nothing that lasts."""
 
 RISEN, NOT_FINITE, LOST, ABOVE = "risen", "not finite", "lost", "above"
 """Why the run had to go back: what the losses were."""
@@ -51,21 +51,26 @@ class Breaks:
         """The place of that one."""
         return max(num_empty(losses), self._starts_at)
 
-    def find_change(self, losses: Array, seen: Signs, step: int) -> bool:
-        """Whether the last break was none: with the weights from before the losses are as high. Losses count from there
-        on then.
+    @property
+    def divisor(self) -> float:
+        """By what the LR is divided for the last break."""
+        return STALL_DIVISOR if self.reasons[-1] in (LOST, ABOVE) else BREAK_DIVISOR
+
+    def find_change(self, losses: Array, seen: Signs, step: int) -> float | None:
+        """By what the LR was divided for the last break, if that was none: with the weights from before the losses are
+        as high. Losses count from there on then. None otherwise.
         """
         if not self._is_back or len(self.changes) == _MOST or len(losses) - self._sound_since < FEWEST_BACK:
-            return False
-        self._is_back = False
+            return None
+        self._is_back, divisor = False, self.divisor
         lost = self._lost if self.reasons[-1] in (LOST, ABOVE) else None
         if not seen.have_changed(self.counted(losses), self._sound_since - self.start(losses), lost):
-            return False
+            return None
         self.steps.pop()
         self.reasons.pop()
         self.changes.append(step)
         self._starts_at = self._sound_since
-        return True
+        return divisor
 
     def find(self, losses: Array, way: Way, step: int) -> bool:
         """Whether the run is broken, so that it has to go back.

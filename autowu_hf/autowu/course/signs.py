@@ -104,7 +104,7 @@ class Signs:
         """
         later = losses[since:]
         num = max(FEWEST_IN_LEVEL, int(LEVEL * len(later)))
-        if self.num_steps < FEWEST_STEPS or self.borne > 1.0 or len(later) < 2 * num:
+        if self.num_steps < FEWEST_STEPS or self.borne > 1.0 or len(later) < 4 * num:
             return None
         first, now = level(losses[: self.num_first]), level(later[-num:])
         best = min(first, *(level(later[start : start + num]) for start in range(len(later) - 2 * num + 1)))

@@ -128,10 +128,10 @@ _SETBACKS = {
     ABOVE: "lie above their start",
 }
 _WERE = {
-    RISEN: "rose too far",
-    NOT_FINITE: "were not finite",
-    LOST: "had given back what had been learned",
-    ABOVE: "lay above their start",
+    RISEN: "a tenth of it since the losses rose too far",
+    NOT_FINITE: "a tenth of it since the losses were not finite",
+    LOST: "a third of it since the losses had given back what had been learned",
+    ABOVE: "a third of it since the losses lay above their start",
 }
 
 
@@ -145,7 +145,7 @@ def _setback(approach: Approach, step: int) -> str:
 
 
 def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
-    """Why the LR is a tenth, or a tenth of that, as parts of a sentence.
+    """Why the LR is a part of the scale's, as parts of a sentence.
 
     Args:
         steps: the steps done at each break.
@@ -153,7 +153,7 @@ def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
     """
     pairs = itertools.groupby(zip(steps, reasons or [RISEN] * len(steps), strict=True), key=lambda pair: pair[1])
     parts = [(reason, " and again by step ".join(str(step) for step, _ in own)) for reason, own in pairs]
-    return "".join(f", a tenth of it since the losses {_WERE[reason]} by step {told}" for reason, told in parts)
+    return "".join(f", {_WERE[reason]} by step {told}" for reason, told in parts)
 
 
 def _overshoot(approach: Approach, step: int) -> str:

@@ -68,6 +68,9 @@ class LossHistory:
         model: the model that is trained, where it is known.
         is_quiet: whether it warns of nothing, and yields to a history that hears the same.
 
+    Raises:
+        TypeError: the model is no module.
+
     Attributes:
         gathered: (n,), float64, the losses gathered so far, the mean over processes, in the loss's own unit.
     """
@@ -79,6 +82,8 @@ class LossHistory:
         model: nn.Module | None = None,
         is_quiet: bool = False,
     ) -> None:
+        if not (model is None or isinstance(model, nn.Module)):
+            raise TypeError(f"model is {model!r}, but must be a torch.nn.Module, whose buffers are rewound, or None")
         self._missing = missing
         self._model = model
         self.gathered: Array = np.empty(0)

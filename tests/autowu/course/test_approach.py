@@ -320,7 +320,7 @@ def test_what_was_learned_and_lost_before_the_switch_sends_the_run_back(is_harde
     approach = schedule.report()["approach"]
     first, second, *_ = approach["legs"]
     assert second["since"] == 120
-    assert second["to_lr"] == pytest.approx(0.1 * first["to_lr"])
+    assert second["to_lr"] == pytest.approx(first["to_lr"] / 3.0)
     assert any("by step 120 the losses have given back half or more of what had been" in m for m in caplog.messages)
     if is_harder:
         assert approach["breaks"] == approach["break_reasons"] == []
@@ -329,7 +329,7 @@ def test_what_was_learned_and_lost_before_the_switch_sends_the_run_back(is_harde
     else:
         assert (approach["breaks"], approach["break_reasons"]) == ([120], ["lost"])
         assert schedule.peak_lr == pytest.approx(second["to_lr"])
-        assert "a tenth of it since the losses had given back what had been learned by step 120" in caplog.messages[-1]
+        assert "a third of it since the losses had given back what had been learned by step 120" in caplog.messages[-1]
 
 
 def test_nan_at_the_scale_is_gone_after_the_way_back():

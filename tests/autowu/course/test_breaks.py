@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from autowu_hf.autowu.course.breaks import ABOVE, LOST, NOT_FINITE, RISEN, Breaks
+from autowu_hf.autowu.course.breaks import ABOVE, BREAK_DIVISOR, LOST, NOT_FINITE, RISEN, STALL_DIVISOR, Breaks
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.course.timetable import Timetable
 
@@ -35,7 +35,7 @@ def test_losses_of_0_at_the_start_are_not_the_first_ones():
 def test_a_loss_that_is_as_high_with_the_weights_from_before_has_changed():
     breaks, losses = after_a_break()
     assert not breaks.find_change(losses[:-1], SEEN, 32)  # too few to say
-    assert breaks.find_change(losses, SEEN, 33)
+    assert breaks.find_change(losses, SEEN, 33) == BREAK_DIVISOR
     assert not breaks.find_change(losses, SEEN, 33)  # once
     assert (breaks.steps, breaks.changes) == ([], [33])
     np.testing.assert_equal(breaks.counted(losses), [3.0] * 3)
@@ -97,7 +97,7 @@ def test_data_that_became_harder_took_nothing_away():
     assert breaks.find_at_end(losses[:60], WAY, 60)
     breaks.go_back(60)
     breaks.went_back(60)
-    assert breaks.find_change(losses, SEEN, 63)
+    assert breaks.find_change(losses, SEEN, 63) == STALL_DIVISOR
     assert (breaks.steps, breaks.reasons, breaks.changes) == ([], [], [63])
     assert not breaks.find_at_end(np.append(losses, given_back()), WAY, 126)  # they may change again
 

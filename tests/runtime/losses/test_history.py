@@ -13,6 +13,11 @@ from autowu_hf.runtime.losses.history import LossHistory
 pytestmark = pytest.mark.usefixtures("kept_as")
 
 
+def test_a_model_must_be_a_module():
+    with pytest.raises(TypeError, match="model is 3, but must be a torch.nn.Module"):
+        LossHistory(model=3)
+
+
 def test_numbers_and_tensors_of_any_precision_are_kept():
     history = LossHistory()
     for loss in (
