@@ -108,7 +108,7 @@ def test_an_lr_that_is_still_too_high_is_divided_once_more():
 
 def test_what_was_worn_before_the_switch_is_won_back_too():
     """Nothing is left to compare with after it, so that the approach looks once, at its end."""
-    run, too_late = (Run(steps=400, bearable_lr=0.3) for _ in range(2))
+    run, too_late = (Run(wear=0.025, steps=400, bearable_lr=0.3) for _ in range(2))
     run.go()
     with mock.patch.object(Signs, "lost", return_value=None):
         too_late.go()
