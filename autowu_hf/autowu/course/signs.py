@@ -108,6 +108,8 @@ class Signs:
             return None
         first, now = level(losses[: self.num_first]), level(later[-num:])
         best = min(first, *(level(later[start : start + num]) for start in range(len(later) - 2 * num + 1)))
+        if not math.isfinite(now):  # which the looks before have judged
+            return None
         has_learned = first - best > LEAST_LOST * abs(first)
         return (now - best, has_learned) if is_lost(first, best, now, later, num, _ERRORS) else None
 

@@ -81,6 +81,7 @@ def test_what_is_lost_is_told_apart_from_noise_and_needs_losses_enough():
     assert Signs(29, 3).lost(lost, 0) is None  # too short a run
     assert Signs(400, 20, borne=4.0).lost(lost, 0) is None
     assert Signs(400, 20).lost(lost, 30) is None  # after a way back nothing has been lost again
+    assert Signs(400, 20).lost(np.append(lost, [np.nan] * 6), 0) is None
     assert Signs(400, 20).lost(lost[:35], 20) is None  # 15 losses are too few
     assert Signs(400, 20).lost(lost[:36], 20) is not None
 
