@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
 from .measures.transient import MOST_RISEN
-from .signs import FEWEST_STEPS
+from .signs import FEWEST_STEPS, have_risen
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +157,19 @@ def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
     pairs = itertools.groupby(zip(steps, reasons or [RISEN] * len(steps), strict=True), key=lambda pair: pair[1])
     parts = [(reason, " and again by step ".join(str(step) for step, _ in own)) for reason, own in pairs]
     return "".join(f", {_WERE[reason]} by step {told}" for reason, told in parts)
+
+
+def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: int) -> bool:
+    """Whether the last third of the losses, or those since the run last went back, are no less than the first ones.
+
+    Args:
+        losses: one per optimizer step.
+        approach: its report.
+        step: the steps done.
+    """
+    back = max([*approach.get("breaks", []), *(at for at, _ in approach.get("overshot", []))], default=0)
+    num = max(3, min(step // 3, len(losses) - back))
+    return have_risen(np.array([*losses[:num], *losses[back:]] if back else losses), num)
 
 
 def _overshoot(approach: Approach, step: int) -> str:

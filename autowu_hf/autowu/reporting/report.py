@@ -11,8 +11,7 @@ import numpy as np
 from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
-from ..course.signs import have_risen
-from ..course.words import lasting, setbacks, times
+from ..course.words import are_still_high, lasting, setbacks, times
 from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 from .decays import name_of_decay, why_this_decay
@@ -92,7 +91,7 @@ def describe(report: dict[str, Any]) -> str:
             found = f"the losses are still far above their start at step {step}, look for NaN or a change in the data"
         elif not approach["looks"]:
             found = f"too few steps to look on from step {step}"
-        elif have_risen(np.array(report.get("losses", [])), max(3, step // 3)):
+        elif are_still_high(report.get("losses", []), approach, step):
             found = f"the losses have neither fallen nor risen far by step {step}"
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
         found = f"cliff at step {report['cliff_step']}, seen at step {step}, {_minimum(report)}"

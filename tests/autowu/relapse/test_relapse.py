@@ -19,6 +19,7 @@ from relapse_runs import BEARABLE_LR, STEPS, Run
 
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.relapse.relapse import DIVISOR, RENEW, TRIAL_DIVISOR, UNTIL
+from autowu_hf.autowu.reporting.report import describe
 
 HARDER_AT = 110
 
@@ -114,6 +115,7 @@ def test_what_was_worn_before_the_switch_is_won_back_too():
         too_late.go()
     assert run.scheduler.report()["approach"]["break_reasons"] == ["lost"]
     assert run.attempts == []
+    assert "; the losses ask for no more at step" in describe(run.scheduler.report())  # those taken back do not count
     assert_below(run.losses[-1], too_late.losses[-1] - 0.1, too_late.losses[-1])
 
 
