@@ -1,4 +1,4 @@
-"""Where the losses of the approach have risen too far: whether the LR has broken the run, or the loss has changed."""
+"""Where the losses of the approach have risen too far, or given back what was learned: was it the LR, or the loss?"""
 
 from __future__ import annotations
 
