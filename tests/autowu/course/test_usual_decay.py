@@ -64,6 +64,15 @@ def test_p_has_not_fallen_where_the_losses_have_not():
     assert usual_decay(above, has_fallen=False)[0] == "rex"  # it is too high as it is
 
 
+@pytest.mark.parametrize("seen", [{}, {"has_fallen": False}, {"has_fallen": None}])
+def test_products_that_begin_at_zero_need_less_and_less(seen):
+    """Whatever holds the LR, and whether or not the losses have fallen."""
+    for scale in (BY_P, BY_R):
+        assert usual_decay(dataclasses.replace(scale, others_follow=True), **seen)[0] == "rex"
+    raised = usual_decay(dataclasses.replace(BY_P, others_follow=True), raised_at=20)
+    assert raised[0] == "constant_then_cosine"
+
+
 def test_after_a_transient_p_holds_nothing():
     assert usual_decay(BY_P, raised_at=20)[0] == "constant_then_cosine"
     assert usual_decay(BY_P, raised_at=20, has_gone_back=True)[0] == "rex"  # what was raised was taken back

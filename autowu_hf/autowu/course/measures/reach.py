@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
 
 from ....runtime.update_meter import Distance, Update
+from .first_steps import seen_norm
 from .measuring_lr import say_deaf
 from .scale import ALIGNED, Scale
 from .scale_search import ScaleSearch
@@ -19,8 +19,8 @@ of ``examples/benchmarks/compare.py``, seed 20.
 """
 
 LOWERED_FROM, LIFTED_FROM = 0.6, 2.0
-"""Between these factors the LR is not corrected for how far steps get. AdamW's lie there, except in a transient and for
-LoRA, whose two matrices grow together. The first was set after runs of LoRA (``examples/benchmarks/README.md``).
+"""Between these factors the LR is not corrected for how far steps get. AdamW's lie there, except in a transient. The
+first was set after runs of LoRA (``examples/benchmarks/README.md``), when R did not know yet of its two factors.
 """
 
 ONE_WAY, SURELY_LIFTED_FROM = 0.75, 2.5
@@ -38,7 +38,6 @@ fro, and the LR is too high already.
 """
 
 _TELLING_GROWTH = 60.0  # of the LR; updates of the first steps that are measured are at most 30 times a later one
-_SIZES = ("update_norm", "whole_norm")  # of an update, without and with the tensors that are zero
 _FEWEST_TELLING = 5  # the optimizer's steps in a window, where the schedule counts more of them
 
 
@@ -66,7 +65,8 @@ def reach_of(
         return None  # SGD's, whose size is that of the gradient, from batch to batch
     if not update.is_of_weights_of(search.updates[-1]):
         return None
-    seen, whole = (_root_mean_square(getattr(own, size) for own in search.updates) for size in _SIZES)
+    seen = seen_norm(search.updates, scale is not None and scale.others_follow)
+    whole = math.sqrt(statistics.fmean(own.whole_norm**2 for own in search.updates))
     growth = update.lr / search.updates[0].lr
     if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
         say_deaf(update.lr)
@@ -126,7 +126,3 @@ def reach_factor(
         return factor if factor > lifted_from and sizes[1] < HARDLY_SHRUNK else 1.0
     lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
     return min(lowered, 1.0) if sizes[0] >= HARDLY_SHRUNK else 1.0
-
-
-def _root_mean_square(sizes: Iterable[float]) -> float:
-    return math.sqrt(statistics.fmean(size**2 for size in sizes))

@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ....runtime.update_meter import Update
 from ...optimizer_kinds import rectification
+from .first_steps import check_losses, others_follow, trust_of
 from .scale_invariant import BORNE, INVARIANT_FROM, least_lr
 
 POLYAK_SHARE = 0.3
@@ -35,11 +36,6 @@ TRUST_SHARE = 0.2
 HORIZON, HORIZON_POWER = 100, 0.25
 """From so many optimizer steps on the peak LR falls with this power of them."""
 
-BLIND_SHARE = 3e-5
-"""The share of R below which P is that of losses that are next to nothing, whatever the model does; those of policy
-gradients, for example, whose advantages cancel. Of a language model with a billion weights P is still a thousandth.
-"""
-
 ALIGNED = 0.99
 """The alignment from which an update counts as the gradient itself."""
 
@@ -48,10 +44,6 @@ FAR = 30.0
 gradients are, and about twice for a ViT from scratch, which is on a plateau. And how far above R's and M's it lies
 where the weights may have begun near zero: 14 times at most for networks with a usual start, and else 40 and more.
 """
-
-
-class BlindLossesError(ValueError):
-    """The losses tell nothing, whatever the LR: next to nothing beside what a step changes, or not seen."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,9 @@ class Scale:
         layer_trust: M; NaN where no tensor tells, and in a state of an older release.
         scale_invariant: the share of the first updates, or of their slope, in weights whose size changes nothing; the
             least of the measured steps.
+        others_follow: whether the first updates moved weights alone that were zero, as LoRA's B, so that others move
+            once these have grown (``first_steps.py``), and R tells something of these; False in a state of an older
+            release.
     """
 
     polyak: float
@@ -81,10 +76,16 @@ class Scale:
     beta2: float = 0.0
     layer_trust: float = math.nan
     scale_invariant: float = 0.0
+    others_follow: bool = False
 
     @classmethod
     def from_updates(
-        cls, losses: Sequence[float], updates: Sequence[Update], alignment: float, momentum: float, from_zero: bool
+        cls,
+        losses: Sequence[float],
+        updates: Sequence[Update],
+        alignment: float,
+        momentum: float,
+        first: Update | None = None,
     ) -> Scale:
         """The scale of some measured steps.
 
@@ -93,30 +94,22 @@ class Scale:
             updates: (n,).
             alignment: of the run's very first update, before there is any momentum.
             momentum: as the optimizer's groups have it; it counts where the first update was the gradient.
-            from_zero: whether all weights were zero before the run's very first update, as those of a fresh head that
-                is trained alone, or of biases: what they are by the next step tells the LR of that one only.
+            first: the run's very first update, where that is not one of them. If all weights were zero before it, as
+                those of a fresh head that is trained alone, or of biases, what they are by the next step tells the LR
+                of that one only.
 
         Raises:
-            BlindLossesError: P is below ``BLIND_SHARE`` of R, or all losses are NaN.
-            ValueError: a loss is not positive, or the mean slope is not, so that P means nothing.
+            ValueError: the mean slope is not positive, so that P means nothing, or see ``check_losses``.
         """
         loss = sum(losses) / len(losses)
         slope = sum(update.slope for update in updates) / len(updates)
         if not (slope > 0.0 and math.isfinite(slope)):
             raise ValueError("the first updates do not go down the gradient")
-        weights = math.hypot(*(update.weight_norm for update in updates))
-        norm = math.hypot(*(update.update_norm for update in updates))
-        trust = weights / norm if norm > 0.0 and weights > 0.0 and not from_zero else math.inf
-        if math.isfinite(loss) and max(map(abs, losses)) < BLIND_SHARE * slope * trust < math.inf:
-            raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
-        if not (min(losses) > 0.0 and math.isfinite(loss)):
-            if all(map(math.isnan, losses)):
-                raise BlindLossesError("the first losses were not seen, or are not a number")
-            is_finite = all(map(math.isfinite, losses))
-            what = f"positive (the lowest is {min(losses):.3g})" if is_finite else "finite"
-            raise ValueError(f"the first losses are not {what}")
+        first = first or updates[0]
+        trust = math.inf if first.weight_norm == 0.0 else trust_of(updates)
+        check_losses(losses, slope * trust)
         of_layers = [update.layer_trust for update in updates if not math.isnan(update.layer_trust)]
-        return cls(
+        scale = cls(
             polyak=loss / slope,
             trust=trust,
             alignment=alignment,
@@ -126,6 +119,10 @@ class Scale:
             layer_trust=statistics.geometric_mean(of_layers) if of_layers and trust < math.inf else math.nan,
             scale_invariant=min(update.scale_invariant for update in updates),
         )
+        are_gradients = max(first.alignment, alignment) > ALIGNED  # whose sizes differ from step to step
+        if are_gradients or trust == math.inf or scale.has_small_weights or not others_follow(first, updates):
+            return scale
+        return replace(scale, trust=trust_of(updates, follow=True), others_follow=True)
 
     @property
     def lr(self) -> float:

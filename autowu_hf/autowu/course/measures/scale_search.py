@@ -10,8 +10,9 @@ from typing import Any
 from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, momentum_of, num_unrectified, rectification, rectified_by, steps_of
+from .first_steps import BlindLossesError
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
-from .scale import BlindLossesError, Scale
+from .scale import Scale
 
 PATIENCE = 0.1
 """The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
@@ -36,7 +37,7 @@ class ScaleSearch:
         is_blind: whether the losses will tell nothing at any LR (``BlindLossesError``).
         updates: the measured steps that count, oldest first, and ``losses``: theirs.
         alignment: of the first update that is weighed with the gradient; NaN before.
-        from_zero: whether all weights were zero before the run's very first update.
+        first: the run's very first update, whether it counts or not; None before.
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
@@ -45,7 +46,7 @@ class ScaleSearch:
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
         self.scale: Scale | None = None
         self.obstacle: str | None = None
-        self.is_blind = self.from_zero = False
+        self.first: Update | None = None
         self.updates: list[Update] = []
         self.losses: list[float] = []
         self.meter = UpdateMeter(optimizer, ratios)
@@ -57,7 +58,7 @@ class ScaleSearch:
         self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence, self._steps, self._num_calls = _SIZES, 0, 0
         self._at_each: list[bool] = []
-        self.alignment = math.nan
+        self.alignment, self.is_blind = math.nan, False
         self.num_shares: Callable[[], int] = int
 
     @property
@@ -148,12 +149,11 @@ class ScaleSearch:
             if isinstance(update, str):
                 self.give_up(update)
                 return
-            self.from_zero = self.from_zero or update.weight_norm == 0.0
+            self.first = self.first or update
             if not self._tells(update):
                 continue
             self._steps, lr = self._steps + 1, self.lr
-            if math.isnan(self.alignment):
-                self.alignment = update.alignment
+            self.alignment = update.alignment if math.isnan(self.alignment) else self.alignment
             self._weigh(update, loss)
             if self.is_over:
                 return
@@ -169,7 +169,7 @@ class ScaleSearch:
                 )
                 return
             try:
-                of_first = self.alignment, self.momentum, self.from_zero
+                of_first = self.alignment, self.momentum, self.first
                 self.scale = replace(Scale.from_updates(self.losses, self.updates, *of_first), beta2=self._beta2)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
@@ -232,7 +232,7 @@ class ScaleSearch:
             **self._lr.state_dict(),
             "steps": self._steps,
             "alignment": self.alignment,
-            "from_zero": self.from_zero,
+            "first": None if self.first is None else asdict(self.first),
             "losses": [*self.losses],
             "updates": [asdict(update) for update in self.updates],
             "scale": None if self.scale is None else asdict(self.scale),
@@ -249,9 +249,10 @@ class ScaleSearch:
         self._lr.load_state_dict(state)
         self._steps, self.obstacle = state["steps"], state["obstacle"]
         self.alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
-        self.from_zero = state.get("from_zero", False)
         self.losses = [*state["losses"]]
         self.updates = [Update(**numbers) for numbers in state["updates"]]
+        first = state.get("first", next(iter(state["updates"]), None))  # a state may be older
+        self.first = Update(**first) if first else None
         self.scale = None if state["scale"] is None else Scale(**state["scale"])
         if self.is_over:
             self.stop()

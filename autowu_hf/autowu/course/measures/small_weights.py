@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from ....runtime.update_meter import Update
+from .first_steps import seen_norm
 from .scale import LAYER_SHARE, TRUST_SHARE, Scale
 
 GROWN_FROM = 1.3
@@ -37,7 +38,7 @@ def grown_factor(scale: Scale, first: Sequence[Update], now: Update) -> float | 
     Returns:
         The factor, from 1 to ``MOST_GROWN``; None where the weights are hardly larger, or did not begin near zero.
     """
-    size = math.sqrt(sum(update.update_norm**2 for update in first) / len(first))
+    size = seen_norm(first, scale.others_follow)
     if not (scale.has_small_weights and size > 0.0):
         return None
     of_all = TRUST_SHARE * now.weight_norm

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from autowu_hf.autowu.course.measures.scale import (
-    BlindLossesError,
-    Scale,
-)
+from autowu_hf.autowu.course.measures.first_steps import BlindLossesError
+from autowu_hf.autowu.course.measures.scale import Scale
 from autowu_hf.autowu.optimizer_kinds import rectification
 from autowu_hf.runtime.update_meter import Update
 
@@ -23,9 +21,7 @@ def update(slope=2.0, update_norm=4.0, weight_norm=8.0, resolution=1e-3, alignme
 
 
 def test_p_is_the_loss_over_the_slope_and_r_the_weights_over_the_update():
-    scale = Scale.from_updates(
-        [3.0, 1.0], [update(slope=1.0), update(slope=3.0)], alignment=0.5, momentum=0.9, from_zero=False
-    )
+    scale = Scale.from_updates([3.0, 1.0], [update(slope=1.0), update(slope=3.0)], alignment=0.5, momentum=0.9)
     assert scale.polyak == 1.0
     assert scale.trust == 2.0
     assert (scale.lr, scale.peak_lr, scale.held_by) == (1.0, 0.3, "polyak")
@@ -34,7 +30,7 @@ def test_p_is_the_loss_over_the_slope_and_r_the_weights_over_the_update():
 
 def test_the_median_of_the_layers_holds_p_down_and_not_r():
     updates = [replace(update(), layer_trust=trust) for trust in (4.0, 9.0, math.nan)]
-    scale = Scale.from_updates([300.0], updates, alignment=0.5, momentum=0.0, from_zero=False)
+    scale = Scale.from_updates([300.0], updates, alignment=0.5, momentum=0.0)
     assert scale.layer_trust == pytest.approx(6.0)
     scale = replace(scale, trust=30.0)
     assert scale.peak_lr == pytest.approx(0.3 * 6.0)
@@ -48,7 +44,7 @@ def test_the_median_of_the_layers_holds_p_down_and_not_r():
 
 
 def test_without_layers_that_tell_r_holds_p_down():
-    scale = Scale.from_updates([300.0], [update()], alignment=1.0, momentum=0.0, from_zero=False)
+    scale = Scale.from_updates([300.0], [update()], alignment=1.0, momentum=0.0)
     assert scale.polyak == 150.0
     assert scale.peak_lr == pytest.approx(0.2 * 2.0)
     assert scale.held_by == "trust"
@@ -57,7 +53,7 @@ def test_without_layers_that_tell_r_holds_p_down():
 
 @pytest.mark.parametrize("zero", [{"weight_norm": 0.0, "update_norm": 0.0}, {"update_norm": 0.0}])
 def test_weights_that_are_zero_hold_nothing_down(zero):
-    scale = Scale.from_updates([1.0], [update(**zero)], alignment=0.5, momentum=0.0, from_zero=False)
+    scale = Scale.from_updates([1.0], [update(**zero)], alignment=0.5, momentum=0.0)
     assert scale.trust == math.inf
     assert scale.peak_lr == pytest.approx(0.3 * 0.5)
 
@@ -65,18 +61,16 @@ def test_weights_that_are_zero_hold_nothing_down(zero):
 def test_weights_that_began_at_zero_hold_nothing_down_in_later_steps_either():
     updates = [update(weight_norm=0.0, update_norm=0.0), update(weight_norm=1e-4)]
     updates[1] = replace(updates[1], layer_trust=1e-4)
-    scale = Scale.from_updates([1.0, 1.0], updates, alignment=0.5, momentum=0.0, from_zero=True)
+    scale = Scale.from_updates([1.0, 1.0], updates, alignment=0.5, momentum=0.0)
     assert scale.trust == scale.trusted_lr == math.inf
-    assert Scale.from_updates([1.0, 1.0], updates, alignment=0.5, momentum=0.0, from_zero=False).trust < 1.0
+    assert Scale.from_updates([1.0, 1.0], updates, alignment=0.5, momentum=0.0, first=update()).trust < 1.0
 
 
 def test_sgd_counts_what_its_momentum_adds_up_to_and_others_do_not():
     numbers = [300.0], [update()]
-    plain, heavy = (
-        Scale.from_updates(*numbers, alignment=1.0, momentum=m, from_zero=False).peak_lr for m in (0.0, 0.9)
-    )
+    plain, heavy = (Scale.from_updates(*numbers, alignment=1.0, momentum=m).peak_lr for m in (0.0, 0.9))
     assert heavy == pytest.approx(0.1 * plain)
-    assert Scale.from_updates(*numbers, alignment=0.5, momentum=0.9, from_zero=False).peak_lr == plain
+    assert Scale.from_updates(*numbers, alignment=0.5, momentum=0.9).peak_lr == plain
 
 
 def test_p_falls_with_the_length_of_the_run_and_r_for_sgd_only():
@@ -105,7 +99,7 @@ def test_the_lr_of_rectified_updates_is_as_much_larger_as_they_are_smaller():
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, -2e-9]])
 def test_losses_that_are_next_to_nothing_are_told_from_others(losses):
     with pytest.raises(BlindLossesError, match="next to nothing"):
-        Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0, from_zero=False)
+        Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +113,13 @@ def test_losses_that_are_next_to_nothing_are_told_from_others(losses):
 )
 def test_a_loss_without_a_scale_is_refused(losses, said):
     with pytest.raises(ValueError, match=said):
-        Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0, from_zero=False)
+        Scale.from_updates(losses, [update(), update()], alignment=0.5, momentum=0.0)
 
 
 @pytest.mark.parametrize("slope", [0.0, -1.0, math.nan])
 def test_an_update_up_the_hill_is_refused(slope):
     with pytest.raises(ValueError, match="do not go down"):
-        Scale.from_updates([1.0], [update(slope=slope)], alignment=0.5, momentum=0.0, from_zero=False)
+        Scale.from_updates([1.0], [update(slope=slope)], alignment=0.5, momentum=0.0)
 
 
 def test_the_size_of_the_first_updates_is_without_zeros_where_r_holds():

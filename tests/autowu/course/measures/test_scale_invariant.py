@@ -63,7 +63,7 @@ def test_gradients_that_become_smaller_as_weights_grow_need_all_of_it():
 def test_all_measured_steps_must_agree():
     update = Update(slope=1.0, update_norm=1.0, weight_norm=1.0, alignment=0.3, resolution=1e-4, clipping=1.0)
     updates = [dataclasses.replace(update, scale_invariant=share) for share in (0.9, 0.1)]
-    assert Scale.from_updates([1.0, 1.0], updates, 0.3, 0.0, False).scale_invariant == 0.1
+    assert Scale.from_updates([1.0, 1.0], updates, 0.3, 0.0).scale_invariant == 0.1
 
 
 def test_the_size_of_updates_counts_as_it_does_for_r_and_m():

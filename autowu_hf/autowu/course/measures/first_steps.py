@@ -1,0 +1,105 @@
+"""What the first steps tell: whether their losses say anything, and R, also where some weights begin at zero. (Ours.)
+
+LoRA's B is zero at first, and A, which stands beside it in a product, has no gradient until B is something: the first
+update moves B alone. So it is with most adapters (LoKr, LoHa, DoRA), and with layers that a zero switches off. That
+update tells no size beside the weights that are seen, for it moves none of them. And once both factors are moved, the
+product goes farther than R knows of: by the turn of one factor, and by that of the other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from ....runtime.update_meter import Update
+
+BLIND_SHARE = 3e-5
+"""The share of R below which P is that of losses that are next to nothing, whatever the model does; those of policy
+gradients, for example, whose advantages cancel. Of a language model with a billion weights P is still a thousandth.
+"""
+
+_HARDLY = 0.5
+"""The share of an update below which the weights that are not zero hardly move in it; in norms."""
+
+_BOTH = math.sqrt(2.0)
+"""How much farther a product of two factors goes than one of them, if both turn as far, and their ways are independent.
+"""
+
+
+class BlindLossesError(ValueError):
+    """The losses tell nothing, whatever the LR: next to nothing beside what a step changes, or not seen."""
+
+
+def check_losses(losses: Sequence[float], fall: float) -> None:
+    """Whether P can be told by some losses.
+
+    Args:
+        losses: (n,), n at least 1.
+        fall: by how much a step as large as the weights, that of R, would bring them down.
+
+    Raises:
+        BlindLossesError: P is below ``BLIND_SHARE`` of R, or all losses are NaN.
+        ValueError: a loss is not positive, or not finite.
+    """
+    loss = sum(losses) / len(losses)
+    if math.isfinite(loss) and max(map(abs, losses)) < BLIND_SHARE * fall < math.inf:
+        raise BlindLossesError(f"the first losses are next to nothing (their mean is {loss:.2g})")
+    if not (min(losses) > 0.0 and math.isfinite(loss)):
+        if all(map(math.isnan, losses)):
+            raise BlindLossesError("the first losses were not seen, or are not a number")
+        is_finite = all(map(math.isfinite, losses))
+        what = f"positive (the lowest is {min(losses):.3g})" if is_finite else "finite"
+        raise ValueError(f"the first losses are not {what}")
+
+
+def telling(updates: Sequence[Update]) -> list[Update]:
+    """Those of the first updates that move the weights which are not zero.
+
+    Args:
+        updates: (n,), n at least 1.
+
+    Returns:
+        At least one of them.
+    """
+    return [own for own in updates if not _hardly_moves(own, updates)]
+
+
+def others_follow(first: Update, updates: Sequence[Update]) -> bool:
+    """Whether some of the weights are zero, and move alone, until others follow.
+
+    Args:
+        first: the run's very first update.
+        updates: (n,), n at least 1, it or later ones.
+    """
+    return _hardly_moves(first, updates)
+
+
+def seen_norm(updates: Sequence[Update], follow: bool = False) -> float:
+    """The norm of the updates of the weights that are not zero, per unit of LR, beside which R is told.
+
+    Args:
+        updates: (n,), n at least 1.
+        follow: what ``others_follow`` says of them.
+    """
+    told = telling(updates) if follow else updates
+    return math.sqrt(statistics.fmean(own.update_norm**2 for own in told)) * (_BOTH if follow else 1.0)
+
+
+def trust_of(updates: Sequence[Update], follow: bool = False) -> float:
+    """R: ||w|| / ||u|| over the weights that are not zero; infinite where there are none, or they do not move. The
+    arguments are those of ``seen_norm``.
+    """
+    told = telling(updates) if follow else updates
+    weights, norm = (math.hypot(*(getattr(own, of) for own in told)) for of in ("weight_norm", "update_norm"))
+    if not (weights > 0.0 and norm > 0.0):
+        return math.inf
+    return weights / (norm * (_BOTH if follow else 1.0))
+
+
+def _hardly_moves(update: Update, others: Sequence[Update]) -> bool:
+    """Whether the weights that are not zero hardly move in an update, neither beside those that are, nor beside what
+    they move in others.
+    """
+    most = max(own.update_norm for own in others)
+    return update.update_norm < _HARDLY * min(most, update.whole_norm)
