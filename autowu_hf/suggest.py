@@ -131,7 +131,7 @@ def _of_trainer(trainer: Any) -> SuggestedLR:
                 _checkpointing(trainer.args, model),
                 _autocast_kept(accelerator),
             ):
-                steps = _trainer_steps(trainer, iter(trainer.get_train_dataloader()))
+                steps = _trainer_steps(trainer, trainer.get_train_dataloader())
                 return suggested(optimizer, steps)
         finally:
             trainer.optimizer = owned
@@ -183,13 +183,18 @@ def _checkpointing(args: Any, model: Any) -> Iterator[None]:
                 vars(module).update({own: had[own]} if own in had else {})
 
 
-def _trainer_steps(trainer: Any, batches: Iterator[Any]) -> Iterator[float]:
-    """Makes the backward calls of one optimizer step after another, as Trainer does; gives the loss of each."""
-    number = trainer.args.gradient_accumulation_steps
+def _trainer_steps(trainer: Any, loader: Iterable[Any]) -> Iterator[float]:
+    """Makes the backward calls of one optimizer step after another, as Trainer does; gives the loss of each. An epoch of
+    one step is gone through twice.
+    """
+    number, steps, batches = trainer.args.gradient_accumulation_steps, 0, iter(loader)
     while True:
         micro_batches, num_items = trainer.get_batch_samples(batches, number, trainer.args.device)
+        if not micro_batches and steps == 1:
+            micro_batches, num_items = trainer.get_batch_samples(iter(loader), number, trainer.args.device)
         if not micro_batches:
             return
+        steps += 1
         is_mean = trainer.compute_loss_func is None and not (
             trainer.model_accepts_loss_kwargs and num_items is not None
         )

@@ -131,6 +131,15 @@ def test_a_trainer_is_as_it_was(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_an_epoch_of_one_step_is_gone_through_twice(tmp_path):
+    own = trainer_for(tmp_path, lr_scheduler_type="cosine", per_device_train_batch_size=64)
+    suggestion = suggest_lr(own)
+    assert suggestion.steps == 2
+    assert len(own.accelerator._dataloaders) == 0
+    halves = trainer_for(tmp_path, lr_scheduler_type="cosine", per_device_train_batch_size=32)
+    assert suggestion.lr == pytest.approx(suggest_lr(halves).lr, rel=0.5)
+
+
 def test_accumulation_changes_nothing_but_rounding_and_noise(tmp_path):
     found = [
         suggest_lr(

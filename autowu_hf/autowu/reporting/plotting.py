@@ -85,7 +85,7 @@ def plot_autowu(
             panels.draw_taken_back(axes, report)
         grid[0, i].set_title(title, fontsize=9)
         lowest = grid[filled[i] - 1, i]
-        lowest.set_xlim(start, end)
+        lowest.set_xlim(start, max(end, start + 1))
         lowest.set_xlabel("optimizer step")
         lowest.tick_params(labelbottom=True)
         lowest.xaxis.get_major_locator().set_params(integer=True)

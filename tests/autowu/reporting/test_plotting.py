@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pictures import dip, marks, rows_of, run, shaded
+from scale_runs import made
+from scale_runs import run as lose
 
 from autowu_hf import plot_autowu
 from autowu_hf.autowu.reporting.report import headline
@@ -111,6 +113,13 @@ def test_every_stage_of_a_run_can_be_drawn(losses, tmp_path):
     columns = rows_of(figure)
     assert len(columns) == (1 if scheduler.switch_step is None else 2)
     assert len(columns[0]) == (3 if scheduler.tests else 2)
+
+
+def test_a_run_of_one_step_can_be_drawn():
+    """Without matplotlib's warning of an axis that has no length."""
+    model, optimizer, schedule = made(1)
+    lose(model, optimizer, schedule, [1.0])
+    assert all(len(row[0].lines) > 0 for row in rows_of(plot_autowu(schedule))[:1])
 
 
 def test_a_report_of_a_finished_run_shows_later_losses(finished):
