@@ -184,8 +184,8 @@ def _checkpointing(args: Any, model: Any) -> Iterator[None]:
 
 
 def _trainer_steps(trainer: Any, loader: Iterable[Any]) -> Iterator[float]:
-    """Makes the backward calls of one optimizer step after another, as Trainer does; gives the loss of each. An epoch of
-    one step is gone through twice.
+    """Makes the backward calls of one optimizer step after another, as Trainer does; gives the loss of each. An epoch
+    of one step is gone through twice.
     """
     number, steps, batches = trainer.args.gradient_accumulation_steps, 0, iter(loader)
     while True:

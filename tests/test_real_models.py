@@ -26,6 +26,11 @@ def tasks(load):
     return load("real_model_tasks")
 
 
+@pytest.fixture(scope="module")
+def adapters(load):
+    return load("adapter_tasks")
+
+
 def with_weights(load, task):
     lacking = load("pretrained").missing(task.packages)
     if lacking:
@@ -192,9 +197,9 @@ def test_a_row_of_the_fine_tuned_vit(real_models):
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["pairs", "efficientnet"])
-def test_a_row_of_a_real_model(real_models, tasks, load, monkeypatch, name):
+def test_a_row_of_a_real_model(real_models, tasks, adapters, load, monkeypatch, name):
     task = tasks.pairs_task(4) if name == "pairs" else tasks.efficientnet_task(16, 4)
-    monkeypatch.setitem(tasks.TASKS, "short", with_weights(load, task))
+    monkeypatch.setitem(adapters.ALL_TASKS, "short", with_weights(load, task))
     results = real_models.run(("short", "practice", task.practice, 10))
     assert (results["steps"], results["looked"], results["peak_lr"]) == (4, 0, task.practice)
     assert ("kept" in results) == (name == "pairs")
@@ -209,6 +214,52 @@ def test_a_row_of_a_real_model(real_models, tasks, load, monkeypatch, name):
         assert all(float(norm.running_mean.abs().sum()) > 0 for norm in norms)  # those of ImageNet
 
 
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_adapters_have_rows_of_their_own(real_models, adapters, tasks, monkeypatch, capsys):
+    assert not set(adapters.ADAPTER_TASKS) & set(tasks.TASKS)
+    assert adapters.ALL_TASKS == {**tasks.TASKS, **adapters.ADAPTER_TASKS}
+    assert {task.prepare.keywords["adapter"] for task in adapters.ADAPTER_TASKS.values()} == set(adapters.ADAPTERS)
+    assert {task.prepare.keywords["steps"] for task in adapters.ADAPTER_TASKS.values()} == {60, 150}
+    for argument, own, other in (("--adapters", "OFT, 60 steps", VIT), ("--workers=1", VIT, "OFT, 60 steps")):
+        monkeypatch.setattr(sys, "argv", ["real_models.py", argument, "--table"])
+        real_models.main()
+        printed = capsys.readouterr().out
+        assert own in printed
+        assert other not in printed
+
+
+@pytest.mark.parametrize("name", ["LoRA, q and v", "OFT", "VeRA", "IA3", "prompt", "layer norms"])
+@pytest.mark.filterwarnings("ignore")
+def test_only_the_adapter_is_trained(adapters, monkeypatch, name):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(adapters, "PRETRAINING", 1)
+    adapters.pretrained_llama.cache_clear()
+    monkeypatch.setattr(adapters, "texts", lambda: dict.fromkeys(("prose", "train", "tune", "test"), torch.arange(200)))
+    run = adapters.adapted(10, name, 1)
+    adapters.pretrained_llama.cache_clear()
+    trained = sum(own.numel() for own in run.model.parameters() if own.requires_grad)
+    assert 0 < trained < 0.1 * sum(own.numel() for own in run.model.parameters())
+    run.loss_of(run.model, run.batches(0)).backward()
+    assert {own.grad is not None for own in run.model.parameters() if own.requires_grad} == {True}
+    assert run.batches(0).shape == (4, 96)
+    assert not torch.equal(run.batches(0), run.batches(1))
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+def test_a_row_of_an_adapter(real_models, adapters, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(adapters, "PRETRAINING", 60)
+    adapters.pretrained_llama.cache_clear()
+    name = "LoRA, q and v, 60 steps"
+    results = real_models.run((name, "autowu", None, 10))
+    adapters.pretrained_llama.cache_clear()
+    assert_above(results["test"], results["start"], -results["start"])
+    assert results["kept_start"] > results["start"]  # of what it was pretrained on
+
+
 def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, capsys):
     rows = real_models.RUNS.rows()
     real_models.show(real_models.reported(rows), real_models.METHODS, tuple(real_models.AUTOWU))
@@ -216,3 +267,12 @@ def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, 
     assert "SmolLM2, full, 300 steps" in printed
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert f"<!-- real models -->\n{printed}\n<!-- end real models -->" in readme
+
+
+def test_the_tables_of_the_adapters_are_too(real_models, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["real_models.py", "--adapters", "--table"])
+    real_models.main()
+    printed = capsys.readouterr().out.strip()
+    assert "LoRA, q and v, 150 steps" in printed
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- adapters -->\n{printed}\n<!-- end adapters -->" in readme

@@ -75,8 +75,8 @@ def get_autowu_schedule(
         growth: "quick_start": exponential at two rates, a tenth of the warm-up for the first three tenths of its way;
             "exponential" (eq. 1); or "linear" (appendix C.2, eq. 6).
         decay_type: "constant_then_cosine" or "cosine" (2.2); "rex" (arXiv 2107.04197); or "linear". None: "rex" over a
-            range; around the scale where P holds the LR and the losses have fallen by a tenth, the LR is above P, or adapters begin at
-            zero; otherwise, and where ``decay_fraction`` is given, "constant_then_cosine".
+            range; around the scale where P holds the LR and the losses have fallen by a tenth, the LR is above P, or
+            adapters begin at zero; otherwise, and where ``decay_fraction`` is given, "constant_then_cosine".
         decay_fraction: the last share of all steps over which "constant_then_cosine" falls (2.2). None: 0.2; around the
             scale, where most weights come before a batch norm, as much as makes 24 optimizer steps of it, 0.4 at most.
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
