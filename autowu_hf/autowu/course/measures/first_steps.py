@@ -1,9 +1,10 @@
 """What the first steps tell: whether their losses say anything, and R, also where some weights begin at zero. (Ours.)
 
 LoRA's B is zero at first, and A, which stands beside it in a product, has no gradient until B is something: the first
-update moves B alone. So it is with most adapters (LoKr, LoHa, DoRA), and with layers that a zero switches off. That
-update tells no size beside the weights that are seen, for it moves none of them. And once both factors are moved, the
-product goes farther than R knows of: by the turn of one factor, and by that of the other.
+update moves B alone. So it is with most adapters (LoKr, LoHa, DoRA), with a head that begins at zero, and with layers
+that a zero switches off. That update tells no size beside the weights that are seen, for it moves none of them. And
+once both factors are moved, the product goes farther than R knows of: by the turn of one factor, and by that of the
+other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ....runtime.update_meter import Update
 
@@ -21,6 +23,11 @@ gradients, for example, whose advantages cancel. Of a language model with a bill
 
 _HARDLY = 0.5
 """The share of an update below which the weights that are not zero hardly move in it; in norms."""
+
+_NOTHING = 0.01
+"""The share below which they do not move at all, but for a weight decay. In half precision, where measured steps are
+taken back, they do not in the later ones either: then they will move as far as those that are zero.
+"""
 
 _BOTH = math.sqrt(2.0)
 """How much farther a product of two factors goes than one of them, if both turn as far, and their ways are independent.
@@ -60,9 +67,10 @@ def telling(updates: Sequence[Update]) -> list[Update]:
         updates: (n,), n at least 1.
 
     Returns:
-        At least one of them.
+        At least one of them; where none does, all, as if they moved what they move of zeros.
     """
-    return [own for own in updates if not _hardly_moves(own, updates)]
+    told = [own for own in updates if not _hardly_moves(own, updates)]
+    return told or [replace(own, update_norm=own.whole_norm) for own in updates]
 
 
 def others_follow(first: Update, updates: Sequence[Update]) -> bool:
@@ -102,4 +110,6 @@ def _hardly_moves(update: Update, others: Sequence[Update]) -> bool:
     they move in others.
     """
     most = max(own.update_norm for own in others)
+    if most < _NOTHING * max(own.whole_norm for own in others):
+        return update.update_norm < _NOTHING * update.whole_norm
     return update.update_norm < _HARDLY * min(most, update.whole_norm)

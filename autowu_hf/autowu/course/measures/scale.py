@@ -52,7 +52,7 @@ class Scale:
 
     Args:
         polyak: P.
-        trust: R; infinite where all weights were zero before the first step.
+        trust: R; infinite where all weights were zero before the first step, or those that are not do not move.
         alignment: of the first update with the gradient (``Update.alignment``). At 1, as for SGD, the update carries no
             scale of its own, and P and R are less sure.
         loss: the mean of the measured steps' losses, in the loss's unit.
@@ -120,9 +120,10 @@ class Scale:
             scale_invariant=min(update.scale_invariant for update in updates),
         )
         are_gradients = max(first.alignment, alignment) > ALIGNED  # whose sizes differ from step to step
-        if are_gradients or trust == math.inf or scale.has_small_weights or not others_follow(first, updates):
+        if are_gradients or first.weight_norm == 0.0 or not others_follow(first, updates):
             return scale
-        return replace(scale, trust=trust_of(updates, follow=True), others_follow=True)
+        of_both = replace(scale, trust=trust_of(updates, follow=True), others_follow=True)
+        return scale if of_both.has_small_weights else of_both
 
     @property
     def lr(self) -> float:

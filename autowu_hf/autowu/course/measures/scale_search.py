@@ -37,7 +37,7 @@ class ScaleSearch:
         is_blind: whether the losses will tell nothing at any LR (``BlindLossesError``).
         updates: the measured steps that count, oldest first, and ``losses``: theirs.
         alignment: of the first update that is weighed with the gradient; NaN before.
-        first: the run's very first update, whether it counts or not; None before.
+        first: the run's first update that has a gradient; None before, and in half precision (taken back).
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
@@ -52,9 +52,8 @@ class ScaleSearch:
         self.meter = UpdateMeter(optimizer, ratios)
         self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
         self._beta2 = rectified_by(optimizer)
-        size = USUAL_SIZE
-        if collective.num_processes() == 1:  # else the processes might see other weights, and take other LRs
-            size = self.meter.weight_size() or size
+        is_alone = collective.num_processes() == 1  # else the processes might see other weights, and take other LRs
+        size = (self.meter.weight_size() if is_alone else 0.0) or USUAL_SIZE
         self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence, self._steps, self._num_calls = _SIZES, 0, 0
         self._at_each: list[bool] = []
@@ -149,7 +148,8 @@ class ScaleSearch:
             if isinstance(update, str):
                 self.give_up(update)
                 return
-            self.first = self.first or update
+            if self.first is None and update.gradient_norm > 0.0 and not self.meter.is_half:
+                self.first = update
             if not self._tells(update):
                 continue
             self._steps, lr = self._steps + 1, self.lr
@@ -169,8 +169,8 @@ class ScaleSearch:
                 )
                 return
             try:
-                of_first = self.alignment, self.momentum, self.first
-                self.scale = replace(Scale.from_updates(self.losses, self.updates, *of_first), beta2=self._beta2)
+                more = self.alignment, self.momentum, self.first
+                self.scale = replace(Scale.from_updates(self.losses, self.updates, *more), beta2=self._beta2)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:

@@ -83,6 +83,15 @@ def test_other_updates_tell_all_that_they_say(first):
     assert trust_of(updates) == pytest.approx(math.hypot(8.0, 8.0) / math.hypot(first.update_norm, 4.0))
 
 
+def test_where_no_update_moves_them_they_will_move_as_far_as_those_that_are_zero():
+    """So it is in half precision, whose measured steps are taken back, and rounding hides the decay."""
+    alone = replace(USUAL, update_norm=0.0)
+    assert others_follow(alone, [alone, alone])
+    assert seen_norm([alone, alone], follow=True) == pytest.approx(math.sqrt(2.0) * 4.5)
+    assert trust_of([alone, alone], follow=True) == pytest.approx(8.0 / (math.sqrt(2.0) * 4.5))
+    assert scale_of([alone, alone]).trust == pytest.approx(8.0 / (math.sqrt(2.0) * 4.5))
+
+
 @pytest.mark.parametrize("nothing", [{"update_norm": 0.0}, {"weight_norm": 0.0}])
 def test_no_weights_or_no_update_hold_nothing(nothing):
     assert trust_of([replace(USUAL, **nothing)]) == math.inf
@@ -106,6 +115,7 @@ def test_r_is_half_of_what_both_steps_together_say():
     ("why", "changes"),
     [
         ("P lies so far above that R is too low", {"loss": 300.0}),
+        ("so far above half of R", {"loss": 2.0 / 0.3 * 30.0 * 0.2 * 1.9}),
         ("the updates are gradients, of any size", {"alignment": 1.0}),
         ("the first one was", {"first": replace(ALONE, alignment=1.0)}),
         ("all weights were zero", {"first": replace(ALONE, weight_norm=0.0)}),
@@ -114,6 +124,7 @@ def test_r_is_half_of_what_both_steps_together_say():
 def test_elsewhere_r_stays_what_both_steps_say(why, changes):
     scale = scale_of([ALONE, USUAL], **changes)
     assert not scale.others_follow, why
+    assert scale.has_small_weights == (changes.get("loss", 0.0) > 200.0)
     all_zero = changes.get("first", USUAL).weight_norm == 0.0
     assert scale.trust == (math.inf if all_zero else trust_of([ALONE, USUAL]))
 
@@ -145,9 +156,11 @@ def loss_of(model: nn.Module, batch) -> torch.Tensor:
     return nn.functional.mse_loss(model(batch[0]), batch[1])
 
 
-def trained(num_steps: int, at: int | None = None, make=torch.optim.AdamW):
-    """A run; ``at``: it is saved after so many steps, and goes on from there in new objects."""
-    model = Adapted()
+def trained(num_steps: int, at: int | None = None, make=torch.optim.AdamW, num_empty=0, dtype=torch.float32):
+    """A run, whose first gradients are zero, if wanted; ``at``: it is saved after so many steps, and goes on from there
+    in new objects.
+    """
+    model = Adapted().to(dtype)
 
     def fresh(model):
         optimizer = make([own for own in model.parameters() if own.requires_grad], lr=1e-3)
@@ -158,13 +171,13 @@ def trained(num_steps: int, at: int | None = None, make=torch.optim.AdamW):
     for step in range(num_steps):
         if step == at:
             saved = model.state_dict(), optimizer.state_dict(), schedule.state_dict()
-            model = Adapted(seed=1)
+            model = Adapted(seed=1).to(dtype)
             optimizer, schedule = fresh(model)
             for own, state in zip((model, optimizer, schedule), saved, strict=True):
                 own.load_state_dict(state)
         optimizer.zero_grad()
-        loss = loss_of(model, batch_of(step))
-        loss.backward()
+        loss = loss_of(model, [part.to(dtype) for part in batch_of(step)])
+        (loss * (step >= num_empty)).backward()
         lrs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step(loss)
@@ -186,8 +199,16 @@ def test_a_run_of_a_product_knows_and_says_it():
 
 
 @pytest.mark.parametrize("at", [1, 2, 10])
-def test_a_resumed_run_knows_it_too(at):
-    assert trained(60, at)[1] == trained(60)[1]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_knows_it_too(at, dtype):
+    assert trained(60, at, dtype=dtype)[1] == trained(60, dtype=dtype)[1]
+
+
+@pytest.mark.parametrize("changes", [{"num_empty": 1}, {"num_empty": 3}, {"dtype": torch.bfloat16}])
+def test_neither_empty_gradients_nor_half_precision_hide_it(changes):
+    scale, usual = (trained(60, **own)[0].report()["approach"]["scale"] for own in (changes, {}))
+    assert scale["others_follow"]
+    assert 0.5 * usual["trust"] < scale["trust"] < 2.0 * usual["trust"]  # Adam is slower after empty gradients
 
 
 @pytest.mark.parametrize(
