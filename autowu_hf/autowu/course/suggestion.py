@@ -68,6 +68,8 @@ class SuggestedLR:
         which = _HELD_BY[scale.held_by]
         if scale.momentum > 0.0:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
+        if scale.others_follow:
+            which += ", over the root of 2 since products begin at zero, of which both factors will move"
         if self.lr != scale.peak_lr:
             times = f", times {self.lr / scale.peak_lr:.2g}"
             if self.kept is None:

@@ -3,8 +3,8 @@
 LoRA's B is zero at first, and A, which stands beside it in a product, has no gradient until B is something: the first
 update moves B alone. So it is with most adapters (LoKr, LoHa, DoRA), with a head that begins at zero, and with layers
 that a zero switches off. That update tells no size beside the weights that are seen, for it moves none of them. And
-once both factors are moved, the product goes farther than R knows of: by the turn of one factor, and by that of the
-other.
+P, R and M are those of one factor: once both are moved, the product goes farther, by the turn of the one and by that of
+the other.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ _NOTHING = 0.01
 taken back, they do not in the later ones either: then they will move as far as those that are zero.
 """
 
-_BOTH = math.sqrt(2.0)
-"""How much farther a product of two factors goes than one of them, if both turn as far, and their ways are independent.
+BOTH = math.sqrt(2.0)
+"""How much farther a product goes with two factors than with one of them, if both turn as far, and their ways are
+independent: what the LR is divided by.
 """
 
 
@@ -90,8 +91,7 @@ def seen_norm(updates: Sequence[Update], follow: bool = False) -> float:
         updates: (n,), n at least 1.
         follow: what ``others_follow`` says of them.
     """
-    told = telling(updates) if follow else updates
-    return math.sqrt(statistics.fmean(own.update_norm**2 for own in told)) * (_BOTH if follow else 1.0)
+    return math.sqrt(statistics.fmean(own.update_norm**2 for own in (telling(updates) if follow else updates)))
 
 
 def trust_of(updates: Sequence[Update], follow: bool = False) -> float:
@@ -100,9 +100,7 @@ def trust_of(updates: Sequence[Update], follow: bool = False) -> float:
     """
     told = telling(updates) if follow else updates
     weights, norm = (math.hypot(*(getattr(own, of) for own in told)) for of in ("weight_norm", "update_norm"))
-    if not (weights > 0.0 and norm > 0.0):
-        return math.inf
-    return weights / (norm * (_BOTH if follow else 1.0))
+    return weights / norm if weights > 0.0 and norm > 0.0 else math.inf
 
 
 def _hardly_moves(update: Update, others: Sequence[Update]) -> bool:

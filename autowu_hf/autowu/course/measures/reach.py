@@ -65,8 +65,9 @@ def reach_of(
         return None  # SGD's, whose size is that of the gradient, from batch to batch
     if not update.is_of_weights_of(search.updates[-1]):
         return None
-    seen = seen_norm(search.updates, scale is not None and scale.others_follow)
-    whole = math.sqrt(statistics.fmean(own.whole_norm**2 for own in search.updates))
+    factors = 1.0 if scale is None else scale.factors
+    seen = factors * seen_norm(search.updates, factors > 1.0)
+    whole = factors * math.sqrt(statistics.fmean(own.whole_norm**2 for own in search.updates))
     growth = update.lr / search.updates[0].lr
     if growth >= _TELLING_GROWTH and growth * update.update_norm < 1.5 * seen:
         say_deaf(update.lr)

@@ -21,7 +21,7 @@ from typing import Any
 
 from ....runtime.update_meter import Update
 from ...optimizer_kinds import rectification
-from .first_steps import check_losses, others_follow, trust_of
+from .first_steps import BOTH, check_losses, others_follow, trust_of
 from .scale_invariant import BORNE, INVARIANT_FROM, least_lr
 
 POLYAK_SHARE = 0.3
@@ -63,8 +63,8 @@ class Scale:
         scale_invariant: the share of the first updates, or of their slope, in weights whose size changes nothing; the
             least of the measured steps.
         others_follow: whether the first updates moved weights alone that were zero, as LoRA's B, so that others move
-            once these have grown (``first_steps.py``), and R tells something of these; False in a state of an older
-            release.
+            once these have grown (``first_steps.py``), where these are not too small for R to tell; False in a state of
+            an older release.
     """
 
     polyak: float
@@ -144,8 +144,8 @@ class Scale:
 
     @property
     def peak_lr(self) -> float:
-        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr`` where that is more, for a short run; of an optimizer that rectifies
-        its updates, for its last ones.
+        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr`` where that is more, over ``factors``, for a short run; of an
+        optimizer that rectifies its updates, for its last ones.
         """
         return self.peak_lr_for(1)
 
@@ -158,7 +158,7 @@ class Scale:
         """
         by_polyak, by_trust = self._bounds(num_steps)
         lowest = min(max(by_polyak, self.least_lr), by_trust)
-        return lowest * (1.0 - self.momentum) / self.rectified(num_steps)
+        return lowest * (1.0 - self.momentum) / (self.factors * self.rectified(num_steps))
 
     def _bounds(self, num_steps: int) -> tuple[float, float]:
         """The LR that P allows in a run of so many optimizer steps, and that which M and R do."""
@@ -173,6 +173,11 @@ class Scale:
         """The share of its last updates' size that an optimizer reaches by the middle of a run; 1 for most of them."""
         is_one = self.beta2 > 0.0 and num_steps > 1
         return (rectification(self.beta2, max(num_steps / 2.0, 8.0)) if is_one else 0.0) or 1.0
+
+    @property
+    def factors(self) -> float:
+        """By what the LR is divided for a second factor, which P, R and M do not know of; 1 for most weights."""
+        return BOTH if self.others_follow else 1.0
 
     @property
     def is_aligned(self) -> bool:
