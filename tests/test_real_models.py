@@ -257,7 +257,7 @@ def test_a_row_of_an_adapter(real_models, adapters, monkeypatch):
     results = real_models.run((name, "autowu", None, 10))
     adapters.pretrained_llama.cache_clear()
     assert_above(results["test"], results["start"], -results["start"])
-    assert results["kept_start"] > results["start"]  # of what it was pretrained on
+    assert results["kept"] != results["kept_start"]
 
 
 def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, capsys):
