@@ -228,6 +228,10 @@ def test_the_adapters_have_rows_of_their_own(real_models, adapters, tasks, monke
         printed = capsys.readouterr().out
         assert own in printed
         assert other not in printed
+        monkeypatch.setattr(sys, "argv", ["real_models.py", argument, "--table", "--tasks", other])
+        with pytest.raises(SystemExit):
+            real_models.main()
+        assert f"{other}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["LoRA, q and v", "OFT", "VeRA", "IA3", "prompt", "layer norms"])

@@ -21,7 +21,7 @@ LENGTH, BATCH, EVALUATED = 96, 4, 128
 """Bytes in a row, rows in a batch, and rows that are evaluated."""
 
 PRETRAINING, PRETRAINING_BATCH, PRETRAINING_LR = 600, 16, 2e-3
-"""The steps of it, and with a cosine."""
+"""Its steps, the rows in a batch, and the peak LR of its cosine."""
 
 MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVERYWHERE = {"target_modules": MATRICES}

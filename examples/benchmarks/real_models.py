@@ -174,7 +174,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.tasks, options.seeds = list(QUICK_TASKS), [THREE[0]]
-    options.tasks = options.tasks or list(ADAPTER_TASKS if options.adapters else TASKS)
+    own = ADAPTER_TASKS if options.adapters else TASKS
+    options.tasks = options.tasks or list(own)
+    if others := [name for name in options.tasks if name not in own]:
+        remedy = "these are no adapters, leave out --adapters" if options.adapters else "adapters need --adapters"
+        parser.error(f"{', '.join(others)}: {remedy}")
     usual = ADAPTERS_CSV if options.adapters else RUNS.path
     table = RUNS.at(options.csv or (QUICK_CSV if options.quick else usual))
     if not options.table:
