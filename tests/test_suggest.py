@@ -108,6 +108,15 @@ def test_the_suggestion_follows_the_units_of_loss_and_weights():
     assert other.lr == pytest.approx(100.0 * plain.lr, rel=0.05)
 
 
+@pytest.mark.parametrize(("make", "options"), [(torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9})])
+def test_an_optimizer_that_has_made_steps_gets_what_a_new_one_does(make, options):
+    model, optimizer, data = loop(make, **options)
+    train(model, optimizer, data, 1e-3)
+    used = suggest_lr(model, optimizer, loss_of, data)
+    new = suggest_lr(model, make(model.parameters(), lr=1e-3, **options), loss_of, data)
+    assert used.lr == pytest.approx(new.lr, rel=0.3)
+
+
 def test_sgd_is_told_apart():
     model, optimizer, data = loop(torch.optim.SGD, momentum=0.9)
     suggestion = suggest_lr(model, optimizer, loss_of, data)

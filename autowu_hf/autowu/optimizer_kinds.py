@@ -89,6 +89,21 @@ def steps_of(optimizer: Any) -> float:
     return max(map(float, counts), default=0.0)
 
 
+def is_used(optimizer: Any) -> bool:
+    """Whether an optimizer has made steps before, and could make the next one as if it had not. Then its updates are
+    along a mean of many gradients, and smaller than first ones, or larger, as those of SGD with momentum. Not one
+    that rectifies, for its first steps tell nothing; nor one whose state is made with it, as Adagrad's.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    inner = innermost(optimizer)
+    if rectified_by(inner) > 0.0 or "initial_accumulator_value" in inner.defaults:
+        return False
+    has_buffers = any(isinstance(own, dict) and own.get("momentum_buffer") is not None for own in inner.state.values())
+    return has_buffers or steps_of(inner) > 0.0
+
+
 def momentum_of(group: Mapping[str, Any]) -> float:
     """m of a parameter group, so that SGD's updates grow to 1 / (1 - m) of the first."""
     momentum, dampening = (float(group.get(name) or 0.0) for name in ("momentum", "dampening"))

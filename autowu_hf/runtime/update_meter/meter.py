@@ -7,7 +7,6 @@ and not computed: momentum, preconditioning, weight decay and the groups' own le
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,6 +22,8 @@ from .backward_calls import BackwardCalls
 from .layers import layer_trust, over_processes, scale_invariant_share
 from .shares import Shares
 from .sketch import kind_of, sketch
+from .state_aside import StateAside
+from .step_hooks import gradient_hooks, step_hooks
 from .trials import trial_of
 from .update import HALF, Update, decay_of, obstacle_in, on_host, root_mean_square, rows_of, seen_share, sums_of
 
@@ -33,6 +34,7 @@ class UpdateMeter:
     Args:
         optimizer: with accelerate's wraps or without.
         ratios: of every parameter group, its LR per unit of the common LR.
+        is_used: asked once, before the first step that is measured: see ``as_new``.
 
     Attributes:
         optimizer: the innermost one.
@@ -40,16 +42,19 @@ class UpdateMeter:
         idle: why the last step that was seen is in no update, it moved no weights, say; None where it is.
         expected_lr: of the steps that are to be measured; at ten times that they are another schedule's.
         takes_back_from: the share of the weights from which an update of them is taken back in full precision, too.
+        as_new: whether steps that may be taken back are, and made without the optimizer's state; None: not yet asked.
         num_backwards: how often gradients were added up for the last measured step; 0 where that cannot be told.
     """
 
-    def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
+    def __init__(self, optimizer: Any, ratios: Iterable[float], is_used: Callable[[], bool] = bool) -> None:
         self.updates: list[Update | str] = []
         self.idle: str | None = None
         self.expected_lr = self.takes_back_from = math.inf
-        self.num_backwards = 0
+        self.as_new: bool | None = None
+        self.num_backwards, self._is_used = 0, is_used
         self._outermost = optimizer  # the schedule sets the LRs of its groups
         self.optimizer: Optimizer = innermost(optimizer)
+        self._aside = StateAside(self.optimizer)
         self._ratios = [*ratios]
         self._hooks: list[Any] = []
         self._trial: object | None = None
@@ -62,8 +67,8 @@ class UpdateMeter:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
-        names = ("updates", "expected_lr", "takes_back_from", "_num_shares", "_takes_back", "_has_start")
-        kept = {name: self.__dict__[name] for name in names}
+        names = ("updates", "expected_lr", "takes_back_from", "as_new", "_is_used", "_num_shares", "_takes_back")
+        kept = {name: self.__dict__[name] for name in (*names, "_has_start")}
         had = {"was_armed": bool(self._hooks), "had_start": bool(self._start)}
         return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, **had}
 
@@ -85,30 +90,10 @@ class UpdateMeter:
         if self._hooks:
             return
         self._trial = trial_of(self.optimizer)
-        this = weakref.ref(self)  # the optimizer must not keep alive a meter that nobody else holds
-
-        def before(optimizer: Optimizer, args: Any, options: Any) -> None:
-            meter = this()
-            if meter is not None and not meter.rests:
-                meter._look_before(has_closure=any(map(callable, (*args[1:], options.get("closure")))))
-
-        def after(optimizer: Optimizer, *args: Any) -> None:
-            meter = this()
-            if meter is not None and not meter.rests:
-                meter._look_after()
-
-        def accumulated(parameter: Tensor) -> None:
-            meter = this()
-            if meter is not None and not meter.rests:
-                meter._backward_calls.hear(parameter)
-
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(before),
-            self.optimizer.register_step_post_hook(after),
-        ]
+        self._hooks = step_hooks(self, self.optimizer)
         if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
             leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf and not is_lazy(p)]
-            self._hooks += [p.register_post_accumulate_grad_hook(accumulated) for p in leaves]  # type: ignore[no-untyped-call]
+            self._hooks += gradient_hooks(self, leaves)
         self._backward_calls.listen(True)
 
     def hold_start(self, weights: Sequence[Tensor] = ()) -> None:
@@ -125,6 +110,7 @@ class UpdateMeter:
         """Measures no more, and lets go of all copies."""
         for hook in self._hooks:
             hook.remove()
+        self._aside.forget()
         self._hooks, self._before, self._start, self._has_start = [], [], {}, False
         self._backward_calls.clear()
         self._backward_calls.listen(False)
@@ -174,7 +160,12 @@ class UpdateMeter:
         return next((float(group["lr"]) / ratio for group, ratio in pairs if ratio > 0.0), 0.0)
 
     @torch.no_grad()
-    def _look_before(self, has_closure: bool) -> None:
+    def look_before(self, has_closure: bool) -> None:
+        """Keeps what a step will change, right before it.
+
+        Args:
+            has_closure: whether the optimizer is stepped with one.
+        """
         self._before, self.idle = [], self._why_idle()
         if self.idle is not None:
             return
@@ -191,6 +182,10 @@ class UpdateMeter:
         if self._has_start and not self._start:  # a parameter may get its first gradient later
             readable = {id(p): numbers_of(p) for p in self._parameters() if p.requires_grad}
             self._start = {key: on_host(weights) for key, weights in readable.items() if weights is not None}
+        if self.as_new is None:
+            self.as_new = self._is_used()
+        if self.as_new and self._takes_back:
+            self._aside.take()
 
     def _why_idle(self) -> str | None:
         """Why the coming step is not to be measured, as a part of a sentence."""
@@ -204,9 +199,14 @@ class UpdateMeter:
             return "the learning rate was not the one that this schedule had set"
         return "the schedule was not stepped" if len(self.updates) >= _MOST else None
 
+    def hear(self, parameter: Tensor) -> None:
+        """Notes that a parameter has got a gradient."""
+        self._backward_calls.hear(parameter)
+
     @torch.no_grad()
-    def _look_after(self) -> None:
-        before, self._before = self._before, []
+    def look_after(self) -> None:
+        """Measures the step just made."""
+        is_new, before, self._before = self._aside.put_back(), self._before, []
         if self.idle is not None:
             self._backward_calls.clear()
             return
@@ -234,7 +234,7 @@ class UpdateMeter:
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back else []:
             now = numbers_of(parameter)
-            if now is not None and (now.dtype in HALF or is_large):
+            if now is not None and (now.dtype in HALF or is_large or is_new):
                 now.copy_(weights)
         self.num_backwards, is_repeated = self._backward_calls.num_added, self._backward_calls.began_anew
         self._backward_calls.clear()

@@ -97,7 +97,7 @@ def test_with_several_scheduler_steps_to_an_optimizer_step_all_is_the_same(worn)
 
 
 def test_an_lr_that_is_still_too_high_is_divided_once_more():
-    run = Run(steps=400, wear=0.005).go()
+    run = Run(steps=400, wear=0.005, bearable_lr=0.04).go()
     assert [attempt["was_lost"] for attempt in run.attempts] == [True, True]
     factors = [factor for _, factor in run.scheduler.report()["relapses"]["lr_factors"]]
     assert factors[-1] == pytest.approx(1.0 / DIVISOR**2)
@@ -109,7 +109,7 @@ def test_an_lr_that_is_still_too_high_is_divided_once_more():
 
 def test_what_was_worn_before_the_switch_is_won_back_too():
     """Nothing is left to compare with after it, so that the approach looks once, at its end."""
-    run, too_late = (Run(wear=0.025, steps=400, bearable_lr=0.3) for _ in range(2))
+    run, too_late = (Run(wear=0.01, steps=400) for _ in range(2))
     run.go()
     with mock.patch.object(Signs, "lost", return_value=None):
         too_late.go()
@@ -144,7 +144,7 @@ def test_after_a_way_back_the_losses_are_compared_with_what_they_are_then():
     """Weights from before may be some way from the best ones."""
     run = Run(wear=0.002, steps=1000).go()
     assert [attempt["was_lost"] for attempt in run.attempts] == [True]
-    run = Run(wear=0.005, steps=400).go()
+    run = Run(wear=0.005, steps=400, bearable_lr=0.04).go()
     first, second = run.attempts
     assert second["best"] == first["last"]
 

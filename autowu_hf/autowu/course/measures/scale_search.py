@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
-from ...optimizer_kinds import AVERAGED, momentum_of, num_unrectified, rectification, rectified_by, steps_of
+from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .first_steps import BlindLossesError
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import Scale
@@ -17,8 +18,7 @@ from .scale import Scale
 PATIENCE = 0.1
 """The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
 
-_LONGEST = 8
-_MEASURES = 2
+_LONGEST, _MEASURES = 8, 2
 _UNLIKE = 5.0  # times larger, per unit of LR, so that the last update was still made at the LR from before
 _SIZES = "for the updates are too small or too large"
 _ROUNDING = "no update of the first steps could be told from rounding"
@@ -49,7 +49,7 @@ class ScaleSearch:
         self.first: Update | None = None
         self.updates: list[Update] = []
         self.losses: list[float] = []
-        self.meter = UpdateMeter(optimizer, ratios)
+        self.meter = UpdateMeter(optimizer, ratios, functools.partial(is_used, optimizer))
         self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
         self._beta2 = rectified_by(optimizer)
         is_alone = collective.num_processes() == 1  # else the processes might see other weights, and take other LRs
@@ -132,8 +132,7 @@ class ScaleSearch:
         Args:
             loss: of all processes.
         """
-        updates = [*self.meter.updates]
-        self.meter.updates.clear()
+        updates, self.meter.updates[:] = [*self.meter.updates], []
         self._num_calls += 1
         if updates:
             self._at_each.append(self._num_calls == self.meter.num_backwards > 1)
@@ -231,6 +230,7 @@ class ScaleSearch:
         return {
             **self._lr.state_dict(),
             "steps": self._steps,
+            "as_new": self.meter.as_new,
             "alignment": self.alignment,
             "first": None if self.first is None else asdict(self.first),
             "losses": [*self.losses],
@@ -249,8 +249,7 @@ class ScaleSearch:
         self._lr.load_state_dict(state)
         self._steps, self.obstacle = state["steps"], state["obstacle"]
         self.alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
-        self.losses = [*state["losses"]]
-        self.updates = [Update(**numbers) for numbers in state["updates"]]
+        self.losses, self.updates = [*state["losses"]], [Update(**numbers) for numbers in state["updates"]]
         first = state.get("first", next(iter(state["updates"]), None))  # a state may be older
         self.first = Update(**first) if first else None
         self.scale = None if state["scale"] is None else Scale(**state["scale"])
@@ -258,3 +257,4 @@ class ScaleSearch:
             self.stop()
         else:
             self.start(self.num_shares)
+            self.meter.as_new = state.get("as_new", False)

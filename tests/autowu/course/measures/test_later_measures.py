@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 
@@ -296,6 +297,23 @@ def test_updates_that_become_smaller_are_corrected_once():
     assert approach["raised"] > 1.0
     assert all(1.4 / 23**0.5 / reach > 20.0 for reach in approach["reaches"])
     assert 20.0 / SURELY_LIFTED_FROM <= approach["raised"] * approach["factor"] <= 20.0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_updates_that_become_smaller_late_raise_the_lr_only_without_momentum(momentum):
+    """On a plateau gradients become smaller than the mean of their squares remembers, and Adam's updates with them."""
+    steps, make = 200, functools.partial(torch.optim.AdamW, betas=(momentum, 0.999))
+    weights, optimizer, schedule = noisy(steps, make=make)
+    for step in range(steps):
+        optimizer.zero_grad()
+        gradient = torch.randn(len(weights), generator=torch.Generator().manual_seed(step)) + 0.3
+        (weights * gradient * (0.02 if step >= 22 else 1.0)).sum().backward()
+        optimizer.step()
+        schedule.step(float(3000.0 * slowly(steps)[step]))
+    approach = schedule.report()["approach"]
+    first, second = approach["reaches"]
+    assert first > 5.0 * second
+    assert (approach["factor"] > 2.0) == (momentum == 0.0)
 
 
 @pytest.mark.parametrize("signal", [0.1, 5.0])

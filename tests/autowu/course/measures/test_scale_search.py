@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -190,6 +192,48 @@ def test_losses_or_gradients_that_say_nothing_are_an_obstacle():
     search.take(1.0)
     assert "gradients" in search.obstacle
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def with_momentum(parameters, lr):
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.RMSprop, with_momentum])
+def test_an_optimizer_that_has_made_steps_is_measured_as_a_new_one(make):
+    model, optimizer = problem(make)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        x = torch.randn(32, 6, generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)).backward()
+        optimizer.step()
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    used, _ = search_on(model, optimizer)
+    for name, before in weights.items():
+        assert torch.equal(model.state_dict()[name], before)
+    for own, before in zip(optimizer.state_dict()["state"].values(), state.values(), strict=True):
+        assert all(torch.equal(own[name], value) for name, value in before.items())
+    new, _ = search_on(model, make(model.parameters(), lr=1e-3))
+    assert used.scale.peak_lr == pytest.approx(new.scale.peak_lr, rel=0.3)
+
+
+def test_a_search_that_goes_on_does_not_take_its_own_steps_for_those_of_others():
+    model, optimizer = problem(torch.optim.AdamW)
+    first, _ = search_on(model, optimizer, steps=1)
+    state = first.state_dict()
+    first.give_up("handed over")
+    second = ScaleSearch(optimizer, [1.0])
+    second.start()
+    second.load_state_dict(state)
+    assert (first.meter.as_new, second.meter.as_new) == (False, False)
+
+
+def test_what_adagrad_has_added_up_stays_for_its_state_is_made_with_it():
+    model, optimizer = problem(torch.optim.Adagrad)
+    search_on(model, optimizer)
+    search, _ = search_on(model, optimizer)
+    assert search.scale is not None
+    assert search.meter.as_new is False
 
 
 def test_a_search_goes_on_from_its_state():
