@@ -160,7 +160,7 @@ def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
 
 
 def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: int) -> bool:
-    """Whether the last third of the losses, or those since the run last went back, are no less than the first ones.
+    """Whether the last third of the losses, or of those since the run last went back, is no less than the first ones.
 
     Args:
         losses: one per optimizer step.
@@ -168,7 +168,7 @@ def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: i
         step: the steps done.
     """
     back = max([*approach.get("breaks", []), *(at for at, _ in approach.get("overshot", []))], default=0)
-    num = max(3, min(step // 3, len(losses) - back))
+    num = max(3, (len(losses) - back) // 3 if back else min(step // 3, len(losses)))
     return have_risen(np.array([*losses[:num], *losses[back:]] if back else losses), num)
 
 

@@ -101,3 +101,5 @@ def test_losses_that_were_taken_back_do_not_count_as_high(approach, expected):
     """The last third of all would reach back to the high ones."""
     assert are_still_high([2.0] * 6 + [3.0] * 6 + [1.8] * 3, approach, 18) is expected
     assert are_still_high([2.0] * 6 + [1.0] * 6 + [2.1] * 3, {"breaks": [12]}, 18)
+    once = [2.0, 1.9, 1.7, 1.5, 1.3, 1.1]
+    assert not are_still_high(once + [2.2] * 6 + once, {"breaks": [12]}, 18)  # they fall again as they did
