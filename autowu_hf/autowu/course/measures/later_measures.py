@@ -174,8 +174,8 @@ class LaterMeasures:
             return None, 1.0
         done, has_momentum = self.factor, self._has_momentum
         wanted = reach_factor(scale, *found, raised=raised, done=done, has_momentum=has_momentum)
-        if self.reaches and has_momentum:  # its updates become smaller where nothing is learned, too
-            wanted = min(wanted, 1.0)
+        if has_momentum and (self.reaches or self._meter.as_new):
+            wanted = min(wanted, 1.0)  # updates become smaller where nothing is learned, too, and are in a used one
         grown = grown_factor(scale, self._search.updates, update)
         return found[0], wanted if grown is None else max(grown / done, wanted, 1.0)
 

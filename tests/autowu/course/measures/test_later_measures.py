@@ -316,6 +316,23 @@ def test_updates_that_become_smaller_late_raise_the_lr_only_without_momentum(mom
     assert (approach["factor"] > 2.0) == (momentum == 0.0)
 
 
+@pytest.mark.parametrize("is_used", [True, False])
+def test_the_lr_of_a_used_adam_is_not_raised_for_its_small_updates(is_used):
+    """It remembers the squares of larger gradients for a thousand steps."""
+    torch.manual_seed(0)
+    weights = torch.nn.Parameter(torch.randn(20_000))
+    optimizer = torch.optim.AdamW([weights], lr=0.0)
+    for step in range(30 * is_used):
+        weights.grad = 60.0 * torch.randn(len(weights), generator=torch.Generator().manual_seed(1000 + step))
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 1e-3
+    schedule = get_autowu_schedule(optimizer, STEPS)
+    run_noisy(weights, optimizer, schedule, 0.3, 300.0 * LOSSES)
+    approach = schedule.report()["approach"]
+    assert (approach["reaches"][0] < 0.1) == is_used
+    assert approach["factor"] == 1.0
+
+
 @pytest.mark.parametrize("signal", [0.1, 5.0])
 @pytest.mark.parametrize("steps", [6, 7, 8, 10, 12, 20, 29])
 def test_a_short_run_asks_only_where_a_step_is_left_to_measure(steps, signal):
