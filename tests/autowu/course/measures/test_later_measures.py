@@ -325,6 +325,8 @@ def test_the_lr_of_a_used_adam_is_not_raised_for_its_small_updates(is_used):
     for step in range(30 * is_used):
         weights.grad = 60.0 * torch.randn(len(weights), generator=torch.Generator().manual_seed(1000 + step))
         optimizer.step()
+    for state in optimizer.state.values():
+        state["exp_avg"].zero_()
     optimizer.param_groups[0]["lr"] = 1e-3
     schedule = get_autowu_schedule(optimizer, STEPS)
     run_noisy(weights, optimizer, schedule, 0.3, 300.0 * LOSSES)
