@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+from torch.optim import Optimizer
+
 from ..runtime.param_groups import innermost
 
 _LEAST_RHO = 5.0  # from which an update is rectified; before, it is the mean of the gradients, or none
@@ -91,14 +94,20 @@ def steps_of(optimizer: Any) -> float:
 
 def is_used(optimizer: Any) -> bool:
     """Whether an optimizer has made steps before, and could make the next one as if it had not. Then its updates are
-    along a mean of many gradients, and smaller than first ones, or larger, as those of SGD with momentum. Not one
-    that rectifies, for its first steps tell nothing; nor one whose state is made with it, as Adagrad's.
+    along a mean of many gradients, and smaller than first ones, or larger, as those of SGD with momentum.
+
+    Not one that rectifies, for its first steps tell nothing; nor one that is schedule-free; nor one whose state is made
+    with it or with its groups, as Adagrad's, or is not that of its weights alone.
 
     Args:
         optimizer: with accelerate's wraps or without.
     """
     inner = innermost(optimizer)
-    if rectified_by(inner) > 0.0 or "initial_accumulator_value" in inner.defaults:
+    has_own_groups = type(inner).add_param_group is not Optimizer.add_param_group
+    is_of_weights = all(isinstance(parameter, Tensor) for parameter in inner.state)
+    if has_own_groups or not is_of_weights or "initial_accumulator_value" in inner.defaults:
+        return False
+    if rectified_by(inner) > 0.0 or is_schedule_free(inner):
         return False
     has_buffers = any(isinstance(own, dict) and own.get("momentum_buffer") is not None for own in inner.state.values())
     return has_buffers or steps_of(inner) > 0.0

@@ -11,7 +11,7 @@ import torch
 from data import stdlib_bytes
 from fine_tuning_tasks import Measured, PreparedRun
 from pretrained import with_adapter
-from real_model_tasks import PRACTICE, TASKS, Task
+from real_model_tasks import PRACTICE, SIX, TASKS, Task
 from real_model_texts import token_loss
 from torch import Tensor, nn
 from training import beside, train
@@ -112,7 +112,7 @@ def adapted(seed: int, adapter: str, steps: int) -> PreparedRun:
 def adapter_task(adapter: str, steps: int) -> Task:
     prepare: Callable[[int], PreparedRun] = functools.partial(adapted, adapter=adapter, steps=steps)
     practice = PRACTICE["SmolLM2, LoRA"]
-    return Task(prepare, 3.16228e-3, 1, (0, 1), ("loss, nats", -1.0), practice, ("peft",))
+    return Task(prepare, 3.16228e-3, 1, (0, 1), ("loss, nats", -1.0), practice, ("peft",), seeds=SIX)
 
 
 ADAPTER_TASKS = {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -7,6 +9,7 @@ from accelerate import Accelerator
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.optimizer_kinds import (
     has_momentum,
+    is_used,
     momentum_of,
     num_unrectified,
     rectification,
@@ -96,3 +99,30 @@ def test_who_has_a_momentum_is_known_by_its_groups():
     mixed.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "beta1": 0.9, "betas": None})
     assert has_momentum(mixed)
     assert has_momentum(Accelerator(cpu=True).prepare(one_weight(torch.optim.AdamW, lr=0.1)))
+
+
+def _add_param_group(optimizer, group):
+    super(type(optimizer), optimizer).add_param_group(group)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (functools.partial(torch.optim.AdamW, lr=0.1), True),
+        (functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9), True),
+        (functools.partial(torch.optim.SGD, lr=0.1), False),  # has no state
+        (functools.partial(torch.optim.Adagrad, lr=0.1), False),
+        (functools.partial(torch.optim.RAdam, lr=0.1), False),
+        (type("MineScheduleFree", (torch.optim.AdamW,), {}), False),
+        (type("MakesStateWithGroups", (torch.optim.AdamW,), {"add_param_group": _add_param_group}), False),
+    ],
+)
+def test_who_can_be_measured_as_a_new_one_after_its_steps(make, expected):
+    weights = torch.nn.Parameter(torch.ones(1))
+    optimizer = make([weights])
+    assert not is_used(optimizer)
+    weights.grad = torch.ones(1)
+    optimizer.step()
+    assert is_used(optimizer) is expected
+    optimizer.state["of all weights"] = 1
+    assert not is_used(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -96,6 +97,50 @@ def test_a_meter_measures_a_used_optimizer_as_a_new_one_and_leaves_nothing_behin
     assert not torch.equal(other, before)
     for name, value in state.items():
         assert torch.equal(torch.as_tensor(optimizer.state_dict()["state"][0][name]), torch.as_tensor(value))
+
+
+@pytest.mark.parametrize("then", ["is saved", "is loaded", "makes a step", "is held by nobody"])
+def test_a_step_that_ends_in_an_error_loses_nothing(then):
+    weights, optimizer = used(torch.optim.AdamW)
+    state, saved = optimizer.state, copy.deepcopy(optimizer.state_dict())
+    aside = StateAside(optimizer)
+    aside.take()
+    assert not optimizer.state
+    if then == "is saved":
+        assert optimizer.state_dict()["state"].keys() == saved["state"].keys()
+    elif then == "is loaded":
+        optimizer.load_state_dict(saved)
+        assert float(optimizer.state[weights]["step"]) == 5.0
+        assert not aside.put_back()
+        assert float(optimizer.state[weights]["step"]) == 5.0
+    elif then == "makes a step":
+        optimizer.state[weights]["half made"] = 1.0
+        aside.take()
+        assert not optimizer.state
+        aside.put_back()
+        assert optimizer.state is state
+    else:
+        del aside
+        gc.collect()
+        assert optimizer.state is state
+    assert not optimizer._optimizer_state_dict_pre_hooks
+    assert not optimizer._optimizer_load_state_dict_pre_hooks
+
+
+def test_what_else_the_groups_count_is_put_back_and_lrs_stay():
+    _, optimizer = used(CountsInItsGroups)
+    group = optimizer.param_groups[0]
+    group["decayed"] = 0.5
+    aside = StateAside(optimizer)
+    aside.take()
+    assert "step" not in group
+    group |= {"decayed": 0.25, "made": 1, "lr": 0.02}
+    aside.put_back()
+    assert (group["step"], group["decayed"], group["lr"]) == (5, 0.5, 0.02)
+    assert "made" not in group
+    aside.take()
+    assert (group["decayed"], group["made"], group["lr"]) == (0.25, 1, 0.02)
+    aside.put_back()
 
 
 def test_steps_that_stay_are_made_with_the_state():

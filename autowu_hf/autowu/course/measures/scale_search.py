@@ -257,4 +257,4 @@ class ScaleSearch:
             self.stop()
         else:
             self.start(self.num_shares)
-            self.meter.as_new = state.get("as_new", False)
+        self.meter.as_new = state.get("as_new", False)
