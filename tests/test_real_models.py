@@ -77,16 +77,16 @@ def test_the_cosine_is_reported_where_tuning_found_it_best(real_models):
 
 
 def test_each_task_has_seeds_of_its_own_unless_some_are_given(real_models, tasks):
-    assert len(tasks.TASKS[PAIRS].seeds) == 6
+    assert len(tasks.TASKS[PAIRS].seeds) == 10
     assert len(tasks.TASKS[FULL].seeds) == 3
     jobs = real_models.needed([], [PAIRS, FULL], ["autowu"])
     assert [(job[0], job[3]) for job in jobs] == [(name, s) for name in (PAIRS, FULL) for s in tasks.TASKS[name].seeds]
     rows = [row(real_models, *job, 0.5) for job in jobs]
     assert {key: len(own) for key, own in real_models.reported(rows).items()} == {
-        (PAIRS, "autowu"): 6,
+        (PAIRS, "autowu"): 10,
         (FULL, "autowu"): 3,
     }
-    assert [len(own) for own in real_models.reported(rows, [10, 15]).values()] == [2, 1]
+    assert [len(own) for own in real_models.reported(rows, [10, 19]).values()] == [2, 1]
 
 
 def test_missing_packages_end_the_script_with_the_pip_line(real_models, load, monkeypatch):
