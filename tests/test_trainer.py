@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from digits_vit import CHANCE, DigitsViT, digits_trainer
-from margins import assert_above, assert_learned
+from margins import assert_above, assert_below, assert_learned
 from rank_programs import search_in_workers
 from ranks import run_ranks
 from tiny import TinyClassifier, batches, trainer_for
-from transformers import TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from autowu_hf import AutoWUCallback, AutoWUScheduler
 
@@ -230,3 +230,39 @@ def test_a_resume_with_accumulated_micro_batches_is_not_told_to_add_them_up(tmp_
         peaks.append(trainer.lr_scheduler.peak_lr)
     assert trainer.lr_scheduler.report()["approach"]["reaches"]
     assert peaks[0] == peaks[1]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # used by peft
+@pytest.mark.parametrize("step", [1, 8])
+def test_lora_by_peft_is_known_by_its_zeros_and_resumes_exactly(tmp_path, step):
+    """Its checkpoints hold the adapter alone."""
+    peft = pytest.importorskip("peft")
+    tokens = torch.arange(20) * torch.arange(1, 65).unsqueeze(1) % 31  # (64, 20), each row with a step of its own
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+    def run(folder, resume=None):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=31, initializer_range=0.1, **shape))
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+        arguments = {"max_steps": 40, "logging_steps": 1, "save_strategy": "steps", "save_steps": step}
+        arguments |= {"save_total_limit": 40, "report_to": "none", "use_cpu": True, "per_device_train_batch_size": 16}
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(str(folder), lr_scheduler_type="autowu", **arguments),
+            train_dataset=rows,
+            callbacks=[AutoWUCallback(plot=False)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    report = whole.lr_scheduler.report()
+    assert report["approach"]["scale"]["others_follow"]
+    assert report["usual_decay"] == "growth"  # of the weights, which is why the LR falls from the switch on
+    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    assert_below(sum(losses[-5:]) / 5, losses[0], losses[0])
+    part = run(tmp_path / "part", str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert part.lr_scheduler.peak_lr == whole.lr_scheduler.peak_lr
+    for mine, other in zip(part.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
