@@ -65,16 +65,14 @@ class StateAside:
         self.put_back()
         self._state: Any = defaultdict(dict)
         self._numbers: list[dict[str, Any]] | None = None
-        self._devices: list[tuple[dict[str, Any], str, torch.device]] = []
+        self._devices: list[_Place] = []
 
     def _swap(self) -> None:
         """Exchanges the state, and what the groups have beside their weights and LR."""
         groups, state, numbers, devices = self._optimizer.param_groups, self._state, self._numbers, self._devices
         self._numbers = [{name: group[name] for name in group if name not in _OF_THE_RUN} for group in groups]
         self._state, self._devices = self._optimizer.state, _to_host(self._optimizer.state)
-        moved: dict[int, Tensor] = {}  # some weights may share a tensor
-        for own, name, device in devices:
-            own[name] = moved.setdefault(id(own[name]), own[name].to(device))
+        _move(devices)
         for group, kept in zip(groups, numbers or self._numbers, strict=False):
             for name in [name for name in group if name not in _OF_THE_RUN and name not in kept]:
                 del group[name]
@@ -84,7 +82,11 @@ class StateAside:
         self._optimizer.state, self.is_aside = state, not self.is_aside
 
 
-def _to_host(state: dict[Any, Any]) -> list[tuple[dict[str, Any], str, torch.device]]:
+_Place = tuple[dict[str, Any], str, torch.device]
+"""The state of a weight, the name of a tensor in there, and a device."""
+
+
+def _to_host(state: dict[Any, Any]) -> list[_Place]:
     """Moves the tensors of an optimizer's state to host memory; where each of them was."""
     places = [
         (own, name, value.device)
@@ -92,8 +94,13 @@ def _to_host(state: dict[Any, Any]) -> list[tuple[dict[str, Any], str, torch.dev
         for name, value in (own.items() if isinstance(own, dict) else ())
         if type(value) is Tensor and value.device.type != "cpu"
     ]
-    moved: dict[int, Tensor] = {}
-    kept = [own[name] for own, name, _ in places]  # so that no id is used again
-    for (own, name, _), value in zip(places, kept, strict=True):
-        own[name] = moved.setdefault(id(value), value.cpu())
+    _move([(own, name, torch.device("cpu")) for own, name, _ in places])
     return places
+
+
+def _move(places: list[_Place]) -> None:
+    """Moves tensors; one that several weights share stays one."""
+    moved: dict[int, Tensor] = {}
+    for own, name, device in places:
+        value = own[name]
+        own[name] = moved.setdefault(id(value), value.to(device))

@@ -8,7 +8,7 @@ import gc
 import pytest
 import torch
 
-from autowu_hf.runtime.update_meter import UpdateMeter
+from autowu_hf.runtime.update_meter import UpdateMeter, state_aside
 from autowu_hf.runtime.update_meter.state_aside import StateAside
 
 
@@ -152,3 +152,12 @@ def test_steps_that_stay_are_made_with_the_state():
     meter.disarm()
     assert float(optimizer.state[weights]["step"]) == 6.0
     assert not torch.equal(weights, before)
+
+
+def test_tensors_that_weights_share_are_moved_once():
+    shared, own = torch.ones(3), torch.ones(3)
+    states = [{"mean": shared}, {"mean": shared, "own": own}]
+    meta = torch.device("meta")  # a device that every machine has
+    state_aside._move([(states[0], "mean", meta), (states[1], "mean", meta), (states[1], "own", meta)])
+    assert {value.device for state in states for value in state.values()} == {meta}
+    assert states[0]["mean"] is states[1]["mean"] is not states[1]["own"]
