@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import weakref
 from collections.abc import Callable, Iterable
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from ..finite import numbers_of
 from .update import rows_of, square_of
 
 _LOSS_SCALE = 256.0
-"""A gradient that is so many times smaller at the step was not only clipped: torch's scaler has undone its scale."""
+"""A gradient that is so many times smaller at the step was not only clipped, where torch's scaler may have undone its
+scale.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,18 @@ class BackwardCalls:
         squares = rows_of([own.square.reshape(1) for own in self._heard.values() if own.square is not None], 1)
         ratio = math.sqrt(float(squares.sum())) / norm
         exponent = math.log2(ratio) if ratio > 0.0 and math.isfinite(ratio) else 0.0
-        if abs(exponent - round(exponent)) < 1e-4:
-            return 1.0  # nothing, or the scale of a gradient scaler, which is a power of two
-        if ratio < _LOSS_SCALE:
-            return max(ratio, 1.0)
-        return None
+        if exponent < 1e-4:
+            return 1.0
+        is_power = abs(exponent - round(exponent)) < 1e-4
+        if (is_power or ratio >= _LOSS_SCALE) and _anybody_scales():
+            return 1.0 if is_power else None  # the scale of a gradient scaler is a power of two
+        return ratio
+
+
+def _anybody_scales() -> bool:
+    """Whether there is a gradient scaler of torch's in this process that is in use; it takes some 0.1 s."""
+    scalers = [each for each in gc.get_objects() if issubclass(type(each), GradScaler)]
+    return any(scaler.is_enabled() for scaler in scalers)
 
 
 _listening: weakref.WeakSet[BackwardCalls] = weakref.WeakSet()

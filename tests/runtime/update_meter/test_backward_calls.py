@@ -42,8 +42,21 @@ def test_the_clipping_is_what_the_step_lacks_of_the_gradient():
     assert calls.clipping(6.0) == 1.0
     assert calls.clipping(1.0) == pytest.approx(6.0)
     assert calls.clipping(7.0) == 1.0  # weight decay was added, say
-    assert calls.clipping(6.0 / 1024) == 1.0  # a gradient scaler's
-    assert calls.clipping(6.0 / 1500) is None  # that, and a clipping
+    assert calls.clipping(6.0 / 1500) == pytest.approx(1500.0)
+    assert calls.clipping(6.0 / 1024) == pytest.approx(1024.0)
+
+
+def test_only_a_scaler_that_is_in_use_hides_a_clipping():
+    calls, p = BackwardCalls(), parameter()
+    backward(calls, p, size=3.0)  # its norm is 6
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    assert [calls.clipping(6.0 / ratio) for ratio in (2, 1024, 1500)] == pytest.approx([2.0, 1024.0, 1500.0])
+    scaler = torch.amp.GradScaler("cpu")
+    assert scaler.is_enabled()
+    assert [calls.clipping(6.0 / ratio) for ratio in (1024, 1500, 3)] == [1.0, None, pytest.approx(3.0)]
+    assert calls.clipping(6.0) == 1.0
+    del scaler
+    assert calls.clipping(6.0 / 1024) == pytest.approx(1024.0)
 
 
 def test_what_was_told_of_clipping_belongs_to_the_parameters_that_were_clipped():
