@@ -16,6 +16,25 @@ def made(steps, seed=0, make=torch.optim.AdamW, **options):
     return model, optimizer, get_autowu_schedule(optimizer, steps, **options)
 
 
+class Thin(nn.Module):
+    """Nearly all of its weights have next to no gradient, as those below the last layers of some transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.body = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
+
+    def forward(self, x):
+        return self.head(x) + 1e-3 * self.body(x)
+
+
+def thin(steps, make=torch.optim.AdamW, **options):
+    torch.manual_seed(0)
+    model = Thin()
+    optimizer = make(model.parameters(), lr=1e-3)
+    return model, optimizer, get_autowu_schedule(optimizer, steps, **options)
+
+
 def run(model, optimizer, schedule, losses, since=0):
     """Real gradients, of noise, and given losses; the LR of every step."""
     lrs = []

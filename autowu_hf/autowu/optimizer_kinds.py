@@ -131,3 +131,14 @@ def has_momentum(optimizer: Any) -> bool:
     groups = innermost(optimizer).param_groups
     first = ((group.get("momentum"), group.get("beta1"), *(group.get("betas") or ())[:1]) for group in groups)
     return any(map(any, first))
+
+
+def is_like_adam(optimizer: Any) -> bool:
+    """Whether its first update is about as large in every weight: its groups have ``betas``, as Adam's and Lion's do.
+    LAMB's is in proportion to the weights, and RAdam's first ones are not its usual ones.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    has_betas = any(group.get("betas") for group in innermost(optimizer).param_groups)
+    return has_betas and not _is_called(optimizer, ("Lamb", "LAMB"), ()) and rectified_by(optimizer) == 0.0

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.optimizer_kinds import (
     has_momentum,
+    is_like_adam,
     is_used,
     momentum_of,
     num_unrectified,
@@ -126,3 +127,23 @@ def test_who_can_be_measured_as_a_new_one_after_its_steps(make, expected):
     assert is_used(optimizer) is expected
     optimizer.state["of all weights"] = 1
     assert not is_used(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "is_it"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.AdamW, True),
+        (torch.optim.NAdam, True),
+        (type("Lion", (torch.optim.Adam,), {}), True),
+        (type("FusedLAMB", (torch.optim.Adam,), {}), False),
+        (torch.optim.RAdam, False),
+        (functools.partial(torch.optim.SGD, momentum=0.9), False),
+        (torch.optim.RMSprop, False),
+        (torch.optim.Adagrad, False),
+        (torch.optim.Adafactor, False),
+    ],
+)
+def test_adam_and_its_like_move_every_weight_as_far(make, is_it):
+    optimizer = one_weight(make)
+    assert is_like_adam(optimizer) == is_like_adam(Accelerator(cpu=True).prepare(optimizer)) == is_it

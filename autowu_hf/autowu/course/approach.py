@@ -6,7 +6,7 @@ run, it measures how far steps take the weights, and corrects the LR where that 
 would. From there on the losses say what remains to be done:
 
 * they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
-* what was learned is lost, or nothing is in a run of SGD, whose scale is less sure: the same, at a third of the LR;
+* what was learned is lost, or nothing is where the scale is less sure, as SGD's: the same, at a third or a tenth;
 * they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from ...rewind import snapshot
 from ...runtime.param_groups import weights_out_of_reach
-from .breaks import BREAK_DIVISOR, STALL_DIVISOR, Breaks
+from .breaks import BREAK_DIVISOR, Breaks, divisor_of
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
 from .measures.lasting import may_be_raised
@@ -190,9 +190,9 @@ class Approach:
         if step < self.way.legs[-1].end or self.later.asked.is_open:
             return
         is_stalled = not self.breaks.steps and not self.later.overshoot.found and seen.are_stalled(losses, step)
-        if is_stalled and scale.is_aligned and self.times.longest - step > 3:
+        if is_stalled and divisor_of(scale) > 1.0 and self.times.longest - step > 3:
             self.stalled = step
-            self._go_back(step, num, self.way.peak_lr / STALL_DIVISOR)
+            self._go_back(step, num, self.way.peak_lr / divisor_of(scale))
             return
         is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.later.asked.leaves_doubts
         if not is_noisy and self.transient.may_be(have_halved, self.way):
@@ -202,8 +202,8 @@ class Approach:
                 return
         is_raised = self.way.raised > 1.0 or (self.transient.raised_at is not None and not self.way.has_gone_back)
         may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and not is_raised)
-        if may_grow and 2.0 * self.way.peak_lr < scale.trust < math.inf:
-            self.sweep = Sweep.between(self.way.peak_lr, scale.trust, seen.num_steps, self.times.longest - step)
+        if may_grow and scale.density == 1.0 and 2.0 * self.way.peak_lr < scale.trust < math.inf:
+            self.sweep = self.way.sweep_to(scale.trust, step, has_learned=not is_noisy)
             self.unmoved = step if is_noisy and self.sweep is not None else None
         self.is_over, self.waits, self.has_fallen = self.sweep is not None, step >= self.end, seen.have_fallen(losses)
 

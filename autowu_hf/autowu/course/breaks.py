@@ -8,6 +8,7 @@ import numpy as np
 
 from ...loss_curve.empty_start import num_empty
 from .legs import Way
+from .measures.scale import Scale
 from .signs import FEWEST_BACK, Array, Signs, window
 from .timetable import FEWEST_AFTER
 
@@ -21,6 +22,11 @@ RISEN, NOT_FINITE, LOST, ABOVE = "risen", "not finite", "lost", "above"
 """Why the run had to go back: what the losses were."""
 
 _MOST = 2
+
+
+def divisor_of(scale: Scale) -> float:
+    """By what the LR is divided where it has taught the run nothing; 1 where that may be a plateau of the loss."""
+    return 1.0 / scale.density if scale.density < 1.0 else STALL_DIVISOR if scale.is_aligned else 1.0
 
 
 class Breaks:

@@ -16,8 +16,11 @@ DECADE = 0.05
 MOST_LOOKED = 0.15
 """The share of the run that a sweep may take: nothing of it is kept."""
 
-FEWEST_LOSSES = 10
-"""That a growth needs, for the minimum tests to say anything."""
+FEWEST_LOSSES, FEWEST_BORNE = 10, 18
+"""That a growth needs, for the minimum tests to say anything; and a sweep where losses may rise farther than elsewhere
+(``Scale.borne``). Where that is more than ``MOST_LOOKED`` of the run, there is no sweep: in one of fewer than 67 steps,
+or 120. Where nothing has been learned, there is nothing to lose, and that does not count.
+"""
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,13 @@ class Way:
         """The LR goes on to ``raised`` times the scale's, since later batches have answered, or cannot."""
         self.raises.append(raised / (self.raised if self.raises else self.held))
         self.go_on(since, self.raises[-1])
+
+    def sweep_to(self, max_lr: float, since: int, has_learned: bool = True) -> Sweep | None:
+        """The sweep from the LR that was reached, after ``since`` steps; None where it takes too much of the run."""
+        fewest = FEWEST_LOSSES if self.borne == 1.0 else FEWEST_BORNE
+        if has_learned and int(MOST_LOOKED * self.times.num_steps) < fewest:
+            return None
+        return Sweep.between(self.peak_lr, max_lr, self.times.num_steps, self.times.longest - since)
 
     def begin_anew(self, step: int, factor: float) -> None:
         """Goes on, and whoever goes back will go back to after ``step`` steps; nothing, where the factor is 1."""

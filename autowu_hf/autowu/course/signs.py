@@ -155,6 +155,11 @@ def have_risen(losses: Array, num: int) -> bool:
     return _share(losses, num, num) >= 1.0
 
 
+def have_hardly_fallen(losses: Array, num: int) -> bool:
+    """The same for losses that have fallen by 2 % at most."""
+    return _share(losses, num, num) >= LEARNED
+
+
 def _share(losses: Array, num_first: int, num_last: int) -> float:
     """The median of the last losses over that of the first; NaN where too few are there, or finite."""
     if len(losses) <= num_last + 1:

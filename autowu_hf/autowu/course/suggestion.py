@@ -81,6 +81,8 @@ class SuggestedLR:
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         if scale.has_small_weights:
             doubt = "; the weights may have begun near zero, and allow more once they have grown"
+        if scale.density < 1.0:
+            doubt = f"; most tensors hardly have a gradient: take {scale.density:.2g} of it where nothing is learned"
         return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
 
 

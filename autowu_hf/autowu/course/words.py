@@ -14,7 +14,7 @@ from ..settings import AutoWUSettings
 from .approach import Approach
 from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
 from .measures.transient import MOST_RISEN
-from .signs import FEWEST_STEPS, have_risen
+from .signs import FEWEST_STEPS, have_hardly_fallen
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
 
 
 def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: int) -> bool:
-    """Whether the last third of the losses, or of those since the run last went back, is no less than the first ones.
+    """Whether the last third of the losses, or those since the run last went back, are hardly less than the first ones.
 
     Args:
         losses: one per optimizer step.
@@ -169,7 +169,7 @@ def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: i
     """
     back = max([*approach.get("breaks", []), *(at for at, _ in approach.get("overshot", []))], default=0)
     num = max(3, (len(losses) - back) // 3 if back else min(step // 3, len(losses)))
-    return have_risen(np.array([*losses[:num], *losses[back:]] if back else losses), num)
+    return have_hardly_fallen(np.array([*losses[:num], *losses[back:]] if back else losses), num)
 
 
 def _overshoot(approach: Approach, step: int) -> str:

@@ -92,7 +92,7 @@ def describe(report: dict[str, Any]) -> str:
         elif not approach["looks"]:
             found = f"too few steps to look on from step {step}"
         elif are_still_high(report.get("losses", []), approach, step):
-            found = f"the losses have neither fallen nor risen far by step {step}"
+            found = f"the losses have neither fallen nor risen far by step {step}, and do not speak for this LR yet"
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
         found = f"cliff at step {report['cliff_step']}, seen at step {step}, {_minimum(report)}"
     else:
@@ -243,7 +243,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
         seen = "made losses that are not finite" if rise is None else f"raised the loss by {100.0 * rise:.0f} %"
         said += f", a tenth of it since the way up to step {step} had {seen}"
     if approach.get("stalled") is not None:
-        said += f", lowered since nothing had been learned by step {approach['stalled']}"
+        thin = " and most tensors hardly had a gradient" if approach["scale"].get("density", 1.0) < 1.0 else ""
+        said += f", lowered since nothing had been learned by step {approach['stalled']}{thin}"
     if approach.get("unmoved") is not None and approach["sweep"] is not None:
         said += f", and on from it since nothing had been learned by step {approach['unmoved']}"
     return said

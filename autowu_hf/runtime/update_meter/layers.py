@@ -1,4 +1,4 @@
-"""How large the update of each single tensor is, beside the tensor."""
+"""How large the update of each single tensor is, beside the tensor, and how much of the slope it has."""
 
 from __future__ import annotations
 
@@ -52,6 +52,20 @@ def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tu
     return found[:NUM_SUMS], found[NUM_SUMS:].reshape(-1, len(_OWN))
 
 
+def told_by(layers: Tensor, lr: float) -> dict[str, float]:
+    """What single tensors tell of an update.
+
+    Args:
+        layers: (n, 5), ``over_processes``.
+        lr: the common LR of the step, positive.
+
+    Returns:
+        ``layer_trust`` in units of the LR, ``scale_invariant`` and ``spread``, by these names.
+    """
+    shares = {"scale_invariant": scale_invariant_share(layers), "spread": spread_of(layers)}
+    return {"layer_trust": lr * layer_trust(layers), **shares}
+
+
 def layer_trust(layers: Tensor) -> float:
     """The median of ||w|| / ||d|| over the tensors, the trust ratio of LARS (You et al. 2017, section 4), each counting
     by its part of the update's square: half of that is in tensors whose ratio is no higher. A few large tensors, or
@@ -73,6 +87,23 @@ def layer_trust(layers: Tensor) -> float:
     if not len(seen) or below[-1] < _FEWEST * layers[:, 1].sum():
         return math.nan
     return max(float(ratios[int((below < 0.5 * below[-1]).sum())]), of_all / _LOWEST)
+
+
+def spread_of(layers: Tensor) -> float:
+    """How evenly the slope of an update is spread over the tensors that it moves.
+
+    Args:
+        layers: (n, 5), ``over_processes``.
+
+    Returns:
+        The cosine of two vectors of n numbers: ||d|| of each tensor, and its slope per unit of that. 1 where each has
+        the slope that its part of the update stands for, or there is one alone; 1 / sqrt(n) where one of n tensors of
+        one size has all of it. NaN without a slope.
+    """
+    _, d2, down, *_ = layers[layers[:, 1] > 0.0].unbind(1)
+    per_unit = down.clamp(min=0.0) / d2.sqrt()
+    norms = float(per_unit.norm()) * math.sqrt(float(d2.sum()))
+    return float((per_unit * d2.sqrt()).sum()) / norms if 0.0 < norms < math.inf else math.nan
 
 
 def scale_invariant_share(layers: Tensor) -> float:

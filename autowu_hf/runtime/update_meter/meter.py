@@ -19,7 +19,7 @@ from .. import collective
 from ..finite import numbers_of
 from ..param_groups import innermost
 from .backward_calls import BackwardCalls
-from .layers import layer_trust, over_processes, scale_invariant_share
+from .layers import over_processes, told_by
 from .shares import Shares
 from .sketch import kind_of, sketch
 from .state_aside import StateAside
@@ -249,9 +249,7 @@ class UpdateMeter:
         if obstacle is not None or clipping is None:
             self.updates.append(str(obstacle))
         else:
-            self.updates.append(
-                Update.from_sums(sums, lr, clipping, layer_trust(layers), scale_invariant_share(layers))
-            )
+            self.updates.append(Update.from_sums(sums, lr, clipping, **told_by(layers, lr)))
 
 
 START_IS_GONE = "the weights from before are gone"

@@ -48,6 +48,7 @@ class Update:
             (``layers.layer_trust``); NaN where none tells.
         scale_invariant: the share of ||u||^2, or of the slope, in tensors whose rows' sizes change nothing
             (``layers.scale_invariant_share``).
+        spread: how evenly its slope is spread over the tensors that it moves (``layers.spread_of``).
     """
 
     slope: float
@@ -63,6 +64,7 @@ class Update:
     num_weights: float = math.nan
     layer_trust: float = math.nan
     scale_invariant: float = 0.0
+    spread: float = math.nan
 
     def is_of_weights_of(self, other: Update) -> bool:
         """Whether none were frozen, or joined, since another update; True where an old state does not tell."""
@@ -74,17 +76,14 @@ class Update:
         return dataclasses.replace(self, **sizes, layer_trust=self.layer_trust / times)
 
     @classmethod
-    def from_sums(
-        cls, sums: Tensor, lr: float, clipping: float, layer_trust: float = math.nan, scale_invariant: float = 0.0
-    ) -> Update:
+    def from_sums(cls, sums: Tensor, lr: float, clipping: float, **of_layers: float) -> Update:
         """The update of a step.
 
         Args:
             sums: (NUM_SUMS,), finite, the sum of ``sums_of`` over all tensors with a gradient.
             lr: the common LR of the step, positive.
             clipping: as above.
-            layer_trust: per unit of the step's LR.
-            scale_invariant: as above.
+            **of_layers: what single tensors tell, see ``layers.told_by``.
         """
         down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, *_ = sums.tolist()
         return cls(
@@ -99,8 +98,7 @@ class Update:
             fallen=clipping * fallen,
             whole_norm=math.sqrt(d2) / lr,
             num_weights=number,
-            layer_trust=layer_trust * lr,
-            scale_invariant=scale_invariant,
+            **of_layers,
         )
 
 

@@ -13,10 +13,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scale_runs import flat, made, quickly, run, slowly
+from scale_runs import flat, made, quickly, run, slowly, thin
+from sklearn.datasets import load_digits
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from autowu_hf import get_autowu_schedule, plot_autowu
+from autowu_hf.autowu.course.measures.first_steps import LEAST_DENSITY
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
@@ -126,6 +129,60 @@ def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_third(caplog):
     assert 0 < schedule.num_steps_lost <= 0.15 * 400
     assert "have not fallen" in caplog.text
     assert "lowered since nothing had been learned by step" in caplog.text
+
+
+def test_where_most_tensors_hardly_have_a_gradient_a_run_that_learns_nothing_goes_back_to_a_tenth(caplog):
+    model, optimizer, schedule = thin(400)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, flat(400))
+    scale = schedule._course.scale
+    assert scale.density == LEAST_DENSITY
+    assert schedule.peak_lr == pytest.approx(scale.peak_lr_for(400) * LEAST_DENSITY)
+    assert 0 < schedule.num_steps_lost <= 0.15 * 400
+    assert "have not fallen" in caplog.text
+    assert "since nothing had been learned by step 48 and most tensors hardly had a gradient" in caplog.text
+
+
+@pytest.mark.parametrize("falls", [slowly, quickly])
+def test_where_they_hardly_have_one_and_it_learns_the_lr_is_the_scales(falls):
+    model, optimizer, schedule = thin(400)
+    run(model, optimizer, schedule, falls(400))
+    scale = schedule._course.scale
+    assert scale.density < 1.0
+    assert schedule.ended_by == "scale"  # it does not grow on, either
+    assert schedule.peak_lr == pytest.approx(scale.peak_lr_for(400))
+    assert schedule.num_steps_lost == 0
+
+
+def test_an_optimizer_that_is_not_like_adam_does_not_go_back_for_that():
+    model, optimizer, schedule = thin(400, make=torch.optim.RMSprop)
+    run(model, optimizer, schedule, flat(400))
+    assert schedule._course.scale.density == 1.0
+    assert schedule.num_steps_lost == 0
+
+
+def test_a_transformer_from_scratch_with_its_norms_after_the_sums_leaves_chance():
+    """At the LR that R and M allow it stays there; its losses tell, once they should have fallen."""
+    digits = load_digits()
+    x, y = torch.tensor(digits.data).long(), torch.tensor(digits.target)
+    config = BertConfig(
+        vocab_size=17, num_labels=10, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    schedule, losses = get_autowu_schedule(optimizer, 240, model=model), []
+    for _ in range(240):
+        batch = torch.randint(len(x), (32,))
+        loss = model(input_ids=x[batch], labels=y[batch]).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step(loss)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert schedule.num_steps_lost > 0
+    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(240) * schedule._course.scale.density)
+    assert np.mean(losses[-24:]) < 0.95 * np.mean(losses[:24])
 
 
 @pytest.mark.parametrize("finds", [True, False])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
-from autowu_hf.autowu.course.breaks import ABOVE, BREAK_DIVISOR, LOST, NOT_FINITE, RISEN, STALL_DIVISOR, Breaks
+from autowu_hf.autowu.course.breaks import (
+    ABOVE,
+    BREAK_DIVISOR,
+    LOST,
+    NOT_FINITE,
+    RISEN,
+    STALL_DIVISOR,
+    Breaks,
+    divisor_of,
+)
+from autowu_hf.autowu.course.measures.scale import Scale
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.course.timetable import Timetable
 
@@ -111,3 +122,10 @@ def test_losses_that_lie_above_their_start_in_the_end_send_the_run_back_too():
     breaks = Breaks()
     assert breaks.find_at_end(np.append(GOOD[:20], GOOD + 0.1), WAY, 80)
     assert breaks.reasons == [ABOVE]
+
+
+def test_a_run_that_learns_nothing_goes_back_where_the_scale_is_less_sure():
+    usual = Scale(polyak=1.0, trust=1.0, alignment=0.5, loss=1.0, num_steps=2)
+    assert divisor_of(usual) == 1.0
+    assert divisor_of(replace(usual, alignment=1.0)) == STALL_DIVISOR
+    assert divisor_of(replace(usual, density=0.2)) == 5.0

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from autowu_hf.autowu.course.legs import Leg, Sweep, Way, lr_of_legs
+from autowu_hf.autowu.course.timetable import Timetable
 
 
 def test_a_leg_is_linear_and_stays_at_its_end():
@@ -31,8 +32,26 @@ def test_the_highest_lr_is_that_of_a_step_that_was_made():
 def test_a_sweep_takes_a_share_of_the_run_for_each_decade():
     assert Sweep.between(1e-3, 1e-1, 1000, room=500) == Sweep(1e-3, 1e-1, 100)
     assert Sweep.between(1e-3, 1e-1, 1000, room=60) == Sweep(1e-3, 1e-1, 60)
-    assert Sweep.between(1e-3, 1e-1, 50, room=40) == Sweep(1e-3, 1e-1, 10)  # as many as a test needs
     assert Sweep.between(1e-3, 1e-1, 1000, room=9) is None
+
+
+def test_a_way_sweeps_from_the_lr_that_it_reached():
+    way = Way()
+    way.times = Timetable.of(100, 30)
+    way.set_out(2, 1e-3, borne=1.0)
+    assert way.sweep_to(1e-1, since=10) == Sweep(1e-3, 1e-1, 10)
+    assert way.sweep_to(1e-1, since=21) is None  # nine steps until the peak has to be known
+
+
+@pytest.mark.parametrize(("borne", "least"), [(1.0, 67), (4.0, 120)])
+def test_no_sweep_takes_more_than_its_share_of_a_run_that_has_learned(borne, least):
+    """Where losses may rise by far, a sweep needs more of them."""
+    for steps, is_enough in ((60, False), (least - 1, False), (least, True)):
+        way = Way()
+        way.times = Timetable.of(steps, None)
+        way.set_out(2, 1e-3, borne=borne)
+        assert (way.sweep_to(1.0, since=10) is not None) == is_enough
+        assert way.sweep_to(1.0, since=10, has_learned=False) is not None
 
 
 @pytest.mark.parametrize("decades", [1, 3, 6])

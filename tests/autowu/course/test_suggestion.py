@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from scale_runs import thin
+from torch import nn
 from transient_runs import STEPS, Regression
 
 from autowu_hf import suggest_lr
@@ -91,3 +93,19 @@ def test_weights_that_begin_near_zero_are_said():
     found = suggested(regression)
     assert found.scale.has_small_weights
     assert "the weights may have begun near zero, and allow more once they have grown" in str(found)
+
+
+def test_tensors_that_hardly_have_a_gradient_are_said():
+    model, optimizer, _ = thin(100)
+
+    def losses():
+        while True:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(torch.randn(8, 6)), torch.zeros(8, dtype=torch.long))
+            loss.backward()
+            yield loss.item()
+
+    found = suggestion.suggested(optimizer, losses())
+    assert found.scale.density < 1.0
+    assert found.lr == found.scale.peak_lr
+    assert "most tensors hardly have a gradient: take 0.1 of it where nothing is learned" in str(found)

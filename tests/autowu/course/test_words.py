@@ -56,12 +56,15 @@ def test_the_line_in_the_log_says_how_the_lr_was_found(caplog):
     assert schedule.log_values()["autowu/scale"] == scale
 
 
-def test_losses_that_have_not_fallen_are_not_said_to_ask_for_no_more(caplog):
+@pytest.mark.parametrize(("change", "is_said"), [(0.02, True), (0.0, True), (-0.005, True), (-0.05, False)])
+def test_losses_that_have_not_fallen_are_not_said_to_ask_for_no_more(change, is_said, caplog):
     model, optimizer, schedule = made(60)
     with caplog.at_level(logging.INFO, "autowu_hf"):
-        run(model, optimizer, schedule, 0.5 + 0.02 * (np.arange(60) > 5))
+        run(model, optimizer, schedule, 0.5 + change * (np.arange(60) > 5))
     assert schedule.ended_by == "scale"
-    assert "the losses have neither fallen nor risen far by step 18; peak LR" in caplog.text
+    said = "the losses have neither fallen nor risen far by step 18, and do not speak for this LR yet; peak LR"
+    assert (said in caplog.text) == is_said
+    assert ("the losses ask for no more at step 18; peak LR" in caplog.text) != is_said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from autowu_hf.runtime import collective
 from autowu_hf.runtime.update_meter import UpdateMeter
-from autowu_hf.runtime.update_meter.layers import layer_trust, over_processes, scale_invariant_share
+from autowu_hf.runtime.update_meter.layers import layer_trust, over_processes, scale_invariant_share, spread_of, told_by
 from autowu_hf.runtime.update_meter.shares import Shares
 from autowu_hf.runtime.update_meter.update import NUM_SUMS
 
@@ -184,3 +184,42 @@ def test_a_parameter_that_is_given_twice_has_two_places():
     optimizer.step()
     meter.disarm()
     assert meter.updates[0].layer_trust > 0.0
+
+
+def spread(*pairs):
+    """Of tensors with the norm of their update, and its slope."""
+    return spread_of(torch.tensor([[1.0, d**2, down, 0.0, 0.0] for d, down in pairs], dtype=torch.float64))
+
+
+def test_a_slope_is_spread_evenly_where_each_tensor_has_its_part_of_the_update():
+    assert spread((3.0, 0.1)) == pytest.approx(1.0)
+    assert spread((1.0, 2.0), (2.0, 8.0), (0.5, 0.5)) == pytest.approx(1.0)
+    assert spread((1.0, 5.0), *[(1.0, 0.0)] * 24) == pytest.approx(1.0 / 5.0)
+    assert spread((1.0, 5.0), *[(1.0, -1.0)] * 24) == pytest.approx(1.0 / 5.0)  # up the slope of this batch
+    assert spread((2.0, 6.0), (1.0, 1.0)) == pytest.approx(7.0 / math.sqrt(10.0 * 5.0))
+
+
+def test_frozen_tensors_say_nothing_of_the_spread_and_without_a_slope_nothing_does():
+    assert spread((1.0, 2.0), (0.0, 0.0)) == pytest.approx(1.0)
+    assert math.isnan(spread((1.0, 0.0)))
+    assert math.isnan(spread((0.0, 0.0)))
+
+
+def test_the_spread_of_an_update_does_not_depend_on_the_lr():
+    torch.manual_seed(0)
+    spreads = []
+    for lr in (1e-4, 1e-6):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+        meter = UpdateMeter(torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0), [1.0])
+        meter.arm()
+        model(torch.randn(8, 6, dtype=torch.float64)).square().sum().backward()
+        meter.optimizer.step()
+        spreads.append(meter.updates[0].spread)
+    assert spreads[0] == pytest.approx(spreads[1], rel=1e-6)
+    assert 0.5 < spreads[0] < 1.0
+
+
+def test_what_single_tensors_tell_is_in_the_unit_of_the_lr():
+    layers = torch.tensor([[4.0, 1.0, 2.0, 0.0, 0.0]], dtype=torch.float64)
+    assert told_by(layers, 0.1) == pytest.approx({"layer_trust": 0.2, "scale_invariant": 0.0, "spread": 1.0})

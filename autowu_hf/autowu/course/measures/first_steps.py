@@ -1,4 +1,5 @@
-"""What the first steps tell: whether their losses say anything, and R, also where some weights begin at zero. (Ours.)
+"""What the first steps tell: whether their losses say anything, R, also where some weights begin at zero, and how far R
+and M count where most weights hardly have a gradient. (Ours.)
 
 LoRA's B is zero at first, and A, which stands beside it in a product, has no gradient until B is something: the first
 update moves B alone. So it is with most adapters (LoKr, LoHa, DoRA), with a head that begins at zero, and with layers
@@ -13,8 +14,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ....runtime.update_meter import Update
+from ...optimizer_kinds import is_like_adam
 
 BLIND_SHARE = 3e-5
 """The share of R below which P is that of losses that are next to nothing, whatever the model does; those of policy
@@ -33,6 +36,22 @@ BOTH = math.sqrt(2.0)
 """How much farther a product goes with two factors than with one of them, if both turn as far, and their ways are
 independent: what the LR is divided by.
 """
+
+
+EVEN, UNEVEN = 0.3, 0.22
+"""How evenly the slope of Adam's update has to be spread over its tensors for R and M to count in full, and where no
+more than ``LEAST_DENSITY`` of them is left. It is 0.34 and more in the networks of ``examples/benchmarks/`` whose LR
+they hold.
+"""
+
+LEAST_DENSITY = 0.1
+"""What is left of them at least."""
+
+SEEM_CLIPPED = (
+    "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; with "
+    "several processes only Accelerator.clip_grad_norm_ can be"
+)
+"""Why there is no scale then, as a part of a sentence."""
 
 
 class BlindLossesError(ValueError):
@@ -101,6 +120,26 @@ def trust_of(updates: Sequence[Update], follow: bool = False) -> float:
     told = telling(updates) if follow else updates
     weights, norm = (math.hypot(*(getattr(own, of) for own in told)) for of in ("weight_norm", "update_norm"))
     return weights / norm if weights > 0.0 and norm > 0.0 else math.inf
+
+
+def density(optimizer: Any, updates: Sequence[Update]) -> float:
+    """What is left of the LR that R and M allow where most of the tensors hardly have a gradient.
+
+    Adam's first update is as large in every weight, however small the gradient is there. In a transformer from scratch
+    whose norms come after the sums, gradients lie in the last layers (Xiong et al. 2020, arXiv 2002.04745, section 3):
+    nearly all of an update goes where the loss tells nothing, and turns at random what the last layers have to read.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+        updates: (n,), n at least 1, its first ones.
+
+    Returns:
+        A share, from ``LEAST_DENSITY`` to 1; 1 for an optimizer that is not like Adam, and where nothing tells.
+    """
+    spread = statistics.fmean(update.spread for update in updates)
+    if math.isnan(spread) or not is_like_adam(optimizer):
+        return 1.0
+    return math.pow(LEAST_DENSITY, min(max((EVEN - spread) / (EVEN - UNEVEN), 0.0), 1.0))
 
 
 def _hardly_moves(update: Update, others: Sequence[Update]) -> bool:

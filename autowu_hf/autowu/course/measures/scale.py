@@ -65,6 +65,8 @@ class Scale:
         others_follow: whether the first updates moved weights alone that were zero, as LoRA's B, so that others move
             once these have grown (``first_steps.py``), where these are not too small for R to tell; False in a state of
             an older release.
+        density: what is left of the LR where most tensors hardly have a gradient, should nothing be learned at all of
+            it (``first_steps.py``); 1 elsewhere, and in a state of an older release.
     """
 
     polyak: float
@@ -77,6 +79,7 @@ class Scale:
     layer_trust: float = math.nan
     scale_invariant: float = 0.0
     others_follow: bool = False
+    density: float = 1.0
 
     @classmethod
     def from_updates(

@@ -11,7 +11,7 @@ from typing import Any
 from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
-from .first_steps import BlindLossesError
+from .first_steps import SEEM_CLIPPED, BlindLossesError, density
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import Scale
 
@@ -162,14 +162,14 @@ class ScaleSearch:
         if len(self.updates) >= _MEASURES:
             self.meter.disarm()
             if collective.num_processes() > 1 and seem_clipped(self.updates, self.meter.is_half):
-                self.obstacle = (
-                    "the gradients of the first steps have the same norm, as if they were clipped where it cannot be "
-                    "seen; with several processes only Accelerator.clip_grad_norm_ can be"
-                )
+                self.obstacle = SEEM_CLIPPED
                 return
             try:
                 more = self.alignment, self.momentum, self.first
-                self.scale = replace(Scale.from_updates(self.losses, self.updates, *more), beta2=self._beta2)
+                scale = Scale.from_updates(self.losses, self.updates, *more)
+                is_bound = scale.held_by in ("trust", "layers") and not scale.has_small_weights
+                share = density(self.meter.optimizer, self.updates) if is_bound else 1.0
+                self.scale = replace(scale, beta2=self._beta2, density=share)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:

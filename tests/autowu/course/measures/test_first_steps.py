@@ -12,8 +12,12 @@ from torch import nn
 from autowu_hf import get_autowu_schedule, suggest_lr
 from autowu_hf.autowu.course.measures.first_steps import (
     BLIND_SHARE,
+    EVEN,
+    LEAST_DENSITY,
+    UNEVEN,
     BlindLossesError,
     check_losses,
+    density,
     others_follow,
     seen_norm,
     telling,
@@ -231,3 +235,21 @@ def test_a_suggestion_goes_by_it_as_well():
     assert suggested.scale.others_follow
     assert suggested.lr == pytest.approx(suggested.scale.peak_lr)
     assert "the suggestion is 0.2 R, over the root of 2 since products begin at zero" in str(suggested)
+
+
+@pytest.mark.parametrize(
+    ("spreads", "left"),
+    [
+        ((0.9, 0.7), 1.0),
+        ((EVEN, EVEN), 1.0),
+        ((EVEN - 0.04, EVEN - 0.04), LEAST_DENSITY**0.5),
+        ((UNEVEN - 0.05, UNEVEN + 0.05), LEAST_DENSITY),
+        ((0.01, 0.02), LEAST_DENSITY),
+        ((0.01, math.nan), 1.0),
+    ],
+)
+def test_the_less_even_the_slope_is_spread_the_less_is_left(spreads, left):
+    updates = [replace(USUAL, spread=spread) for spread in spreads]
+    weights = [nn.Parameter(torch.ones(2))]
+    assert density(torch.optim.AdamW(weights), updates) == pytest.approx(left)
+    assert density(torch.optim.RMSprop(weights), updates) == 1.0
