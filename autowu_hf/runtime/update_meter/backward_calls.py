@@ -99,7 +99,7 @@ class BackwardCalls:
 
 
 def _anybody_scales() -> bool:
-    """Whether there is a gradient scaler of torch's in this process that is in use; it takes some 0.1 s."""
+    """Whether there is a gradient scaler of torch's in this process that is in use; it takes some 0.2 s."""
     scalers = [each for each in gc.get_objects() if issubclass(type(each), GradScaler)]
     return any(scaler.is_enabled() for scaler in scalers)
 

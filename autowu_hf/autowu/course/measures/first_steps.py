@@ -1,5 +1,5 @@
-"""What the first steps tell: whether their losses say anything, R, also where some weights begin at zero, and how far R
-and M count where most weights hardly have a gradient. (Ours.)
+"""What the first steps tell: whether their losses say anything, R, also where some weights begin at zero, and how sure
+R and M are where most tensors hardly have a gradient. (Ours.)
 
 LoRA's B is zero at first, and A, which stands beside it in a product, has no gradient until B is something: the first
 update moves B alone. So it is with most adapters (LoKr, LoHa, DoRA), with a head that begins at zero, and with layers
@@ -39,13 +39,13 @@ independent: what the LR is divided by.
 
 
 EVEN, UNEVEN = 0.3, 0.22
-"""How evenly the slope of Adam's update has to be spread over its tensors for R and M to count in full, and where no
-more than ``LEAST_DENSITY`` of them is left. It is 0.34 and more in the networks of ``examples/benchmarks/`` whose LR
-they hold.
+"""How evenly the slope of Adam's update has to be spread over its tensors for R and M to be sure, and where no more
+than ``LEAST_DENSITY`` of the LR is left, should nothing be learned. It is 0.34 and more in the networks of
+``examples/benchmarks/`` whose LR they hold.
 """
 
 LEAST_DENSITY = 0.1
-"""What is left of them at least."""
+"""What is left of the LR at least."""
 
 SEEM_CLIPPED = (
     "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; with "
@@ -123,7 +123,8 @@ def trust_of(updates: Sequence[Update], follow: bool = False) -> float:
 
 
 def density(optimizer: Any, updates: Sequence[Update]) -> float:
-    """What is left of the LR that R and M allow where most of the tensors hardly have a gradient.
+    """What is left of the LR that R and M allow where most of the tensors hardly have a gradient, should nothing be
+    learned at all of it.
 
     Adam's first update is as large in every weight, however small the gradient is there. In a transformer from scratch
     whose norms come after the sums, gradients lie in the last layers (Xiong et al. 2020, arXiv 2002.04745, section 3):
