@@ -156,7 +156,7 @@ def have_risen(losses: Array, num: int) -> bool:
 
 
 def have_hardly_fallen(losses: Array, num: int) -> bool:
-    """The same for losses that have fallen by 2 % at most."""
+    """Whether the last ``num`` of the losses (n,) lie 2 % below the first ones at most; False where too few tell."""
     return _share(losses, num, num) >= LEARNED
 
 

@@ -40,8 +40,8 @@ independent: what the LR is divided by.
 
 EVEN, UNEVEN = 0.3, 0.22
 """How evenly the slope of Adam's update has to be spread over its tensors for R and M to be sure, and where no more
-than ``LEAST_DENSITY`` of the LR is left, should nothing be learned. It is 0.34 and more in the networks of
-``examples/benchmarks/`` whose LR they hold.
+than ``LEAST_DENSITY`` of the LR is left, should nothing be learned. It is 0.33 and more with AdamW in the
+networks of ``examples/benchmarks/`` whose LR they hold.
 """
 
 LEAST_DENSITY = 0.1
