@@ -18,6 +18,9 @@ BREAK_DIVISOR = 10.0
 STALL_DIVISOR = 3.0
 """The same where it has taught the run nothing, or nothing that lasts."""
 
+LEAST_DIVISOR = 2.0
+"""For less the run does not go back: the steps that are lost cost more."""
+
 RISEN, NOT_FINITE, LOST, ABOVE = "risen", "not finite", "lost", "above"
 """Why the run had to go back: what the losses were."""
 
@@ -25,8 +28,11 @@ _MOST = 2
 
 
 def divisor_of(scale: Scale) -> float:
-    """By what the LR is divided where it has taught the run nothing; 1 where that may be a plateau of the loss."""
-    return 1.0 / scale.density if scale.density < 1.0 else STALL_DIVISOR if scale.is_aligned else 1.0
+    """By what the LR is divided where it has taught the run nothing; 1 where that may be a plateau of the loss, or where
+    ``LEAST_DIVISOR`` is more than the gradients speak for.
+    """
+    divisor = STALL_DIVISOR if scale.is_aligned else 1.0 / scale.density
+    return divisor if divisor >= LEAST_DIVISOR else 1.0
 
 
 class Breaks:

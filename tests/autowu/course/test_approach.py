@@ -154,6 +154,19 @@ def test_where_they_hardly_have_one_and_it_learns_the_lr_is_the_scales(falls):
     assert schedule.num_steps_lost == 0
 
 
+def test_where_they_hardly_have_one_the_lr_does_not_grow_on_either_where_it_is_ps():
+    """A fall to a plateau, as that of CTC's losses to blanks alone, and a sweep over it would find no cliff."""
+    falls = np.append(np.full(10, 0.06), np.full(390, 0.015))
+    for factor, ended_by in ((1.0, "scale"), (0.1, "cap")):  # P alone leaves less than that would, where it is lower
+        model, optimizer, schedule = thin(400)
+        run(model, optimizer, schedule, factor * falls)
+        scale = schedule._course.scale
+        assert scale.held_by == "polyak"
+        assert (scale.density < 1.0) == (ended_by == "scale")
+        assert scale.density * 0.3 * scale.polyak == pytest.approx(min(0.1 * scale.trusted_lr, 0.3 * scale.polyak))
+        assert schedule.ended_by == ended_by
+
+
 def test_an_optimizer_that_is_not_like_adam_does_not_go_back_for_that():
     model, optimizer, schedule = thin(400, make=torch.optim.RMSprop)
     run(model, optimizer, schedule, flat(400))

@@ -129,3 +129,4 @@ def test_a_run_that_learns_nothing_goes_back_where_the_scale_is_less_sure():
     assert divisor_of(usual) == 1.0
     assert divisor_of(replace(usual, alignment=1.0)) == STALL_DIVISOR
     assert divisor_of(replace(usual, density=0.2)) == 5.0
+    assert divisor_of(replace(usual, density=0.6)) == 1.0  # the steps that are lost cost more

@@ -24,7 +24,7 @@ loss for what can be learned, and that is a fifth of it.
 """
 
 UNSURE_BELOW = 0.05
-"""Where more than this share lasts, few batches are enough to tell."""
+"""Where more than this share lasts, and certainly more than ``NOISE_BELOW``, few batches are enough to tell."""
 
 HELD = 0.25
 """The share of the scale's LR at which the run stays while batches are asked. At a higher one the loss falls by less
@@ -114,7 +114,8 @@ class LaterBatches:
         scale, lasting, asked = self._search.scale, self.lasting, len(self.answers)
         if scale is None or lasting is None or asked >= MOST_ASKED:
             return False
-        is_unsure = asked == 1 and num < MOST_WATCHED and lasting < UNSURE_BELOW
+        may_be_below = lasting < UNSURE_BELOW or lasting - self._error < NOISE_BELOW
+        is_unsure = asked == 1 and num < MOST_WATCHED and may_be_below
         is_unclear = lasting < NOISE_BELOW and not self.is_clear
         return is_unsure or is_unclear or MOST_RAISED**asked == raised_factor(scale, lasting, asked) < _room(scale)
 
@@ -127,16 +128,21 @@ class LaterBatches:
     @property
     def is_clear(self) -> bool:
         """Whether the batches are sure that anything lasts, or too few to be."""
-        falls, share = self._falls, self.lasting
-        if share is None or len(falls) < FEWEST_CLEAR:
-            return True
-        return sum(fallen for fallen, _ in falls) > CLEAR * math.hypot(*(fallen - share * of for fallen, of in falls))
+        return self.lasting is None or len(self._falls) < FEWEST_CLEAR or self.lasting > CLEAR * self._error
 
     @property
     def lasting(self) -> float | None:
         """The share of the promised fall that lasts, by all ``answers``; None while there are none."""
         falls = self._falls
         return sum(fallen for fallen, _ in falls) / sum(promised for _, promised in falls) if falls else None
+
+    @property
+    def _error(self) -> float:
+        """The standard error of ``lasting``; 0 while there are too few answers to tell."""
+        falls, share = self._falls, self.lasting
+        if share is None or len(falls) < FEWEST_CLEAR:
+            return 0.0
+        return math.hypot(*(fallen - share * of for fallen, of in falls)) / sum(promised for _, promised in falls)
 
     @property
     def _falls(self) -> list[tuple[float, float]]:

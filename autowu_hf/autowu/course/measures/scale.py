@@ -66,7 +66,7 @@ class Scale:
             once these have grown (``first_steps.py``), where these are not too small for R to tell; False in a state of
             an older release.
         density: what is left of the LR where most tensors hardly have a gradient, should nothing be learned at all of
-            it (``first_steps.py``); 1 elsewhere, and in a state of an older release.
+            it (``first_steps.py``); 1 elsewhere, also where P leaves as little, and in a state of an older release.
     """
 
     polyak: float

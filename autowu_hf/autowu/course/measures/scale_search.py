@@ -13,7 +13,7 @@ from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .first_steps import SEEM_CLIPPED, BlindLossesError, density
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
-from .scale import Scale
+from .scale import POLYAK_SHARE, Scale
 
 PATIENCE = 0.1
 """The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
@@ -165,10 +165,10 @@ class ScaleSearch:
                 self.obstacle = SEEM_CLIPPED
                 return
             try:
-                more = self.alignment, self.momentum, self.first
-                scale = Scale.from_updates(self.losses, self.updates, *more)
-                is_bound = scale.held_by in ("trust", "layers") and not scale.has_small_weights
-                share = density(self.meter.optimizer, self.updates) if is_bound else 1.0
+                scale = Scale.from_updates(self.losses, self.updates, self.alignment, self.momentum, self.first)
+                is_other = scale.is_scale_invariant or scale.has_small_weights
+                share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
+                share = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr))
                 self.scale = replace(scale, beta2=self._beta2, density=share)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)

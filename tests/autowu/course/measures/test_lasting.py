@@ -167,6 +167,22 @@ def test_more_batches_are_asked_where_few_leave_doubts_or_the_lr_may_be_raised_f
     assert asked(*fallen, scale=noise(1e-5)).needs_more(num) == needs_more
 
 
+@pytest.mark.parametrize(
+    ("shares", "num", "needs_more"),
+    [
+        ([0.02, 0.16, 0.0, 0.15, 0.02], 5, True),  # 7 % and an error of 3.5 %
+        ([0.02, 0.16, 0.0, 0.15, 0.02], MOST_WATCHED, False),
+        ([0.06, 0.08, 0.07, 0.08, 0.06], 5, False),
+        ([0.0, 0.14], 2, False),  # too few to know an error of
+    ],
+)
+def test_more_batches_are_asked_where_few_are_not_sure_that_it_is_no_noise(shares, num, needs_more):
+    batches = asked(scale=noise(1e-5))
+    batches.answers = [[(share, 1.0) for share in shares]]
+    assert batches.lasting > UNSURE_BELOW
+    assert batches.needs_more(num) == needs_more
+
+
 def test_updates_of_other_weights_tell_nothing():
     """Some were frozen, say: P promises for all of them."""
     batches = asked()
