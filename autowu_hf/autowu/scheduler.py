@@ -105,7 +105,7 @@ class AutoWUScheduler(Reported):
         self._cap, self._curve = course.cap, course.curve
         self._rule.base_lr, self._rule.is_in_doubt = course.base_lr, course.is_in_doubt
         self._cadence.plan(done - course.sweep_start, course.cap)
-        self._way_back.follow(course.curve, course.cap)
+        self._way_back.follow(course.curve, course.cap, course.sweep_start)
 
     def _plan_rest(self) -> str:
         self._plan()

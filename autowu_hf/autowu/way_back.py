@@ -43,9 +43,11 @@ class WayBack:
         self.due_at = 0
         self._owed: tuple[float, Ending] | None = None
 
-    def follow(self, curve: LRCurve, cap: int) -> None:
-        """Sets the LRs of the warm-up and its longest length in scheduler steps, as they are from now on."""
-        self._curve, self._cap = curve, cap
+    def follow(self, curve: LRCurve, cap: int, since: int = 0) -> None:
+        """Sets the LRs of the warm-up and its longest length in scheduler steps, as they are from now on; ``since``:
+        those of the run when it began.
+        """
+        self._curve, self._cap, self._began = curve, cap, since
         self.due_at = 0  # looked up at the next step
 
     def keep(self, step: int) -> None:
@@ -162,7 +164,7 @@ class WayBack:
                 logger.warning(
                     "AutoWU goes back to the earliest snapshot that it has, of step %d at learning rate %.1e, which is "
                     "above the %.1e that it is to go on from",
-                    step // self._cadence.ticks_per_step,
+                    (self._began + step) // self._cadence.ticks_per_step,
                     lr_of(step),
                     highest,
                 )

@@ -42,3 +42,15 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int, erro
     """
     is_far = now - best > max(LOST * (first - best), LEAST_LOST * abs(first))  # the noise is asked for only then
     return is_far and now - best > errors * error(losses, num)
+
+
+def has_hardly_fallen(first: float, losses: Array, num: int) -> bool:
+    """Whether the losses have certainly fallen by less than ``LEAST_LOST``, or not at all.
+
+    Args:
+        first: their level at the start of the run.
+        losses: (n,), the last ones, n at least ``num``.
+        num: how many of these make a level.
+    """
+    fallen = first - level(losses[-num:])
+    return fallen + NOISES / 2.0 * error(losses, num) < LEAST_LOST * abs(first)

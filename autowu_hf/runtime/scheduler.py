@@ -14,7 +14,7 @@ from ..console import enable
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
 from .inherited_warmup import InheritsWarmup
 from .losses.history import LossHistory
-from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, restore_added, set_lrs
+from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, refuse_to_maximize, restore_added, set_lrs
 
 
 class AdaptiveScheduler(InheritsWarmup):
@@ -61,6 +61,7 @@ class AdaptiveScheduler(InheritsWarmup):
         num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
         check_steps(num_training_steps, num_warmup_steps, None)
         self._ratios, self._own_lr = lr_ratios(optimizer), own_lr(optimizer)
+        refuse_to_maximize(optimizer, self.name)
         self._num_given = len(self._ratios)  # groups; those beyond were added
         keep_own_lrs(optimizer)
         self.num_training_steps, self.num_warmup_steps = num_training_steps, num_warmup_steps

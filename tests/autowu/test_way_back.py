@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from rewind_runs import assert_same, run, small, state_of, train_step, valley
+from scale_runs import made, quickly
+from scale_runs import run as run_on
 from tiny import get_schedule
 
 
@@ -35,3 +38,18 @@ def test_weights_that_saw_an_lr_above_the_peak_are_never_gone_back_to(every, slo
     assert scheduler.phase == "decay"
     assert scheduler.curve.warmup(scheduler.rewound_to) <= scheduler.peak_lr
     assert scheduler.curve.warmup(scheduler.rewound_to) > scheduler.peak_lr / scheduler.rewind.lr_factor**2
+
+
+def test_the_step_of_the_earliest_snapshot_is_one_of_the_run_also_in_a_sweep(caplog):
+    """Both lines of the console name it."""
+    losses, options = quickly(400), {"rewind_in_checkpoint": False}
+    losses[33:] += np.linspace(1.0, 20.0, 400 - 33)
+    model, optimizer, first = made(400, **options)
+    run_on(model, optimizer, first, losses[:31])
+    assert first._course.sweep_start > 0
+    _, _, schedule = resumed = made(400, **options)
+    for new, old in zip(resumed, (model, optimizer, first), strict=True):
+        new.load_state_dict(old.state_dict())
+    run_on(*resumed, losses, since=31)
+    assert f"the earliest snapshot that it has, of step {schedule.rewound_to} at" in caplog.text
+    assert f"weights and optimizer state of step {schedule.rewound_to}" in schedule.report()["found"]

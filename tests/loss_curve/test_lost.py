@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from autowu_hf.loss_curve.lost import error, is_lost, level
+from autowu_hf.loss_curve.lost import error, has_hardly_fallen, is_lost, level
 
 
 def test_the_level_is_the_median():
@@ -53,3 +53,20 @@ def test_one_look_may_be_asked_for_fewer_errors():
     assert now - 1.0 < 4.0 * spread
     assert not is_lost(2.0, 1.0, now, losses, 10)
     assert is_lost(2.0, 1.0, now, losses, 10, errors=0.9 * (now - 1.0) / spread)
+
+
+@pytest.mark.parametrize(
+    ("now", "noise", "expected"),
+    [
+        (2.0, 0.0, True),
+        (1.91, 0.0, True),
+        (1.89, 0.0, False),  # by more than a twentieth
+        (1.97, 0.01, True),
+        (1.97, 0.2, False),  # so noisy that they may have
+        (3.0, 0.2, True),
+        (math.inf, 0.0, True),
+    ],
+)
+def test_losses_that_have_certainly_not_fallen(now, noise, expected):
+    losses = now + noise * np.resize([-1.0, 1.0, 0.0, -1.0, 1.0], 20)
+    assert has_hardly_fallen(2.0, losses, 10) == expected

@@ -252,7 +252,7 @@ class Approach:
             "first_lr": self.search.lr,
             **{name: getattr(self, name) for name in _SEEN},
             **(self.later.report() | self.transient.report()),
-            **{name: getattr(self.way, name) for name in ("raised", "num_lost")},
+            **{name: getattr(self.way, name) for name in ("raised", "num_lost", "is_too_short")},
             "legs": [dataclasses.asdict(leg) for leg in self.way.legs],
             **self.breaks.state_dict(),
             "looks": self.times.looks,

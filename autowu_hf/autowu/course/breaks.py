@@ -28,8 +28,8 @@ _MOST = 2
 
 
 def divisor_of(scale: Scale) -> float:
-    """By what the LR is divided where it has taught the run nothing; 1 where that may be a plateau of the loss, or where
-    ``LEAST_DIVISOR`` is more than the gradients speak for.
+    """By what the LR is divided where it has taught the run nothing; 1 where that may be a plateau of the loss, or
+    where it would be less than ``LEAST_DIVISOR``.
     """
     divisor = STALL_DIVISOR if scale.is_aligned else 1.0 / scale.density
     return divisor if divisor >= LEAST_DIVISOR else 1.0

@@ -74,6 +74,7 @@ class Way:
         held: the share of the scale's LR at which the run stays while they are asked; 1 where they are not.
         raises: by what that LR was multiplied once they had answered.
         borne: how many times as far the losses may rise as elsewhere, see ``Scale.borne``.
+        is_too_short: whether a sweep was left out, since it would take too much of the run.
     """
 
     def __init__(self) -> None:
@@ -82,6 +83,7 @@ class Way:
         self.began = self.num_lost = 0
         self.watched_since: int | None = None
         self.held = self.borne = 1.0
+        self.is_too_short = False
         self.raises: list[float] = []
 
     @property
@@ -186,9 +188,11 @@ class Way:
     def sweep_to(self, max_lr: float, since: int, has_learned: bool = True) -> Sweep | None:
         """The sweep from the LR that was reached, after ``since`` steps; None where it takes too much of the run."""
         fewest = FEWEST_LOSSES if self.borne == 1.0 else FEWEST_BORNE
-        if has_learned and int(MOST_LOOKED * self.times.num_steps) < fewest:
-            return None
-        return Sweep.between(self.peak_lr, max_lr, self.times.num_steps, self.times.longest - since)
+        takes_much = has_learned and int(MOST_LOOKED * self.times.num_steps) < fewest
+        room = 0 if takes_much else self.times.longest - since
+        sweep = Sweep.between(self.peak_lr, max_lr, self.times.num_steps, room)
+        self.is_too_short = sweep is None
+        return sweep
 
     def begin_anew(self, step: int, factor: float) -> None:
         """Goes on, and whoever goes back will go back to after ``step`` steps; nothing, where the factor is 1."""
@@ -203,7 +207,7 @@ class Way:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists only."""
-        names = ("began", "num_lost", "watched_since", "held", "raises", "borne")
+        names = ("began", "num_lost", "watched_since", "held", "raises", "borne", "is_too_short")
         return {"legs": [[*astuple(leg)] for leg in self.legs], **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -212,6 +216,7 @@ class Way:
         self.began, self.num_lost = state["began"], state["num_lost"]
         self.watched_since, self.held = state.get("watched_since"), state.get("held", 1.0)
         self.raises, self.borne = [*state.get("raises", [])], state.get("borne", 1.0)
+        self.is_too_short = state.get("is_too_short", False)
 
 
 @dataclass(frozen=True)

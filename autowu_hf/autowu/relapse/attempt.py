@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ...loss_curve.lost import NOISES, is_lost, level
 from ...runtime.losses.history import Array
 
@@ -58,9 +60,18 @@ class Attempt:
         return self.back_to if self.was_lost else self.since
 
     @property
+    def num_lost(self) -> int:
+        """The steps whose weights were given up, once it is over."""
+        return 0 if self.taken_at is None else self.taken_at - self.kept_step
+
+    @property
     def is_lowered(self) -> bool:
         """Whether the LR is lower from its end on."""
         return self.was_lost or (self.was_cut and self.tried is not None)
+
+    def cut(self, step: int, taken_at: int) -> None:
+        """Ends it after ``step`` steps, with the weights that are trained, since ``taken_at`` steps were done."""
+        self.was_lost, self.was_cut, self.end, self.taken_at = self.is_with_earlier, True, step, taken_at
 
     def num_losses(self, num: int) -> int:
         """The losses that are waited for now, where ``num`` make a level: half as many after the first time, so that
@@ -88,6 +99,15 @@ class Attempt:
 def window(num_steps: int) -> int:
     """The losses that are looked at together, of a run of so many optimizer steps."""
     return max(FEWEST_LOSSES, round(WINDOW * num_steps))
+
+
+def first_level(losses: Array, num: int) -> float | None:
+    """The level of the first of the losses (n,), one per optimizer step, where ``num`` of them make a level; None where
+    too few are finite.
+    """
+    first = losses[: max(3, min(num, len(losses) // 8))]
+    first = first[np.isfinite(first)]
+    return level(first) if len(first) >= 2 else None
 
 
 def interval(num_steps: int) -> int:

@@ -12,29 +12,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
-import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from ...loss_curve.lost import error, is_lost, level
+from ...loss_curve.lost import error, has_hardly_fallen, is_lost, level
 from ...rewind.kept import Kept
 from ...rewind.rewind import Rewind
 from ...runtime.losses.history import Array
 from ..course.words import say
-from .attempt import FEWEST_LOSSES, Attempt, has_just_broken, interval, window
+from .attempt import FEWEST_LOSSES, Attempt, first_level, has_just_broken, interval, window
 from .heard import Heard
-from .words import line
+from .words import line, unlearned_line
 
 FEWEST_STEPS, FEWEST_TO_TRY = 60, 200
 """In a run of fewer optimizer steps nothing is watched; or nothing is tried, for that takes too much of it, and only
 losses that are not finite send it back.
 """
 
-UNTIL = 0.8
-"""The share of the run after which the losses are not watched: the LR is falling by then."""
-
-RENEW = 0.1
-"""The share of the run after which newer weights take the place of those to go back to."""
+UNTIL, RENEW = 0.8, 0.1
+"""The shares of the run after which the losses are not watched, for the LR is falling by then; and after which newer
+weights take the place of those to go back to.
+"""
 
 DIVISOR, TRIAL_DIVISOR = 3.0, 10.0
 """By what the LR is divided where it was too high; and while earlier weights are tried, lest these are lost, too."""
@@ -57,6 +55,7 @@ class Relapse:
         attempts: those so far.
         factors: what the decay's LR is multiplied by: the steps done at which that began, and the factor.
         num_lost: the steps whose weights were given up.
+        unlearned: the steps done when it stopped to watch losses that had hardly fallen; None where they had.
     """
 
     def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]], rewind: Rewind) -> None:
@@ -65,6 +64,7 @@ class Relapse:
         self.attempts: list[Attempt] = []
         self.factors: list[tuple[int, float]] = []
         self.num_lost = 0
+        self.unlearned: int | None = None
         self._first = self._best = math.inf
         self._kept: Kept | None = None
         self._rewind = rewind
@@ -89,13 +89,11 @@ class Relapse:
             first: (n,), one loss per optimizer step, from the start on.
             last: (m,), those up to the weights that the run goes on from.
         """
-        step, num_steps = step // ticks, num_steps // ticks
-        num = window(num_steps)
-        first = first[: max(3, min(num, len(first) // 8))]
-        first = first[np.isfinite(first)]
-        if num_steps < FEWEST_STEPS or step + 2 * num > UNTIL * num_steps or len(first) < 2:
+        step, num_steps, num = step // ticks, num_steps // ticks, window(num_steps // ticks)
+        started_at = first_level(first, num)
+        if num_steps < FEWEST_STEPS or step + 2 * num > UNTIL * num_steps or started_at is None:
             return
-        self._first = level(first)
+        self._first = started_at
         self._best = level(last[-num:]) if len(last) >= FEWEST_LOSSES else math.inf
         self.is_watching = True
         self.heard.begin(step)
@@ -119,13 +117,11 @@ class Relapse:
         """
         attempt, kept = self.attempt, self._kept
         if attempt is not None:
-            is_better = attempt.tried is not None
-            attempt.was_lost, attempt.was_cut, attempt.end = attempt.is_with_earlier, True, step
-            attempt.taken_at = self.heard.since
-            to_step = attempt.back_to if is_better else attempt.since
+            attempt.cut(step, self.heard.since)
+            to_step = attempt.back_to if (is_better := attempt.tried is not None) else attempt.since
             if is_better != attempt.was_lost and not is_alone and kept is not None and kept.go_to(to_step):
                 attempt.was_lost, attempt.taken_at = is_better, step
-            self.num_lost += attempt.taken_at - attempt.kept_step
+            self.num_lost += attempt.num_lost
             self.factors.append((step, attempt.factor / (DIVISOR if attempt.is_lowered else 1.0)))
             say(line(attempt, 0))
         self.is_watching = False
@@ -175,10 +171,13 @@ class Relapse:
                 self._go(step, attempt.back_to, attempt.factor / TRIAL_DIVISOR)
 
     def _watch(self, step: int, num_steps: int, num: int) -> None:
+        losses, kept = self.heard.losses, self._kept
         if step > UNTIL * num_steps or len(self.attempts) == MOST:
+            if step > UNTIL * num_steps and len(losses) >= num and has_hardly_fallen(self._first, losses, num):
+                self.unlearned = step
+                say(unlearned_line(step, num_steps, self._first, level(losses[-num:])))
             self.stop(step)
             return
-        losses, kept = self.heard.losses, self._kept
         if kept is None or kept.step is None:  # after a resume from a checkpoint without it
             self._keep(step)
             return
@@ -205,7 +204,7 @@ class Relapse:
         """Goes on from the weights that the run is at: the earlier ones, or the later ones as if nothing had been."""
         assert self._kept is not None
         attempt.end, attempt.taken_at, attempt.was_lost = step, self.heard.since, was_lost
-        self.num_lost += attempt.taken_at - attempt.kept_step
+        self.num_lost += attempt.num_lost
         self._kept.keep_only(attempt.kept_step)
         self.factors.append((step, attempt.factor / (DIVISOR if attempt.is_lowered else 1.0)))
         if attempt.last is not None or not was_lost:  # to compare with what the losses are now
@@ -224,8 +223,8 @@ class Relapse:
 
     def report(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
-        factors = [[*pair] for pair in self.factors]
-        return {"relapses": {"attempts": [asdict(attempt) for attempt in self.attempts], "lr_factors": factors}}
+        attempts, factors = [asdict(attempt) for attempt in self.attempts], [[*pair] for pair in self.factors]
+        return {"relapses": {"attempts": attempts, "lr_factors": factors, "unlearned": self.unlearned}}
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and lists, the last losses, and the weights to go back to where those of one process are all."""
@@ -234,6 +233,7 @@ class Relapse:
             "attempts": [[*astuple(attempt)] for attempt in self.attempts],
             "factors": [[*pair] for pair in self.factors],
             "num_lost": self.num_lost,
+            "unlearned": self.unlearned,
             "levels": [self._first, self._best],
             "heard": self.heard.state_dict(),
             "kept": None if self._kept is None else self._kept.state_dict(),
@@ -249,7 +249,7 @@ class Relapse:
         self.is_watching = state["is_watching"]
         self.attempts = [Attempt(*values) for values in state["attempts"]]
         self.factors = [(step, factor) for step, factor in state["factors"]]
-        self.num_lost = state.get("num_lost", 0)
+        self.num_lost, self.unlearned = state.get("num_lost", 0), state.get("unlearned")
         self._first, self._best = state.get("levels", [math.inf, math.inf])
         if self.is_watching:
             self.heard.load_state_dict(state["heard"])

@@ -39,9 +39,23 @@ def line(attempt: Attempt, num: int) -> str:
     return f"AutoWU: the losses are {seen}, so that it is the data or the loss that had changed; {goes_on}"
 
 
+def unlearned_line(step: int, num_steps: int, first: float, now: float) -> str:
+    """What is said where the losses have hardly fallen after ``step`` of ``num_steps`` steps: from one level to
+    another.
+    """
+    return (
+        f"AutoWU: by step {step} of {num_steps} the losses are at {now:.4g}, and began at {first:.4g}. If there is "
+        "more to learn, look at the data and the labels, and try max_lr=..., a tenth of the peak, or a higher one"
+    )
+
+
 def in_short(report: Mapping[str, Any]) -> str:
-    """Where a run has gone back, by its report, as a part of a sentence; empty where it has not."""
+    """Where a run has gone back, by its report, and whether it has learned next to nothing, as a part of a sentence;
+    empty where neither is so.
+    """
     attempts = report.get("relapses", {"attempts": []})["attempts"]  # a report may be older than that
     lost = [attempt for attempt in attempts if attempt["was_lost"]]
-    said = [f"back to step {a['back_to']} at step {a['taken_at']}, at a third of the LR" for a in lost]
-    return "; what was learned was lost again: " + " and ".join(said) if said else ""
+    back = [f"back to step {a['back_to']} at step {a['taken_at']}, at a third of the LR" for a in lost]
+    said = "; what was learned was lost again: " + " and ".join(back) if back else ""
+    unlearned = report.get("relapses", {}).get("unlearned")
+    return said if unlearned is None else f"{said}; by step {unlearned} the losses had hardly fallen"

@@ -14,7 +14,7 @@ from ...runtime import collective
 logger = logging.getLogger(__name__)
 
 _taken: dict[str, dict[int, weakref.ref[FileNames] | None]] = {}
-"""Folder -> number -> whose it is, until that one has written; then it is taken for as long as the process runs."""
+"""Folder -> number -> whose it is, until that one has written; then it is taken for as long as the file is there."""
 
 
 class FileNames:
@@ -39,7 +39,7 @@ class FileNames:
         folder = os.fspath(folder)
         number = next((n for name, n in self._numbers.items() if os.path.realpath(name) == place), None)
         if number is None:
-            for other in [n for n, owner in taken.items() if owner is not None and owner() is None]:
+            for other in [n for n, owner in taken.items() if _is_free(folder, n, owner)]:
                 del taken[other]
             number = self._numbers[folder] = max(taken, default=0) + 1
             if number > 1 and collective.is_main_process():
@@ -67,6 +67,11 @@ class FileNames:
         self._numbers = dict(state or {})
         for folder in self._numbers:
             self.claim(folder)
+
+
+def _is_free(folder: str, number: int, owner: weakref.ref[FileNames] | None) -> bool:
+    """Whether nobody holds a number: whose it was is gone, or somebody has removed what that one has written."""
+    return not os.path.exists(os.path.join(folder, f"{_name(number)}.json")) if owner is None else owner() is None
 
 
 def _name(number: int) -> str:

@@ -93,6 +93,8 @@ def describe(report: dict[str, Any]) -> str:
             found = f"too few steps to look on from step {step}"
         elif are_still_high(report.get("losses", []), approach, step):
             found = f"the losses have neither fallen nor risen far by step {step}, and do not speak for this LR yet"
+        elif approach.get("is_too_short"):
+            found = f"the losses had halved by step {step}, and there are too few steps to look for a higher LR"
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
         found = f"cliff at step {report['cliff_step']}, seen at step {step}, {_minimum(report)}"
     else:

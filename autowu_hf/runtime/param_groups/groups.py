@@ -81,6 +81,12 @@ def _group_lrs(optimizer: Optimizer) -> list[float]:
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
+def refuse_to_maximize(optimizer: Any, name: str) -> None:
+    """Raises a ValueError where all groups of an optimizer maximise, for a schedule of that name goes by losses."""
+    if optimizer.param_groups and all(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(f"{name} minimises, but the optimizer has maximize=True; negate the loss instead")
+
+
 def keep_own_lrs(optimizer: Optimizer) -> None:
     """Keeps the LRs that the user gave where one is a tensor: ``set_lrs`` fills that, and the optimizer's defaults and
     ``initial_lr`` may hold the very same.

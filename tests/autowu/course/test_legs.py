@@ -40,7 +40,9 @@ def test_a_way_sweeps_from_the_lr_that_it_reached():
     way.times = Timetable.of(100, 30)
     way.set_out(2, 1e-3, borne=1.0)
     assert way.sweep_to(1e-1, since=10) == Sweep(1e-3, 1e-1, 10)
+    assert not way.is_too_short
     assert way.sweep_to(1e-1, since=21) is None  # nine steps until the peak has to be known
+    assert way.is_too_short
 
 
 @pytest.mark.parametrize(("borne", "least"), [(1.0, 67), (4.0, 120)])

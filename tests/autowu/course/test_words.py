@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from scale_runs import made, run, slowly
+from scale_runs import made, quickly, run, slowly
 
 from autowu_hf.autowu.course.measures.transient import MOST_RISEN
 from autowu_hf.autowu.course.words import are_still_high, times
@@ -65,6 +65,16 @@ def test_losses_that_have_not_fallen_are_not_said_to_ask_for_no_more(change, is_
     said = "the losses have neither fallen nor risen far by step 18, and do not speak for this LR yet; peak LR"
     assert (said in caplog.text) == is_said
     assert ("the losses ask for no more at step 18; peak LR" in caplog.text) != is_said
+
+
+@pytest.mark.parametrize(("steps", "is_short"), [(60, True), (80, False)])
+def test_a_run_that_has_too_few_steps_to_look_for_a_higher_lr_says_so(steps, is_short):
+    """No sweep takes more than its share of a run that has learned."""
+    model, optimizer, schedule = made(steps)
+    run(model, optimizer, schedule, quickly(steps))
+    assert (schedule.ended_by == "scale") == is_short
+    said = "the losses had halved by step 18, and there are too few steps to look for a higher LR; peak LR"
+    assert (said in schedule.report()["found"]) == is_short
 
 
 @pytest.mark.parametrize(

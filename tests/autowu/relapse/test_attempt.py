@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from autowu_hf.autowu.relapse.attempt import Attempt, has_just_broken, window
+from autowu_hf.autowu.relapse.attempt import Attempt, first_level, has_just_broken, window
 
 
 def attempt(**values) -> Attempt:
@@ -14,6 +14,30 @@ def attempt(**values) -> Attempt:
 
 def test_the_window_is_a_share_of_the_run():
     assert [window(num) for num in (60, 250, 1000)] == [10, 10, 40]
+
+
+@pytest.mark.parametrize(
+    ("losses", "level"),
+    [
+        (np.arange(24.0), 1.0),  # three at least
+        (np.arange(80.0), 4.5),  # an eighth
+        (np.arange(200.0), 4.5),  # as many as are asked for
+        (np.array([math.nan, 1.0, 2.0, 9.0]), 1.5),
+        (np.array([math.nan, 1.0, math.inf, 9.0]), None),
+        (np.empty(0), None),
+    ],
+)
+def test_the_first_losses_make_a_level_too(losses, level):
+    assert first_level(losses, 10) == level
+
+
+def test_an_attempt_that_is_cut_ends_with_what_is_trained():
+    for tried, was_lost in ((None, True), (1.6, False)):
+        cut = attempt(tried=tried)
+        cut.cut(104, 101)
+        assert (cut.was_cut, cut.end, cut.taken_at, cut.was_lost) == (True, 104, 101, was_lost)
+        assert cut.num_lost == (41 if was_lost else 1)
+    assert attempt().num_lost == 0
 
 
 def test_it_speaks_for_a_loss_while_each_level_does():

@@ -215,6 +215,19 @@ def test_a_run_that_learns_is_left_alone(caplog):
     assert run.attempts == []
     assert run.scheduler._relapse._kept.snapshots == []  # the memory is free again
     assert not run.scheduler._relapse.is_watching
+    assert run.scheduler.report()["relapses"]["unlearned"] is None
+
+
+@pytest.mark.parametrize("ticks", [1, 2])
+def test_a_run_that_has_learned_next_to_nothing_by_then_is_told_so(ticks, caplog):
+    caplog.set_level(logging.INFO, "autowu_hf")
+    run = Run(wear=0.0, ticks=ticks, harder=lambda step: 20.0).go()  # of which the model takes one
+    step = run.scheduler.report()["relapses"]["unlearned"]
+    assert UNTIL * STEPS < step < UNTIL * STEPS + 10
+    assert f"by step {step} of {STEPS} the losses are at 2" in caplog.text
+    assert run.scheduler.report()["found"].endswith(f"by step {step} the losses had hardly fallen")
+    resumed = Run(wear=0.0, ticks=ticks, harder=run.harder).resume(run.state(), STEPS)
+    assert resumed.scheduler.report()["relapses"] == run.scheduler.report()["relapses"]
 
 
 @pytest.mark.parametrize(("steps", "at"), [(STEPS, 100), (STEPS, 145), (100, 50)])

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from autowu_hf.autowu.relapse.attempt import Attempt
-from autowu_hf.autowu.relapse.words import in_short, line
+from autowu_hf.autowu.relapse.words import in_short, line, unlearned_line
 
 BEGUN = Attempt(since=100, back_to=60, best=1.0, level=2.0, factor=1.0)
 
@@ -40,3 +40,11 @@ def test_only_what_was_lost_is_in_the_sentence_of_the_report():
     )
     assert in_short({"relapses": {"attempts": attempts[:1]}}) == ""
     assert in_short({}) == ""  # of an earlier release
+    unlearned = in_short({"relapses": {"attempts": attempts[:2], "unlearned": 161}})
+    assert unlearned.endswith("at a third of the LR; by step 161 the losses had hardly fallen")
+
+
+def test_losses_that_have_hardly_fallen_are_said_with_a_remedy():
+    said = unlearned_line(161, 200, 2.30459, 2.3)
+    assert said.startswith("AutoWU: by step 161 of 200 the losses are at 2.3, and began at 2.305.")
+    assert "max_lr" in said

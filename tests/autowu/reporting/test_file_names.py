@@ -122,6 +122,15 @@ def test_a_schedule_that_is_gone_before_it_has_written_leaves_its_name(tmp_path)
     assert unused.scheduler.last_epoch == 0
 
 
+def test_a_report_that_somebody_has_removed_holds_its_name_no_more(tmp_path, caplog):
+    """Trials that each clear their folder, say."""
+    for loss in (1.0, 2.0):
+        Run(tmp_path, loss).go_on(40)
+        assert written(tmp_path) == {"autowu.json": (loss, 40)}
+        (tmp_path / "autowu.json").unlink()
+    assert "another schedule" not in caplog.text
+
+
 def test_a_folder_has_one_name_however_it_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = FileNames(), FileNames()

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from margins import assert_learned
 from tiny import TinyClassifier, batches
 
-from autowu_hf import get_autowu_schedule
+from autowu_hf import get_autolrs_schedule, get_autowu_schedule
 from autowu_hf.runtime.param_groups import innermost, layers, lr_ratios, own_lr, set_lrs, states_of
 
 
@@ -197,6 +197,18 @@ def test_an_optimizer_without_any_lr_is_refused():
     del optimizer.param_groups[0]["lr"]
     with pytest.raises(ValueError, match="SGD has no lr in its parameter groups and finds its own"):
         get_autowu_schedule(optimizer, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("AutoWU", get_autowu_schedule), ("AutoLRS", get_autolrs_schedule)],
+)
+def test_an_optimizer_that_maximises_is_refused_but_not_one_with_a_multiplier_that_does(name, make):
+    weight, multiplier = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+    with pytest.raises(ValueError, match=f"{name} minimises, but the optimizer has maximize=True; negate the loss"):
+        make(torch.optim.AdamW([weight], maximize=True), 100)
+    groups = [{"params": [weight]}, {"params": [multiplier], "maximize": True}]
+    make(torch.optim.AdamW(groups), 100)
 
 
 @pytest.mark.parametrize("hold", [lambda a, b: {"a": a, "b": b}, lambda a, b: {"all": [a, b]}])

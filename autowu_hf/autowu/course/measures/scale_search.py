@@ -21,6 +21,7 @@ PATIENCE = 0.1
 _LONGEST, _MEASURES = 8, 2
 _UNLIKE = 5.0  # times larger, per unit of LR, so that the last update was still made at the LR from before
 _SIZES = "for the updates are too small or too large"
+_UNSEEN = 3  # calls in a row without a step and gradients: a loop may skip a batch or two whose loss is not finite
 _ROUNDING = "no update of the first steps could be told from rounding"
 
 
@@ -127,18 +128,14 @@ class ScaleSearch:
         self.meter.disarm()
 
     def take(self, loss: float) -> None:
-        """Takes in the loss of the optimizer step just done.
-
-        Args:
-            loss: of all processes.
-        """
+        """Takes in the loss of the optimizer step just done, of all processes."""
         updates, self.meter.updates[:] = [*self.meter.updates], []
         self._num_calls += 1
         if updates:
             self._at_each.append(self._num_calls == self.meter.num_backwards > 1)
             self._num_calls = 0
             self._beta2 *= steps_of(self.meter.optimizer) > 0.0  # without a count, nothing tells the rectification
-        if not updates and self.meter.idle is None and not self.meter.has_gradients():
+        if not (updates or self.meter.idle or self.meter.has_gradients()) and self._num_calls >= _UNSEEN:
             self.give_up("no step of the optimizer was seen, and its parameters have no gradients")
             return
         if not updates:

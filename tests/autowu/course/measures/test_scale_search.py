@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -191,6 +192,18 @@ def test_losses_or_gradients_that_say_nothing_are_an_obstacle():
     optimizer.step()
     search.take(1.0)
     assert "gradients" in search.obstacle
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_batch_or_two_that_a_loop_skips_do_not_count_and_a_step_that_never_comes_is_given_up():
+    _, optimizer = problem(torch.optim.AdamW)
+    search = ScaleSearch(optimizer, [1.0])
+    search.start()
+    for _ in range(2):
+        search.take(math.nan)
+    assert not search.is_over
+    search.take(1.0)
+    assert search.obstacle == "no step of the optimizer was seen, and its parameters have no gradients"
     assert not optimizer._optimizer_step_pre_hooks
 
 
