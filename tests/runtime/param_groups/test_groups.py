@@ -206,9 +206,9 @@ def test_an_optimizer_without_any_lr_is_refused():
 def test_an_optimizer_that_maximises_is_refused_but_not_one_with_a_multiplier_that_does(name, make):
     weight, multiplier = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     with pytest.raises(ValueError, match=f"{name} minimises, but the optimizer has maximize=True; negate the loss"):
-        make(torch.optim.AdamW([weight], maximize=True), 100)
+        make(torch.optim.AdamW([weight], maximize=True), 200)
     groups = [{"params": [weight]}, {"params": [multiplier], "maximize": True}]
-    make(torch.optim.AdamW(groups), 100)
+    make(torch.optim.AdamW(groups), 200)
 
 
 @pytest.mark.parametrize("hold", [lambda a, b: {"a": a, "b": b}, lambda a, b: {"all": [a, b]}])

@@ -165,8 +165,8 @@ class ScaleSearch:
                 scale = Scale.from_updates(self.losses, self.updates, self.alignment, self.momentum, self.first)
                 is_other = scale.is_scale_invariant or scale.has_small_weights
                 share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
-                share = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr))
-                self.scale = replace(scale, beta2=self._beta2, density=share)
+                left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
+                self.scale = replace(scale, beta2=self._beta2, density=left)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:

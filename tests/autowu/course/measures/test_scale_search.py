@@ -54,6 +54,13 @@ def test_two_steps_of_adam_suffice_and_the_hooks_are_gone():
     assert max(lrs) < 1e-3 * search.scale.peak_lr
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_where_the_slope_is_spread_evenly_no_rounding_makes_it_less(seed):
+    search, _ = search_on(*problem(torch.optim.AdamW, seed=seed))
+    assert search.scale.held_by in ("trust", "layers")
+    assert search.scale.density == 1.0
+
+
 def test_a_step_that_rounding_hides_is_measured_again_at_a_larger_lr():
     model, optimizer = problem(torch.optim.SGD)
     search, lrs = search_on(model, optimizer, factor=1e-4)
