@@ -35,7 +35,8 @@ class PeakRule:
 
     Attributes:
         own_lr: as given.
-        base_lr: the scale's peak LR, where the warm-up is laid around one.
+        base_lr: the scale's peak LR, where the warm-up is laid around one; or, where losses that fell in it have told
+            no LR, the one of ``course/fall.py``.
         is_in_doubt: whether nothing was learned at that: a growth to its cap counts only where the losses have
             moved in it.
     """
@@ -95,7 +96,7 @@ class PeakRule:
             ticks_per_step: scheduler steps per optimizer step.
         """
         if ending.reason == NOTHING:
-            return self.own_lr
+            return self.own_lr if self.base_lr is None else self.base_lr
         if ending.reason == MAX_LR:
             return curve.max_lr
         tells = ending.has_minimum or ending.has_moved or ending.reason != "cap"

@@ -15,6 +15,7 @@ from ..runtime.checks import check_steps, whole
 from ..runtime.losses.history import LossHistory
 from ..runtime.param_groups import own_lr, weights_out_of_reach
 from .course.course import Course
+from .course.fall import lr_of_fall
 from .peak_rule import PeakRule
 from .relapse.relapse import Relapse
 from .reporting.file_names import FileNames
@@ -26,8 +27,6 @@ from .warm_up import WarmUp
 from .way_back import WayBack
 
 logger = logging.getLogger(__name__)
-
-_CHECK_AFTER = 5
 
 
 class AutoWUScheduler(Reported):
@@ -51,6 +50,8 @@ class AutoWUScheduler(Reported):
             "divergence"; "cap" at the longest warm-up; where neither cliff nor minimum was seen there, "max_lr" if
             the losses fell all the way up to one that was given, else "nothing", and the optimizer's LR is the peak.
         rewound_to: the step whose weights the switch went back to; None before it, and where none were.
+        lr_of_fall: where losses that are not positive fell in the warm-up, but told no LR, the one that the first
+            gradients say for as far a fall, which is the peak; else None.
         tests: the ``MinimumTestRecord`` of every test so far.
 
     Raises:
@@ -77,7 +78,8 @@ class AutoWUScheduler(Reported):
         steps_per_epoch = whole(steps_per_epoch)
         check_steps(self.num_training_steps, self.num_warmup_steps, steps_per_epoch)
         self.settings = s = AutoWUSettings() if settings is None else settings
-        self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = self.peak_lr = self.ended_by = None
+        self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = None
+        self.peak_lr = self.ended_by = self.lr_of_fall = None
         self._check_at: int | None = None
         self._file_names = FileNames()
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
@@ -155,8 +157,7 @@ class AutoWUScheduler(Reported):
                 is_sound = not approach.breaks.steps and math.isfinite(self._warm_up.history.gathered[-1])
                 self._decay_from(step, "scale", approach.way.peak_lr)
                 if not is_sound:
-                    self._require_finite_parameters(step)
-                    self._check_at = step + _CHECK_AFTER * self.ticks_per_step
+                    self._look_soon(step, at_once=True)
                 return
         if course.is_blind:
             self._decay_from(step, NOTHING, self._rule.own_lr)
@@ -198,8 +199,7 @@ class AutoWUScheduler(Reported):
         step, switch_step = self._warm_up.catch_up(self.last_epoch, self.switch_step)
         self._step_count += step - self.last_epoch
         self.last_epoch = step
-        course = self._course
-        start = course.sweep_start
+        course, start = self._course, self._course.sweep_start
         if self._way_back.is_owed:
             self.rewound_to = self._since_start(self._way_back.make_up())
         elif self.switch_step is None and switch_step is not None:  # at the cap, where no test decides
@@ -215,6 +215,8 @@ class AutoWUScheduler(Reported):
 
     def _switch(self, step: int, ending: Ending) -> None:
         """Ends the sweep: the next step runs at the peak LR, from the weights that never saw a higher one."""
+        if ending.reason == NOTHING:
+            self.lr_of_fall = self._rule.base_lr = lr_of_fall(self._course.approach, ending.gained)
         peak_lr = min(self._rule.peak_lr(ending, self.curve, self.ticks_per_step), self.settings.highest_lr)
         self.rewound_to = self._since_start(self._way_back.go_back(peak_lr, ending))
         self.minimum_step = self._since_start(ending.minimum_step) if ending.has_minimum else None
@@ -223,10 +225,7 @@ class AutoWUScheduler(Reported):
         step += self._course.sweep_start
         self._decay_from(step, ending.reason, peak_lr)
         if ending.reason == DIVERGENCE:
-            if self.rewound_to is None:
-                self._require_finite_parameters(step)
-            # What broke the run may break it again, whatever the LR.
-            self._check_at = step + _CHECK_AFTER * self.ticks_per_step
+            self._look_soon(step, at_once=self.rewound_to is None)
 
     def _decay_from(self, step: int, reason: str, peak_lr: float) -> None:
         self._warm_up.history.close()

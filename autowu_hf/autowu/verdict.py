@@ -95,6 +95,7 @@ class Ending:
             it is no later than the last losses that were not above their start.
         has_minimum: whether the losses have shown the minimum; at a divergence, whether they had gained anything.
         has_moved: whether the losses have gained anything, or the last one lies above the ``ceiling`` of all.
+        gained: how far their lowest running median lies below their start, in their unit; 0 where that may be noise.
         is_harmless: at the cap, whether the losses have certainly fallen on the way, and no cliff is to be seen: the
             highest LR has harmed nothing.
     """
@@ -105,6 +106,7 @@ class Ending:
     has_minimum: bool = True
     has_moved: bool = False
     is_harmless: bool = False
+    gained: float = 0.0
 
 
 def is_positive(probabilities: Sequence[float], settings: AutoWUSettings) -> bool:

@@ -127,12 +127,13 @@ class WarmUp:
             elif minimum_step > cliff_step:
                 minimum_step = divergence.num_lowest(losses[:num_sound]) * steps_per_loss
         minimum, cliff = self._whole(minimum_step, record), self._whole(cliff_step, record)
-        has_moved = divergence.has_gained(losses) or bool(losses[-1] > divergence.ceiling(losses))
+        gained = divergence.gain(losses)
+        has_moved = gained > 0.0 or bool(losses[-1] > divergence.ceiling(losses))
         is_low = cliff == record.step and divergence.has_fallen(losses)
         is_harmless = reason in ("cap", NOTHING) and is_low and not may_be_cliff(record)
         if reason == NOTHING and is_harmless and math.isfinite(self.settings.highest_lr):
             reason = MAX_LR  # who gives one has chosen the LR where nothing speaks against it; the default is no choice
-        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved, is_harmless)
+        return Ending(reason, minimum, cliff, has_minimum and minimum < record.step, has_moved, is_harmless, gained)
 
     def _whole(self, place: float, record: MinimumTestRecord) -> int:
         """A place on the axis in whole optimizer steps."""

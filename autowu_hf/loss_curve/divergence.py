@@ -95,15 +95,23 @@ def num_lowest(losses: Array) -> int:
     return int(finite[np.argmin(_middle(losses[finite]))]) + 1 if len(finite) else 0
 
 
-def has_gained(losses: Array) -> bool:
-    """Whether the lowest running median of the losses lies below their start by three times the noise of their older
-    half: losses that only scatter hardly ever get there.
+def gain(losses: Array) -> float:
+    """How far the lowest running median of the losses lies below their start, in their unit; 0 where that is not three
+    times the noise of their older half: losses that only scatter hardly ever get there.
 
     Args:
         losses: (n,), one per optimizer step; those that are not finite are left out.
     """
     y = losses[np.isfinite(losses)]
-    return len(y) >= 2 * _FEWEST and _start(y) - float(_middle(y).min()) > _GAINED_NOISES * noise(y[: len(y) // 2])
+    if len(y) < 2 * _FEWEST:
+        return 0.0
+    gained = _start(y) - float(_middle(y).min())
+    return gained if gained > _GAINED_NOISES * noise(y[: len(y) // 2]) else 0.0
+
+
+def has_gained(losses: Array) -> bool:
+    """Whether there is a ``gain`` in the losses (n,), one per optimizer step."""
+    return gain(losses) > 0.0
 
 
 def has_ended_high(losses: Array) -> bool:

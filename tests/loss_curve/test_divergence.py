@@ -5,6 +5,7 @@ import pytest
 
 from autowu_hf.loss_curve.divergence import (
     ceiling,
+    gain,
     has_ended_high,
     has_fallen,
     has_gained,
@@ -139,6 +140,13 @@ def test_losses_that_only_scatter_have_gained_nothing(scale, shift):
     assert has_gained(scale * np.append(falling(noise=0.3), [np.nan, 1e6, np.inf]) + shift)
     assert not has_gained(scale * falling()[::-1] + shift)
     assert not has_gained(np.array([3.0, 2.0, 1.0]))
+
+
+def test_the_gain_is_how_far_they_fell_in_their_unit():
+    losses = falling(noise=0.0)
+    assert gain(losses) == pytest.approx(float(losses[:5].mean() - losses[-1]), rel=0.2)
+    assert gain(7.0 * losses - 3.0) == pytest.approx(7.0 * gain(losses))
+    assert gain(np.ones(40)) == gain(np.ones(3)) == 0.0
 
 
 def drifting(steps: int, shared: float, generator: np.random.Generator) -> np.ndarray:

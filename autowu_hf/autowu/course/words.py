@@ -13,6 +13,7 @@ from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
+from .measures.first_steps import is_without_bound
 from .measures.transient import MOST_RISEN
 from .signs import FEWEST_STEPS, have_hardly_fallen
 
@@ -74,7 +75,7 @@ def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
     of_policy = "; the loss of a policy gradient, which says nothing of progress, tells no learning rate there"
     return (
         f"AutoWU cannot tell the scale of the learning rate: {obstacle}; it looks from {settings.min_lr:g} to "
-        f"{settings.max_lr:g} instead{of_policy if 'not positive' in str(obstacle) else ''}"
+        f"{settings.max_lr:g} instead{of_policy if is_without_bound(obstacle) else ''}"
     )
 
 

@@ -101,6 +101,8 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{_ending(report)} at step {step}, {_minimum(report)}"
     if scale is not None:
         found = f"{scale} from the first gradients{_corrections(approach)}; {found}"
+    elif report.get("lr_of_fall") is not None:
+        found += f"; for as far a fall the first gradients say {_lr(report['lr_of_fall'])}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
     decay = f"{name_of_decay(report)} decay over {steps} steps{why_this_decay(report)}"
@@ -117,7 +119,7 @@ def is_doubtful(report: dict[str, Any]) -> bool:
     approach = report["approach"] or {"breaks_too_often": False, "sweep": None}
     was_seen = report["minimum_step"] is not None or approach["sweep"] is not None
     is_unseen = report["ended_by"] == NOTHING or (report["ended_by"] in (DIVERGENCE, "cap") and not was_seen)
-    return is_unseen or bool(approach["breaks_too_often"])
+    return (is_unseen and report.get("lr_of_fall") is None) or bool(approach["breaks_too_often"])
 
 
 def headline(report: dict[str, Any]) -> str:

@@ -26,11 +26,14 @@ from ..warm_up import WarmUp
 from ..way_back import require_finite_parameters
 from .file_names import FileNames
 from .plotting import write_files
+from .reached import highest_lr, last_lr
 from .report import SCHEDULER_STEPS, log_values, lr_in_words, with_sentence
 
 logger = logging.getLogger(__name__)
 
-DECISION = ("switch_step", "minimum_step", "cliff_step", "peak_lr", "ended_by", "rewound_to")
+_CHECK_AFTER = 5
+
+DECISION = ("switch_step", "minimum_step", "cliff_step", "peak_lr", "ended_by", "rewound_to", "lr_of_fall")
 """What the switch decided."""
 
 
@@ -44,6 +47,7 @@ class Reported(AdaptiveScheduler):
     peak_lr: float | None
     ended_by: str | None
     rewound_to: int | None
+    lr_of_fall: float | None
     rewind: Rewind
     _report_is_owed = False
     _check_at: int | None
@@ -123,30 +127,12 @@ class Reported(AdaptiveScheduler):
     def tests(self) -> list[MinimumTestRecord]:
         return self._warm_up.minimum_test.records
 
-    def _last_lr_of_warmup(self, step: int) -> float:
-        """The LR at the end of the warm-up, or after ``step`` scheduler steps, if it goes on."""
-        course = self._course
-        if course.scale is None or course.base_lr is not None:
-            return self.curve.warmup((self.switch_step or step) - course.sweep_start)
-        return course.lr(max(step - self.ticks_per_step, 0))
-
-    @property
-    def _highest_lr(self) -> float | None:
-        """The highest LR that a step under tests was made with, that of the last one; without tests, that any step was
-        made with. None before the switch.
-        """
-        if self.switch_step is None:
-            return None
-        approach = self._course.approach
-        if approach is not None and approach.way.legs and approach.sweep is None and approach.scale is not None:
-            return approach.way.highest_lr(self.switch_step // self.ticks_per_step)
-        return self.curve.warmup(max(self.switch_step - self.ticks_per_step - self._course.sweep_start, 0))
-
     @property
     def _peak_is_given(self) -> bool:
-        """Whether the losses have found no peak LR, and it is the one that the optimizer was given, or ``max_lr``."""
+        """Whether nothing has told a peak LR, and it is the one that the optimizer was given, or ``max_lr``."""
         has_diverged_only = self.ended_by == DIVERGENCE and self.minimum_step is None
-        return self.ended_by == NOTHING or (has_diverged_only and self.peak_lr == self._rule.own_lr)
+        has_none = self.ended_by == NOTHING and self.lr_of_fall is None
+        return has_none or (has_diverged_only and self.peak_lr == self._rule.own_lr)
 
     def _since_start(self, step: int | None) -> int | None:
         """A step of the sweep, counted from the start of the run."""
@@ -156,8 +142,14 @@ class Reported(AdaptiveScheduler):
         """Raises a DivergedError where they are not, after ``step`` scheduler steps."""
         max_lr = self.curve.max_lr if self._course.scale is None else None
         back_to = None if self.rewound_to is None else self.rewound_to // self.ticks_per_step
-        done, lr = step // self.ticks_per_step, self._last_lr_of_warmup(step)
+        done, lr = step // self.ticks_per_step, last_lr(self._course, self.switch_step or step, self.ticks_per_step)
         require_finite_parameters(self.optimizer, done, lr, max_lr, back_to, self.rewind.is_on)
+
+    def _look_soon(self, step: int, at_once: bool) -> None:
+        """Looks for that again some steps after ``step``: what broke the run may break it again, whatever the LR."""
+        if at_once:
+            self._require_finite_parameters(step)
+        self._check_at = step + _CHECK_AFTER * self.ticks_per_step
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -191,7 +183,7 @@ class Reported(AdaptiveScheduler):
             "ticks_per_step": self.ticks_per_step,
             **{name: getattr(self, name) for name in names},
             "cliff_lr": cliff_lr,
-            "highest_lr": self._highest_lr,
+            "highest_lr": highest_lr(self._course, self.switch_step, self.ticks_per_step),
             "peak_is_given": self._peak_is_given,
             **self._course.report(),
             **self._relapse.report(),

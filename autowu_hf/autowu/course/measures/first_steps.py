@@ -80,6 +80,11 @@ def check_losses(losses: Sequence[float], fall: float) -> None:
         raise ValueError(f"the first losses are not {what}")
 
 
+def is_without_bound(obstacle: str | None) -> bool:
+    """Whether it is losses below 0 that stand in the way of a scale, by why there is none."""
+    return obstacle is not None and "not positive" in obstacle
+
+
 def telling(updates: Sequence[Update]) -> list[Update]:
     """Those of the first updates that move the weights which are not zero.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -77,10 +77,8 @@ class ScaleSearch:
         return _MEASURES + num_unrectified(self._beta2, steps_of(self.meter.optimizer))
 
     def start(self, num_shares: Callable[[], int] = int) -> None:
-        """Measures from the next optimizer step on.
-
-        Args:
-            num_shares: called at a step: into how many shares the processes divide the parameters (FSDP).
+        """Measures from the next optimizer step on; ``num_shares`` is called at a step: into how many shares the
+        processes divide the parameters (FSDP).
         """
         self.num_shares = num_shares
         if not self.is_over and not self.meter.has_hooks:
@@ -162,15 +160,19 @@ class ScaleSearch:
                 self.obstacle = SEEM_CLIPPED
                 return
             try:
-                scale = Scale.from_updates(self.losses, self.updates, self.alignment, self.momentum, self.first)
-                is_other = scale.is_scale_invariant or scale.has_small_weights
-                share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
-                left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
-                self.scale = replace(scale, beta2=self._beta2, density=left)
+                self.scale = self.scale_of(self.losses)
             except ValueError as error:
                 self.obstacle, self.is_blind = str(error), isinstance(error, BlindLossesError)
         elif self._steps >= _LONGEST:
             self.give_up(_ROUNDING)
+
+    def scale_of(self, losses: Sequence[float]) -> Scale:
+        """What the measured updates say with such losses in their steps; see ``Scale.from_updates``."""
+        scale = Scale.from_updates(losses, self.updates, self.alignment, self.momentum, self.first)
+        is_other = scale.is_scale_invariant or scale.has_small_weights
+        share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
+        left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
+        return replace(scale, beta2=self._beta2, density=left)
 
     def runs_out(self, step: int, num_steps: int, longest: int) -> bool:
         """Gives up where too many steps have said nothing.
