@@ -230,13 +230,11 @@ class ScaleSearch:
             **self._lr.state_dict(),
             "steps": self._steps,
             "as_new": self.meter.as_new,
-            "alignment": self.alignment,
             "first": None if self.first is None else asdict(self.first),
             "losses": [*self.losses],
             "updates": [asdict(update) for update in self.updates],
             "scale": None if self.scale is None else asdict(self.scale),
-            "obstacle": self.obstacle,
-            "is_blind": self.is_blind,
+            **{name: getattr(self, name) for name in ("alignment", "obstacle", "is_blind")},
         }
 
     def report(self, num_steps: int) -> dict[str, Any] | None:
@@ -252,6 +250,8 @@ class ScaleSearch:
         first = state.get("first", next(iter(state["updates"]), None))  # a state may be older
         self.first = Update(**first) if first else None
         self.scale = None if state["scale"] is None else Scale(**state["scale"])
+        if state.get("as_new") and not self.is_over:  # no checkpoint has what these steps made of their own state
+            self._steps, self.alignment, self.first, self.losses, self.updates = 0, math.nan, None, [], []
         if self.is_over:
             self.stop()
         else:

@@ -248,6 +248,20 @@ def test_a_search_that_goes_on_does_not_take_its_own_steps_for_those_of_others()
     assert (first.meter.as_new, second.meter.as_new) == (False, False)
 
 
+def test_between_the_measured_steps_of_an_optimizer_that_had_made_some_a_resumed_search_begins_anew():
+    """What they made of their own state is in no checkpoint."""
+    model, optimizer = problem(with_momentum)
+    nn.functional.cross_entropy(model(torch.randn(32, 6)), torch.zeros(32, dtype=torch.long)).backward()
+    for _ in range(20):
+        optimizer.step()
+    first, _ = search_on(model, optimizer, steps=1)
+    assert (first.meter.as_new, len(first.updates), first.is_over) == (True, 1, False)
+    second = ScaleSearch(optimizer, [1.0])
+    second.load_state_dict(first.state_dict())
+    assert (second.meter.as_new, second.updates, second.losses, second.first) == (True, [], [], None)
+    assert math.isnan(second.alignment)
+
+
 def test_what_adagrad_has_added_up_stays_for_its_state_is_made_with_it():
     model, optimizer = problem(torch.optim.Adagrad)
     search_on(model, optimizer)
