@@ -250,7 +250,7 @@ def test_a_search_that_goes_on_does_not_take_its_own_steps_for_those_of_others()
 
 def test_between_the_measured_steps_of_an_optimizer_that_had_made_some_a_resumed_search_begins_anew():
     """What they made of their own state is in no checkpoint."""
-    model, optimizer = problem(with_momentum)
+    model, optimizer = problem(torch.optim.AdamW)
     nn.functional.cross_entropy(model(torch.randn(32, 6)), torch.zeros(32, dtype=torch.long)).backward()
     for _ in range(20):
         optimizer.step()
