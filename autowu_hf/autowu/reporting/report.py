@@ -101,8 +101,6 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{_ending(report)} at step {step}, {_minimum(report)}"
     if scale is not None:
         found = f"{scale} from the first gradients{_corrections(approach)}; {found}"
-    elif report.get("lr_of_fall") is not None:
-        found += f"; for as far a fall the first gradients say {_lr(report['lr_of_fall'])}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
     decay = f"{name_of_decay(report)} decay over {steps} steps{why_this_decay(report)}"
@@ -182,6 +180,9 @@ def _ending(report: dict[str, Any]) -> str:
         return str(report["approach"]["obstacle"])
     if report["ended_by"] == NOTHING:
         highest = _highest(report)
+        if report.get("lr_of_fall") is not None:
+            told = f"the losses fell, and for as far a fall the first gradients say {_lr(report['lr_of_fall'])}"
+            return f"{told}; no LR was told up to {highest}"
         if divergence.has_gained(_losses_of_growth(report)):
             return f"the losses fell, but told no LR up to {highest} (a higher max_lr may)"
         return f"the losses told nothing up to LR {highest}"

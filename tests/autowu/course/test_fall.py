@@ -11,6 +11,7 @@ import torch
 from scale_runs import flat, made, run, slowly
 
 from autowu_hf.autowu.course.fall import lr_of_fall
+from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.loss_curve import divergence
 
 
@@ -29,9 +30,10 @@ def test_where_they_fell_and_told_no_lr_it_is_that_of_the_first_gradients_for_as
     assert fall > 0.2
     assert schedule.peak_lr == schedule.lr_of_fall == lr_of_fall(approach, fall)
     assert schedule.peak_lr < approach.search.scale_of([2.0, 2.0]).peak_lr_for(400)  # a loss of 2 could fall farther
-    said = f"the first gradients say {schedule.peak_lr:.1e}; peak LR {schedule.peak_lr:.1e}, ".replace("e-0", "e-")
+    said = f"the first gradients say {schedule.peak_lr:.1e}; no LR was told up to ".replace("e-0", "e-")
     (line,) = [record for record in caplog.records if "peak LR" in record.getMessage()]
-    assert f"for as far a fall {said}" in line.getMessage()
+    assert f"AutoWU: the losses fell, and for as far a fall {said}" in line.getMessage()
+    assert said in headline(report)
     assert "which the optimizer was given" not in line.getMessage()
     assert line.levelno == logging.INFO
     assert not report["peak_is_given"]
