@@ -69,8 +69,10 @@ def suggest_lr(
             "the batch size of one"
         )
     is_trainer = hasattr(trainer_or_model, "get_train_dataloader")
-    if max_grad_norm is not None and (is_trainer or not max_grad_norm > 0.0):
-        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}; leave it out, as a Trainer has its own")
+    if max_grad_norm is not None and is_trainer:
+        raise ValueError(f"a Trainer has a max_grad_norm of its own, got {max_grad_norm} beside it; leave it out")
+    if max_grad_norm is not None and not max_grad_norm > 0.0:
+        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}; leave it out where nothing is clipped")
     if is_trainer:
         return _of_trainer(trainer_or_model)
     if optimizer is None or loss_of is None or batches is None:

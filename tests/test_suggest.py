@@ -182,7 +182,7 @@ def test_a_trainer_clips_by_its_own_norm(tmp_path):
         trainer = trainer_for(tmp_path / str(norm), optim="sgd", max_grad_norm=norm)
         found[norm] = suggest_lr(trainer).scale.polyak
     assert found[0.01] > 5.0 * found[0.0]
-    with pytest.raises(ValueError, match="a Trainer has its own"):
+    with pytest.raises(ValueError, match="a Trainer has a max_grad_norm of its own, got 1.0 beside it"):
         suggest_lr(trainer, max_grad_norm=1.0)
 
 

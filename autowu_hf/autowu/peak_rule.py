@@ -59,7 +59,8 @@ class PeakRule:
         gave way nowhere. The scale has no say then, and no weights have to be given up. Only the cliff rule has the
         share of R that is safe.
         """
-        return self.base_lr is not None and self.is_cliff and not self.is_in_doubt and ending.is_harmless
+        is_around_scale = self.base_lr is not None and ending.reason != NOTHING
+        return is_around_scale and self.is_cliff and not self.is_in_doubt and ending.is_harmless
 
     @property
     def name(self) -> str:

@@ -45,12 +45,13 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int, erro
 
 
 def has_hardly_fallen(first: float, losses: Array, num: int) -> bool:
-    """Whether the losses have certainly fallen by less than ``LEAST_LOST``, or not at all.
+    """Whether the losses have certainly fallen by less than ``LEAST_LOST``, or not at all; those that are not finite do
+    not tell.
 
     Args:
         first: their level at the start of the run.
         losses: (n,), the last ones, n at least ``num``.
         num: how many of these make a level.
     """
-    fallen = first - level(losses[-num:])
-    return fallen + NOISES / 2.0 * error(losses, num) < LEAST_LOST * abs(first)
+    now = level(losses[-num:])
+    return math.isfinite(now) and first - now + NOISES / 2.0 * error(losses, num) < LEAST_LOST * abs(first)

@@ -58,7 +58,7 @@ class Approach:
         has_fallen: whether the losses had fallen by a tenth at the last look; None where too few of them tell.
         wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
         sweep: the growth that follows; None before that is known, and where none does.
-        waits, is_over: whether nothing is left to do here but to judge whether the LR has grown too far, or nothing.
+        waits, is_over: whether it is left to judge only whether the LR has grown too far; and whether nothing is left.
         is_late: whether the search for a scale was given up after steps that said nothing.
     """
 
@@ -165,7 +165,7 @@ class Approach:
             if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
                 self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
         if self.is_over:
-            self.later.stop()
+            self._looks.stop()
 
     def _look(self, step: int, losses: Array, scale: Scale, share: float) -> None:
         if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
@@ -173,7 +173,7 @@ class Approach:
             self.search.is_blind = self.times.longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
-        seen, num = self.way.signs, len(losses)
+        seen, num, self.way.is_too_short = self.way.signs, len(losses), False
         if divisor := self.breaks.find_change(losses, seen, step):
             self.way.go_on(step, divisor)
         if self.breaks.find(losses, self.way, step):

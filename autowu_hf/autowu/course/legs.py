@@ -74,7 +74,8 @@ class Way:
         held: the share of the scale's LR at which the run stays while they are asked; 1 where they are not.
         raises: by what that LR was multiplied once they had answered.
         borne: how many times as far the losses may rise as elsewhere, see ``Scale.borne``.
-        is_too_short: whether a sweep was left out, since it would take too much of the run.
+        is_too_short: whether a sweep over losses that have halved is left out, since too few steps are left for it, or
+            it would take too much of the run.
     """
 
     def __init__(self) -> None:
@@ -168,7 +169,7 @@ class Way:
         """After ``since`` steps the LR grows from 0 to ``peak_lr``, or to the share of it at which it is ``held``; what
         is ``borne`` stays, where it is not given.
         """
-        self.borne = self.borne if borne is None else borne
+        self.borne, self.is_too_short = self.borne if borne is None else borne, False
         if not self.legs:
             self.began = since
         if not self.raises:
@@ -191,7 +192,7 @@ class Way:
         takes_much = has_learned and int(MOST_LOOKED * self.times.num_steps) < fewest
         room = 0 if takes_much else self.times.longest - since
         sweep = Sweep.between(self.peak_lr, max_lr, self.times.num_steps, room)
-        self.is_too_short = sweep is None
+        self.is_too_short = sweep is None and has_learned
         return sweep
 
     def begin_anew(self, step: int, factor: float) -> None:

@@ -46,3 +46,8 @@ class Looks:
         ]
         ends = (way.legs[-1].end, way.growth_end, way.watch_end, way.signs.stall_step)
         return min(*dues, *(due for due in ends if due > step))
+
+    def stop(self) -> None:
+        """Measures nothing any more, and forgets what was not taken."""
+        self._later.stop()
+        self._transient.stop()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from ...runtime import collective
 from ..settings import AutoWUSettings
@@ -15,7 +12,7 @@ from .approach import Approach
 from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
 from .measures.first_steps import is_without_bound
 from .measures.transient import MOST_RISEN
-from .signs import FEWEST_STEPS, have_hardly_fallen
+from .signs import FEWEST_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -158,19 +155,6 @@ def setbacks(steps: Sequence[int], reasons: Sequence[str] | None) -> str:
     pairs = itertools.groupby(zip(steps, reasons or [RISEN] * len(steps), strict=True), key=lambda pair: pair[1])
     parts = [(reason, " and again by step ".join(str(step) for step, _ in own)) for reason, own in pairs]
     return "".join(f", {_WERE[reason]} by step {told}" for reason, told in parts)
-
-
-def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: int) -> bool:
-    """Whether the last third of the losses, or those since the run last went back, are hardly less than the first ones.
-
-    Args:
-        losses: one per optimizer step.
-        approach: its report.
-        step: the steps done.
-    """
-    back = max([*approach.get("breaks", []), *(at for at, _ in approach.get("overshot", []))], default=0)
-    num = max(3, (len(losses) - back) // 3 if back else min(step // 3, len(losses)))
-    return have_hardly_fallen(np.array([*losses[:num], *losses[back:]] if back else losses), num)
 
 
 def _overshoot(approach: Approach, step: int) -> str:

@@ -13,8 +13,10 @@ from ...runtime import collective
 
 logger = logging.getLogger(__name__)
 
-_taken: dict[str, dict[int, weakref.ref[FileNames] | None]] = {}
-"""Folder -> number -> whose it is, until that one has written; then it is taken for as long as the file is there."""
+_taken: dict[str, dict[int, tuple[weakref.ref[FileNames], bool]]] = {}
+"""Folder -> number -> whose it is, and whether that one has written; then it is taken for as long as either is there:
+the schedule, or the file.
+"""
 
 
 class FileNames:
@@ -39,7 +41,9 @@ class FileNames:
         folder = os.fspath(folder)
         number = next((n for name, n in self._numbers.items() if os.path.realpath(name) == place), None)
         if number is None:
-            for other in [n for n, owner in taken.items() if _is_free(folder, n, owner)]:
+            for other in [
+                n for n, (owner, wrote) in taken.items() if owner() is None and not (wrote and _is_there(folder, n))
+            ]:
                 del taken[other]
             number = self._numbers[folder] = max(taken, default=0) + 1
             if number > 1 and collective.is_main_process():
@@ -49,8 +53,7 @@ class FileNames:
                     folder,
                     _name(number - 1),
                 )
-        if writes or taken.get(number, self) is not None:
-            taken[number] = None if writes else weakref.ref(self)
+        taken[number] = weakref.ref(self), writes or taken.get(number, (None, False))[1]
         return _name(number)
 
     def state_dict(self) -> dict[str, int]:
@@ -61,17 +64,16 @@ class FileNames:
         """Restores what ``state_dict`` returned; None: that of a release which knew no numbers."""
         for folder, number in self._numbers.items():  # given up where the state does not have them
             taken = _taken.get(os.path.realpath(folder), {})
-            owner = taken.get(number)
-            if owner is not None and owner() is self:
+            if number in taken and taken[number][0]() is self and not taken[number][1]:
                 del taken[number]
         self._numbers = dict(state or {})
         for folder in self._numbers:
             self.claim(folder)
 
 
-def _is_free(folder: str, number: int, owner: weakref.ref[FileNames] | None) -> bool:
-    """Whether nobody holds a number: whose it was is gone, or somebody has removed what that one has written."""
-    return not os.path.exists(os.path.join(folder, f"{_name(number)}.json")) if owner is None else owner() is None
+def _is_there(folder: str, number: int) -> bool:
+    """Whether the report of a number is still where it was written."""
+    return os.path.exists(os.path.join(folder, f"{_name(number)}.json"))
 
 
 def _name(number: int) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from ...loss_curve import divergence
 from ...loss_curve.gp import Array
 from ..course.measures.scale import Scale
-from ..course.words import are_still_high, lasting, setbacks, times
+from ..course.words import lasting, setbacks, times
 from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
+from .at_scale import at_scale
 from .decays import name_of_decay, why_this_decay
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
@@ -86,15 +87,7 @@ def describe(report: dict[str, Any]) -> str:
     elif report["ended_by"] in (MAX_LR, NOTHING) or (report["ended_by"] == "cap" and scale is not None):
         found = f"{_ending(report)}, at step {step}"
     elif report["ended_by"] == "scale":
-        found = f"the losses ask for no more at step {step}"
-        if approach.get("breaks_too_often"):
-            found = f"the losses are still far above their start at step {step}, look for NaN or a change in the data"
-        elif not approach["looks"]:
-            found = f"too few steps to look on from step {step}"
-        elif are_still_high(report.get("losses", []), approach, step):
-            found = f"the losses have neither fallen nor risen far by step {step}, and do not speak for this LR yet"
-        elif approach.get("is_too_short"):
-            found = f"the losses had halved by step {step}, and there are too few steps to look for a higher LR"
+        found = at_scale(report, approach, step)
     elif report["ended_by"] == "cliff" and report.get("cliff_step") is not None:
         found = f"cliff at step {report['cliff_step']}, seen at step {step}, {_minimum(report)}"
     else:

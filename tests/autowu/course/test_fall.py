@@ -29,6 +29,7 @@ def test_where_they_fell_and_told_no_lr_it_is_that_of_the_first_gradients_for_as
     fall = divergence.gain(np.array(report["losses"]))
     assert fall > 0.2
     assert schedule.peak_lr == schedule.lr_of_fall == lr_of_fall(approach, fall)
+    assert 20 < schedule.rewound_to < 60  # the last weights that saw no higher one
     assert schedule.peak_lr < approach.search.scale_of([2.0, 2.0]).peak_lr_for(400)  # a loss of 2 could fall farther
     said = f"the first gradients say {schedule.peak_lr:.1e}; no LR was told up to ".replace("e-0", "e-")
     (line,) = [record for record in caplog.records if "peak LR" in record.getMessage()]

@@ -53,7 +53,13 @@ def test_no_sweep_takes_more_than_its_share_of_a_run_that_has_learned(borne, lea
         way.times = Timetable.of(steps, None)
         way.set_out(2, 1e-3, borne=borne)
         assert (way.sweep_to(1.0, since=10) is not None) == is_enough
+        assert way.is_too_short != is_enough
         assert way.sweep_to(1.0, since=10, has_learned=False) is not None
+        way.sweep_to(1.0, since=10)
+        way.set_out(20, 1e-4)
+        assert not way.is_too_short
+        assert way.sweep_to(1.0, since=steps, has_learned=False) is None
+        assert not way.is_too_short  # there was nothing that had halved
 
 
 @pytest.mark.parametrize("decades", [1, 3, 6])

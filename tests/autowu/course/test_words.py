@@ -10,7 +10,7 @@ import torch
 from scale_runs import made, quickly, run, slowly
 
 from autowu_hf.autowu.course.measures.transient import MOST_RISEN
-from autowu_hf.autowu.course.words import are_still_high, times
+from autowu_hf.autowu.course.words import times
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,3 @@ def test_where_losses_are_negative_it_is_said_that_a_policys_tell_nothing(first,
 @pytest.mark.parametrize(("risen", "expected"), [(5.14, "1.2 times"), (MOST_RISEN, "1.2 or more times")])
 def test_no_more_is_said_of_p_than_was_measured(risen, expected):
     assert times(1.21, risen) == expected
-
-
-@pytest.mark.parametrize(
-    ("approach", "expected"), [({}, True), ({"breaks": [12]}, False), ({"overshot": [[12, 0.1]]}, False)]
-)
-def test_losses_that_were_taken_back_do_not_count_as_high(approach, expected):
-    """The last third of all would reach back to the high ones."""
-    assert are_still_high([2.0] * 6 + [3.0] * 6 + [1.8] * 3, approach, 18) is expected
-    assert are_still_high([2.0] * 6 + [1.0] * 6 + [2.1] * 3, {"breaks": [12]}, 18)
-    once = [2.0, 1.9, 1.7, 1.5, 1.3, 1.1]
-    assert not are_still_high(once + [2.2] * 6 + once, {"breaks": [12]}, 18)  # they fall again as they did

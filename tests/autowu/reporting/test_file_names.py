@@ -131,6 +131,16 @@ def test_a_report_that_somebody_has_removed_holds_its_name_no_more(tmp_path, cap
     assert "another schedule" not in caplog.text
 
 
+def test_a_report_that_was_moved_away_leaves_no_name_while_its_schedule_goes_on(tmp_path):
+    first = Run(tmp_path, 1.0).go_on(39)
+    assert (tmp_path / "autowu.json").exists()  # since the switch
+    (tmp_path / "autowu.json").unlink()
+    second = Run(tmp_path, 2.0).go_on(40)
+    first.go_on(1)
+    assert written(tmp_path) == {"autowu.json": (1.0, 40), "autowu-2.json": (2.0, 40)}
+    assert second.scheduler.last_epoch == 40
+
+
 def test_a_folder_has_one_name_however_it_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = FileNames(), FileNames()

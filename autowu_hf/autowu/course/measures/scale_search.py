@@ -56,7 +56,7 @@ class ScaleSearch:
         is_alone = collective.num_processes() == 1  # else the processes might see other weights, and take other LRs
         size = (self.meter.weight_size() if is_alone else 0.0) or USUAL_SIZE
         self._lr = MeasuringLR(self.meter.is_half, size)
-        self.silence, self._steps, self._num_calls = _SIZES, 0, 0
+        self.silence, self._steps, self._num_calls, self._num_unseen = _SIZES, 0, 0, 0
         self._at_each: list[bool] = []
         self.alignment, self.is_blind = math.nan, False
         self.num_shares: Callable[[], int] = int
@@ -133,7 +133,8 @@ class ScaleSearch:
             self._at_each.append(self._num_calls == self.meter.num_backwards > 1)
             self._num_calls = 0
             self._beta2 *= steps_of(self.meter.optimizer) > 0.0  # without a count, nothing tells the rectification
-        if not (updates or self.meter.idle or self.meter.has_gradients()) and self._num_calls >= _UNSEEN:
+        self._num_unseen = 0 if updates or self.meter.idle or self.meter.has_gradients() else self._num_unseen + 1
+        if self._num_unseen == _UNSEEN:
             self.give_up("no step of the optimizer was seen, and its parameters have no gradients")
             return
         if not updates:

@@ -214,6 +214,19 @@ def test_a_batch_or_two_that_a_loop_skips_do_not_count_and_a_step_that_never_com
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_steps_that_do_not_happen_do_not_count_as_batches_that_a_loop_skips():
+    model, optimizer = problem(Idle, num_idle=2)
+    search, _ = search_on(model, optimizer, steps=2)
+    optimizer.zero_grad()
+    for _ in range(2):
+        search.meter.idle = None
+        search.take(1.0)
+    assert not search.is_over
+    search.meter.idle = None
+    search.take(1.0)
+    assert "no step of the optimizer was seen" in search.obstacle
+
+
 def with_momentum(parameters, lr):
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
 

@@ -148,6 +148,20 @@ def test_where_weights_were_frozen_p_is_of_other_weights_and_tells_nothing():
     assert approach["transient"] is None
 
 
+def test_losses_that_fall_below_zero_meanwhile_end_it():
+    """0 is no bound of theirs. A resumed run must not measure on for ever."""
+    run = Regression()
+    while run.schedule._course.approach.transient.since is None:
+        run.go(1)
+    run.loss_of = lambda model, batch: Regression.loss_of(model, batch) - 5.0
+    approach = run.schedule._course.approach
+    while not approach.is_over:
+        run.go(1)
+    assert "not positive" in approach.search.obstacle
+    assert approach.transient.since is None
+    assert not approach.search.meter.updates
+
+
 def test_one_loss_that_is_not_finite_is_left_out():
     regression = in_the_window()
     before = [parameter.detach().clone() for parameter in regression.model.parameters()]
