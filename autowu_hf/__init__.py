@@ -18,7 +18,8 @@ from .clars import CLARS, per_sample_gradient_norms
 from .registration import register, unregister
 from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
-from .runtime.losses.history import MissingLossWarning
+from .runtime.losses.doubts import LossOfStepWarning
+from .runtime.losses.history import AccumulatedLossWarning, MissingLossWarning
 from .salsa import SalsaScheduler, get_salsa_schedule
 from .suggest import SuggestedLR, suggest_lr
 
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLARS",
+    "AccumulatedLossWarning",
     "AutoLRSScheduler",
     "AutoLRSValidationCallback",
     "AutoWUCallback",
     "AutoWUScheduler",
     "DivergedError",
+    "LossOfStepWarning",
     "MissingLossWarning",
     "SalsaScheduler",
     "SalsaTrainer",

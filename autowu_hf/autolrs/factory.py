@@ -39,13 +39,14 @@ def get_autolrs_schedule(
         num_warmup_steps: scheduler steps of a linear ramp to the optimizer's own LR before the first stage. Without a
             ramp the first step is made at ``min_lr``. A run that is resumed without its state, and with too few steps
             left for ramp and stage, shortens the ramp; without room for a stage it trains at the optimizer's own LR.
-        min_lr: the lowest LR to try, in optimizer units.
-        max_lr: the highest.
-        first_stage: tau of the first stage in optimizer steps. None: a thirtieth of the steps, from 100 to the
-            paper's 1000.
+        min_lr: the lowest LR to try, in optimizer units, positive.
+        max_lr: the highest, above ``min_lr``.
+        first_stage: tau of the first stage in optimizer steps, five for each candidate at least. None: a thirtieth of
+            the steps, from 100 to the paper's 1000.
         longest_stage: tau at which the doubling ends, 8000 in the paper.
-        num_candidates: 10 in the paper.
-        kappa: weight of the standard deviation in what is tried, 1e6 in the authors' code: almost only exploration.
+        num_candidates: at least 2, 10 in the paper.
+        kappa: weight of the standard deviation in what is tried, not negative, 1e6 in the authors' code: almost only
+            exploration.
         validation_loss: called 16 times per candidate in the stages that follow the first one of ``longest_stage``,
             and returns the validation loss of this process's part of the data; the forecast is then made from these.
             None: from training losses everywhere. (Trainer: see ``AutoLRSValidationCallback``.)
@@ -55,7 +56,7 @@ def get_autolrs_schedule(
         The scheduler, to be stepped once per optimizer step.
 
     Raises:
-        ValueError: an argument is outside its limits.
+        ValueError: an argument is outside its limits, or the optimizer cannot be scheduled.
 
     Example:
         >>> optimizer = torch.optim.AdamW(model.parameters())

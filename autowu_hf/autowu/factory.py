@@ -61,15 +61,17 @@ def get_autowu_schedule(
         optimizer: of any torch kind. The ratios of its groups' LRs to its own LR are kept; the LR itself matters only
             where nothing else tells one (``guard``).
         num_training_steps: T, the scheduler steps of the whole run, at least 1.
-        num_warmup_steps: the longest warm-up, in scheduler steps; 0 means ``max_warmup_fraction`` of all steps, or the
-            ten that a test needs, or half of the steps if there are fewer than twenty.
+        num_warmup_steps: the longest warm-up, in scheduler steps, less than T; 0 means no limit around the scale, and
+            over a range ``max_warmup_fraction`` of all steps, or the ten that a test needs, or half of the steps if
+            there are fewer than twenty.
         steps_per_epoch: steps in an epoch, in the unit of ``num_training_steps``; None when unknown.
         preset: None for this package's defaults; "paper" for the authors' recipe: ``max_warmup_fraction=0.5``,
             ``growth="exponential"``, ``decay_type="cosine"``, ``test_every="epoch"``, ``gp_engine="gpytorch"``,
             ``standardize=False``, ``peak_rule="minimum"``, ``rewind=False``, ``guard=False``, ``scale=False``. Options
             given beside it win.
-        min_lr: eta_min, the LR that the warm-up starts from, in optimizer units, 1e-5 (2.1.1).
-        max_lr: eta_max, the LR that the warm-up would reach at its cap, 1.0; SGD may need more (2.1.1).
+        min_lr: eta_min, the LR that the warm-up starts from, in optimizer units, positive, 1e-5 (2.1.1).
+        max_lr: eta_max, the LR that the warm-up would reach at its cap, above ``min_lr``, 1.0; SGD may need more
+            (2.1.1).
         max_warmup_fraction: rho_w, the longest warm-up as a share of all steps, in (0, 1), 0.25; the paper has 0.5
             (2.1.1).
         growth: "quick_start": exponential at two rates, a tenth of the warm-up for the first three tenths of its way;
@@ -77,13 +79,14 @@ def get_autowu_schedule(
         decay_type: "constant_then_cosine" or "cosine" (2.2); "rex" (arXiv 2107.04197); or "linear". None: "rex" over a
             range; around the scale where P holds the LR and the losses have fallen by a tenth, the LR is above P, or
             adapters begin at zero; otherwise, and where ``decay_fraction`` is given, "constant_then_cosine".
-        decay_fraction: the last share of all steps over which "constant_then_cosine" falls (2.2). None: 0.2; around the
-            scale, where most weights come before a batch norm, as much as makes 24 optimizer steps of it, 0.4 at most.
+        decay_fraction: the last share, in (0, 1), of all steps over which "constant_then_cosine" falls (2.2). None:
+            0.2; around the scale, where most weights come before a batch norm, as much as makes 24 optimizer steps of
+            it, 0.4 at most.
         test_every: steps between minimum tests, "epoch" (2.1.2), or "auto", the default: the epoch when the longest
             warm-up holds at least 30 of them, else 1/60 of it.
         confidence: c, the probability in (0, 1) that a subset must exceed to vote for the end, 0.95 (2.1.2).
-        patience: p, the positive tests in a row that end the warm-up, 3 (2.1.2).
-        num_tests: n_test, the random subsets of losses that vote, 5 (2.1.2).
+        patience: p, the positive tests in a row that end the warm-up, at least 1, 3 (2.1.2).
+        num_tests: n_test, the random subsets of losses that vote, at least 1, 5 (2.1.2).
         gp_engine: "fast", a converged fit in milliseconds, or "gpytorch", 100 steps of Adam (2.1.2).
         standardize: True tests losses with spikes removed, mean 0 and standard deviation 1; False, as they are.
         peak_rule: "minimum": the warm-up ends past the minimum of the loss, and the LR there is the peak (eq. 5).
@@ -100,12 +103,13 @@ def get_autowu_schedule(
             that a resumed run goes back to the same weights. False: it has not, and is small; a resumed run then goes
             back at most to where it was resumed.
         guard: True ends a warm-up that diverges at once, and looks at the losses once more at its cap. Where they tell
-            nothing there either, the peak is a given ``max_lr``, if the losses have certainly fallen all the way up to
-            it; else the LR that the optimizer was given, or ``max_lr`` if that is lower, and a logged warning says so.
+            no LR there either, the peak is a given ``max_lr``, if the losses have certainly fallen all the way up to
+            it; for losses that are not positive, but fell, the LR that the first gradients say for as far a fall; else
+            the LR that the optimizer was given, or ``max_lr`` if that is lower, and a logged warning says so.
         scale: True lays the LRs around the scale that losses, gradients and weights of the first optimizer steps give
             (``autowu.course``), instead of growing from ``min_lr`` to ``max_lr``; False does not. None: True where
             neither ``min_lr``, ``max_lr``, ``growth`` nor ``max_warmup_fraction`` is given.
-        seed: of the random subsets, 0.
+        seed: of the random subsets, at least 0, 0.
         report_dir: a folder into which the main process writes ``autowu.json``, and ``autowu.png`` where matplotlib is
             installed, at the switch and after the last step (``autowu-2.json`` and so on for further schedules of the
             process); None writes nothing. Trainer's callback writes them into ``output_dir`` anyway.
@@ -115,7 +119,8 @@ def get_autowu_schedule(
         The scheduler, to be stepped once per optimizer step.
 
     Raises:
-        ValueError: an argument is outside its limits, a name is unknown, or the optimizer finds its LR by itself.
+        ValueError: an argument is outside its limits, a name is unknown, or the optimizer finds its LR by itself or has
+            ``maximize=True``.
         TypeError: the model is no module.
 
     Example:

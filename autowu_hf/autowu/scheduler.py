@@ -48,7 +48,8 @@ class AutoWUScheduler(Reported):
             switch.
         ended_by: "scale" where nothing was looked for beyond the scale's peak LR; else "minimum", "cliff" or
             "divergence"; "cap" at the longest warm-up; where neither cliff nor minimum was seen there, "max_lr" if
-            the losses fell all the way up to one that was given, else "nothing", and the optimizer's LR is the peak.
+            the losses fell all the way up to one that was given, else "nothing", and the peak is ``lr_of_fall``, or
+            the optimizer's LR where there is none.
         rewound_to: the step whose weights the switch went back to; None before it, and where none were.
         lr_of_fall: where losses that are not positive fell in the warm-up, but told no LR, the one that the first
             gradients say for as far a fall, which is the peak; else None.

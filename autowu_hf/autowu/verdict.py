@@ -75,7 +75,7 @@ DIVERGENCE = "divergence"
 """The reason of an ending where the losses have blown up."""
 
 NOTHING = "nothing"
-"""The reason of an ending at the cap where the losses have told nothing on the way."""
+"""The reason of an ending at the cap where the losses have told no LR on the way."""
 
 
 MAX_LR = "max_lr"
@@ -95,9 +95,10 @@ class Ending:
             it is no later than the last losses that were not above their start.
         has_minimum: whether the losses have shown the minimum; at a divergence, whether they had gained anything.
         has_moved: whether the losses have gained anything, or the last one lies above the ``ceiling`` of all.
-        gained: how far their lowest running median lies below their start, in their unit; 0 where that may be noise.
         is_harmless: at the cap, whether the losses have certainly fallen on the way, and no cliff is to be seen: the
             highest LR has harmed nothing.
+        gained: how far the lowest running median of the losses lies below their start, in their unit; 0 where that may
+            be noise.
     """
 
     reason: str

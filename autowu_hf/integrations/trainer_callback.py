@@ -28,10 +28,10 @@ class AutoWUCallback(TrainerCallback):
     it does nothing.
 
     For "autowu" it also adds ``autowu/phase`` (0 in the warm-up, 1 in the decay), ``autowu/p_cliff`` or
-    ``autowu/p_min`` (what the last test goes by, the median over its subsets) and ``autowu/peak_lr`` (from the switch
-    on) to the training logs, and writes ``autowu.json`` and ``autowu.png`` (``autowu-2.json`` and so on for further
-    trainings of the process) into ``output_dir`` at the switch and at the end of training. Pass one in
-    ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
+    ``autowu/p_min`` (what the last test goes by, the median over its subsets), ``autowu/scale`` (once it is known) and
+    ``autowu/peak_lr`` (from the switch on) to the training logs, and writes ``autowu.json`` and ``autowu.png``
+    (``autowu-2.json`` and so on for further trainings of the process) into ``output_dir`` at the switch and at the end
+    of training. Pass one in ``Trainer(callbacks=[...])`` to choose its options; it takes the automatic one's place.
 
     Args:
         plot: draw ``autowu.png``, where matplotlib is installed.

@@ -1,4 +1,6 @@
-"""When a warm-up has gone wrong for good: bounds that do not depend on the unit of the loss."""
+"""What losses say without a Gaussian process: their noise, whether they have fallen, and when a warm-up has gone wrong
+for good. No bound depends on the unit of the loss.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ _START_SHARE = 0.05
 _NOISES = 6.0
 _GAINED_NOISES = 3.0
 _FALLEN_ERRORS = 3.0
-_MEDIAN_ERROR = 1.2533
+MEDIAN_ERROR = 1.2533
 """The standard error of a median, as a share of that of a mean, in normal noise."""
 
 
@@ -139,7 +141,7 @@ def has_fallen(losses: Array) -> bool:
     if third < _FEWEST:
         return False
     shared = _shared(y[-third:])
-    error = _MEDIAN_ERROR * noise(y) * math.sqrt(1.0 + shared) / (1.0 - shared)
+    error = MEDIAN_ERROR * noise(y) * math.sqrt(1.0 + shared) / (1.0 - shared)
 
     def lies_above(high: Array, low: Array) -> bool:
         sizes = math.sqrt(1.0 / len(high) + 1.0 / len(low))

@@ -1,4 +1,4 @@
-"""Whether losses have given back what had been learned, before the switch or after it."""
+"""Whether losses have given back what had been learned, before the switch or after it, or have hardly fallen at all."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ LOST, LEAST_LOST = 0.5, 0.05
 NOISES = 4.0
 """The standard errors by which they must lie above their lowest level, where that is looked at again and again."""
 
-_MEDIAN_ERROR = 1.2533  # of a median, in standard errors of a mean
-
 
 def level(losses: Array) -> float:
     """The median of the losses (n,), where those that are not finite count as infinite; infinite without any."""
@@ -26,7 +24,7 @@ def level(losses: Array) -> float:
 def error(losses: Array, num: int) -> float:
     """The standard error of the difference of two levels, each of ``num`` losses with the noise of these (n,)."""
     finite = losses[np.isfinite(losses)]
-    return _MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
+    return divergence.MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
 
 
 def is_lost(first: float, best: float, now: float, losses: Array, num: int, errors: float = NOISES) -> bool:

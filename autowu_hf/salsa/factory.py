@@ -32,6 +32,26 @@ def get_salsa_schedule(
     The line search needs ``SalsaTrainer``, or a call of ``SalsaScheduler.search`` in the training loop. With
     ``line_search=False`` SASA+ is left, which takes other optimizers and any loop, from an LR that is given.
 
+    Args:
+        optimizer: whose groups get the LR; the ratios of their LRs stay. The line search takes ``torch.optim.SGD``.
+        num_training_steps: T, the steps of the whole run, to which ``min_samples`` and ``test_every`` are fitted.
+        num_warmup_steps: the longest line search, in steps; 0 for no limit.
+        initial_lr: the optimizer's LR at the start, any small one for a line search; None takes its own.
+        smoothing: s in (0, 1], how much one mini-batch changes alpha; sqrt(batch size / examples) is the other usual
+            choice.
+        line_search: False for SASA+ alone, from ``initial_lr``.
+        drop_factor: the LR is divided by it at a drop; above 1.
+        significance: of both tests, in (0, 1).
+        keep: theta in (0, 1], the share of the samples since the last drop that is tested, the latest.
+        min_samples: N_min, the samples that a test needs, 16 at least. None: T / 56, from 16 to 1000.
+        test_every: optimizer steps between tests. None: a tenth of ``min_samples``, 100 at most.
+
+    Returns:
+        The schedule, to be stepped once per optimizer step.
+
+    Raises:
+        ValueError: an argument is outside its limits, or the optimizer is one that this cannot work with.
+
     Example:
         >>> scheduler = get_salsa_schedule(optimizer, num_training_steps=10_000)
         >>> for x, y in batches:
@@ -41,25 +61,6 @@ def get_salsa_schedule(
         ...     optimizer.step()
         ...     scheduler.step()
         ...     optimizer.zero_grad()
-
-    Args:
-        optimizer: whose groups get the LR; the ratios of their LRs stay. The line search takes ``torch.optim.SGD``.
-        num_training_steps: T, the steps of the whole run, to which ``min_samples`` and ``test_every`` are fitted.
-        num_warmup_steps: the longest line search, in steps; 0 for no limit.
-        initial_lr: the optimizer's LR at the start, any small one for a line search; None takes its own.
-        smoothing: s, how much one mini-batch changes alpha; sqrt(batch size / examples) is the other usual choice.
-        line_search: False for SASA+ alone, from ``initial_lr``.
-        drop_factor: the LR is divided by it at a drop.
-        significance: of both tests.
-        keep: theta, the share of the samples since the last drop that is tested, the latest.
-        min_samples: N_min, the samples that a test needs. None: T / 56, from 16 to 1000.
-        test_every: optimizer steps between tests. None: a tenth of ``min_samples``, 100 at most.
-
-    Returns:
-        The schedule, to be stepped once per optimizer step.
-
-    Raises:
-        ValueError: an argument is outside its limits, or the optimizer is one that this cannot work with.
 
     The constants of the line search, the smoothing, the drop factor and the significance are the paper's. theta = 1/8,
     N_min = 1000 and 100 steps between tests are the defaults of the authors' code. Chosen here: a smaller N_min where a

@@ -66,8 +66,8 @@ class Way:
 
     Attributes:
         times: of the run that was planned last.
-        legs: in their order; the first one is the growth to the scale, and one more follows for each that it was
-            ``raised``.
+        legs: in their order; the first one is the growth to the scale, and one more follows for each of
+            ``raises``.
         began: the steps done when the last one began that starts at 0, or after a transient.
         num_lost: the steps that were thrown away by going back.
         watched_since: the steps done when later batches were last asked how much of the fall lasts; None before.

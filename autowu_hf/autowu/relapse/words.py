@@ -45,7 +45,7 @@ def unlearned_line(step: int, num_steps: int, first: float, now: float) -> str:
     """
     return (
         f"AutoWU: by step {step} of {num_steps} the losses are at {now:.4g}, and began at {first:.4g}. If there is "
-        "more to learn, look at the data and the labels, and try max_lr=..., a tenth of the peak, or a higher one"
+        "more to learn, look at the data and the labels, and try a tenth of the peak, or ten times it, as max_lr"
     )
 
 

@@ -38,7 +38,9 @@ DECISION = ("switch_step", "minimum_step", "cliff_step", "peak_lr", "ended_by", 
 
 
 class Reported(AdaptiveScheduler):
-    """The part of ``AutoWUScheduler`` that only looks; the attributes are explained there."""
+    """The part of ``AutoWUScheduler`` that decides nothing: what it reports, and what a state says of the decision. The
+    attributes are explained there.
+    """
 
     settings: AutoWUSettings
     switch_step: int | None

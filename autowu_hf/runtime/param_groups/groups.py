@@ -43,6 +43,7 @@ def own_lr(optimizer: Optimizer) -> float:
         raise ValueError(
             "DeepSpeed makes the optimizer of its config later than this; pass accelerate.utils.DummyScheduler("
             "optimizer, lr_scheduler_callable=lambda optimizer: get_autowu_schedule(optimizer, num_training_steps))"
+            ", or the factory of another schedule in its place"
         )
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps optimizers
     if hasattr(inner, "optimizer_dict"):

@@ -41,7 +41,7 @@ def test_where_they_fell_and_told_no_lr_it_is_that_of_the_first_gradients_for_as
 
 
 @pytest.mark.parametrize("unit", [1e-3, 1e3])
-def test_the_unit_of_the_loss_changes_nothing(unit):
+def test_a_fall_in_another_unit_with_the_same_gradients_is_another_lr(unit):
     search = made(400)
     run(*search, falling(400))
     other = made(400)

@@ -81,7 +81,7 @@ def check_losses(losses: Sequence[float], fall: float) -> None:
 
 
 def is_without_bound(obstacle: str | None) -> bool:
-    """Whether it is losses below 0 that stand in the way of a scale, by why there is none."""
+    """Whether it is losses of 0 or below that stand in the way of a scale, by why there is none."""
     return obstacle is not None and "not positive" in obstacle
 
 

@@ -147,8 +147,8 @@ class Scale:
 
     @property
     def peak_lr(self) -> float:
-        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr`` where that is more, over ``factors``, for a short run; of an
-        optimizer that rectifies its updates, for its last ones.
+        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr`` where that is more, over ``factors``, times 1 - ``momentum``, for a
+        short run; of an optimizer that rectifies its updates, for its last ones.
         """
         return self.peak_lr_for(1)
 
