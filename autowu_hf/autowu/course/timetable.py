@@ -113,4 +113,9 @@ class Timetable:
     @property
     def look_interval(self) -> int:
         """The steps from one look at the losses to the next."""
-        return max(FEWEST_NEW, self.num_steps // 60)
+        return interval(self.num_steps)
+
+
+def interval(num_steps: int) -> int:
+    """The steps from one look at the losses to the next, in a run of so many, also after the switch."""
+    return max(FEWEST_NEW, num_steps // 60)

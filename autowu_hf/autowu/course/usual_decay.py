@@ -4,8 +4,8 @@ P is the loss over the slope: it says how far the loss allows to go, and falls a
 bound, and the losses have fallen by a tenth when the warm-up is over, the LR is right for the beginning of the run, and
 too high by and by, so that it falls from the switch on, as REX. What R and M say, how far the weights may turn in a
 step, does not change with the loss, so that an LR that they hold is kept, and falls over the last steps only. So is one
-that P holds where the losses have hardly fallen, or too few steps tell; and one that was raised after a transient: P,
-which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high sooner.
+that P holds where the losses have not fallen by a tenth, or too few steps tell; and one that was raised after a
+transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high sooner.
 And where weights begin at zero in products with others, as LoRA's, each step gets farther as both grow, so that the LR
 has to fall whatever holds it, and whatever the losses do. How the LR was corrected on the way does not count.
 """
@@ -28,7 +28,7 @@ WHY = {
     "layers": ("constant_then_cosine", "M held the LR at first"),
     "growth": ("rex", "steps get farther as weights grow that were zero"),
     "transient": ("constant_then_cosine", "the LR was raised after a transient"),
-    "losses": ("constant_then_cosine", "the losses had hardly fallen"),
+    "losses": ("constant_then_cosine", "the losses had not fallen by a tenth"),
     "steps": ("constant_then_cosine", "so few steps do not tell whether the losses fall"),
 }
 """What decides -> the type of the decay, and that in words."""

@@ -110,11 +110,6 @@ def first_level(losses: Array, num: int) -> float | None:
     return level(first) if len(first) >= 2 else None
 
 
-def interval(num_steps: int) -> int:
-    """The steps from one look at the losses to the next."""
-    return max(3, num_steps // 60)
-
-
 def has_just_broken(first: float, now: float, losses: Array) -> bool:
     """Whether a few of the losses (n,), the newest, have lost what had been learned, which the other ones hide yet."""
     newest = losses[-(FEWEST_LOSSES // 2) :]

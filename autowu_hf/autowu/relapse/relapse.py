@@ -19,8 +19,9 @@ from ...loss_curve.lost import error, has_hardly_fallen, is_lost, level
 from ...rewind.kept import Kept
 from ...rewind.rewind import Rewind
 from ...runtime.losses.history import Array
+from ..course.timetable import interval
 from ..course.words import say
-from .attempt import FEWEST_LOSSES, Attempt, first_level, has_just_broken, interval, window
+from .attempt import FEWEST_LOSSES, Attempt, first_level, has_just_broken, window
 from .heard import Heard
 from .words import line, unlearned_line
 
@@ -30,9 +31,7 @@ losses that are not finite send it back.
 """
 
 UNTIL, RENEW = 0.8, 0.1
-"""The shares of the run after which the losses are not watched, for the LR is falling by then; and after which newer
-weights take the place of those to go back to.
-"""
+"""The shares of the run after which nobody watches, for the LR is falling by then; and newer weights are kept."""
 
 DIVISOR, TRIAL_DIVISOR = 3.0, 10.0
 """By what the LR is divided where it was too high; and while earlier weights are tried, lest these are lost, too."""
@@ -55,7 +54,7 @@ class Relapse:
         attempts: those so far.
         factors: what the decay's LR is multiplied by: the steps done at which that began, and the factor.
         num_lost: the steps whose weights were given up.
-        unlearned: the steps done when it stopped to watch losses that had hardly fallen; None where they had.
+        unlearned: the steps done when it stopped to watch losses that had not fallen by a twentieth; None elsewhere.
     """
 
     def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]], rewind: Rewind) -> None:

@@ -40,8 +40,8 @@ def line(attempt: Attempt, num: int) -> str:
 
 
 def unlearned_line(step: int, num_steps: int, first: float, now: float) -> str:
-    """What is said where the losses have hardly fallen after ``step`` of ``num_steps`` steps: from one level to
-    another.
+    """What is said where the losses have not fallen by a twentieth after ``step`` of ``num_steps`` steps: from the level
+    ``first`` to ``now``.
     """
     return (
         f"AutoWU: by step {step} of {num_steps} the losses are at {now:.4g}, and began at {first:.4g}. If there is "
@@ -58,4 +58,4 @@ def in_short(report: Mapping[str, Any]) -> str:
     back = [f"back to step {a['back_to']} at step {a['taken_at']}, at a third of the LR" for a in lost]
     said = "; what was learned was lost again: " + " and ".join(back) if back else ""
     unlearned = report.get("relapses", {}).get("unlearned")
-    return said if unlearned is None else f"{said}; by step {unlearned} the losses had hardly fallen"
+    return said if unlearned is None else f"{said}; by step {unlearned} the losses had not fallen by a twentieth"

@@ -110,7 +110,7 @@ def test_the_losses_of_the_run_tell(num_steps, share, decay_type):
     assert report["curve"]["decay_type"] == decay_type
     why = {
         "polyak": "P held the LR at first",
-        "losses": "the losses had hardly fallen",
+        "losses": "the losses had not fallen by a tenth",
         "steps": "so few steps",
     }
     assert f"since {why[report['usual_decay']]}" in describe(report)
