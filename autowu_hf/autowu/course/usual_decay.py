@@ -5,9 +5,9 @@ bound, and the losses have fallen by a tenth when the warm-up is over, the LR is
 too high by and by, so that it falls from the switch on, as REX. What R and M say, how far the weights may turn in a
 step, does not change with the loss, so that an LR that they hold is kept, and falls over the last steps only. So is one
 that P holds where the losses have not fallen by a tenth, or too few steps tell; and one that was raised after a
-transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high sooner.
-And where weights begin at zero in products with others, as LoRA's, each step gets farther as both grow, so that the LR
-has to fall whatever holds it, and whatever the losses do. How the LR was corrected on the way does not count.
+transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high
+sooner. And where weights begin at zero in products with others, as LoRA's, each step gets farther as both grow, so that
+the LR has to fall whatever holds it, and whatever the losses do. How the LR was corrected on the way does not count.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def line(attempt: Attempt, num: int) -> str:
 
 
 def unlearned_line(step: int, num_steps: int, first: float, now: float) -> str:
-    """What is said where the losses have not fallen by a twentieth after ``step`` of ``num_steps`` steps: from the level
-    ``first`` to ``now``.
+    """What is said where the losses have not fallen by a twentieth after ``step`` of ``num_steps`` steps, from the
+    level ``first`` to ``now``.
     """
     return (
         f"AutoWU: by step {step} of {num_steps} the losses are at {now:.4g}, and began at {first:.4g}. If there is "
