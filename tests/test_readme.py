@@ -160,6 +160,9 @@ def test_the_summary_has_no_number_that_is_not_in_the_benchmarks():
     shown = set(re.findall(r"\d+\.\d+", "\n".join(rows)))
     assert len(shown) >= 20
     assert shown <= measured
+    share = r"{} took (\S+ %) of the wall time in\s+the median, (\S+ %) at most"
+    (found,) = re.findall(share.format("the schedule"), read(ROOT / "README.md"))
+    assert "share of the wall time: {} in the median, {} at most".format(*found) in read(BENCHMARKS / "README.md")
 
 
 @pytest.fixture
