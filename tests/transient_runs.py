@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -46,3 +48,23 @@ class Regression:
     @property
     def approach(self):
         return self.schedule.report()["approach"]
+
+
+class Preference(Regression):
+    """A model that learns to prefer, beside what it was at first, as by DPO. A logistic loss is as steep as it is high.
+
+    Args:
+        beta: how much a difference from the model at first counts; so much that P lies as far below R as in a
+            transient.
+    """
+
+    def __init__(self, beta=60.0, **options):
+        super().__init__(**options)
+        self.beta, self.first = beta, copy.deepcopy(self.model)
+        self.loss_of = self.of_preference
+
+    def of_preference(self, model, batch):
+        x = batch[0]
+        with torch.no_grad():
+            before = self.first(x)
+        return nn.functional.softplus(-self.beta * torch.sign(x[:, :1]) * (model(x) - before)).mean()

@@ -51,7 +51,7 @@ class Approach:
     Attributes:
         search: the scale, or the search for it.
         later: measures, once the scale is known, how much of the promised fall lasts, and how far later updates get.
-        transient: whether the losses that halved were those of one.
+        transient, looks: whether the losses that halved were those of one; and when losses are needed.
         way: the legs of the LR since the scale is known.
         breaks: where the losses had risen too far.
         stalled, unmoved: the steps done when nothing had been learned and the run went back, or grew on; None before.
@@ -71,9 +71,9 @@ class Approach:
     ) -> None:
         self.search = ScaleSearch(optimizer, ratios)
         self.later = LaterMeasures(self.search, start)
-        self.transient = Transient(self.search)
+        self.transient = Transient(self.search, start)
         self.way, self.breaks = Way(), Breaks()
-        self._looks = Looks(self.way, self.later, self.transient)
+        self.looks = Looks(self.way, self.later, self.transient)
         self.stalled: int | None = None
         self.unmoved: int | None = None
         self.has_fallen: bool | None = None
@@ -132,11 +132,11 @@ class Approach:
 
     def wants_losses(self, step: int) -> bool:
         """Whether ``advance`` has something to say after ``step`` steps."""
-        return self.waits or self.scale is None or self._looks.are_wanted(step, self.end)
+        return self.waits or self.scale is None or self.looks.are_wanted(step, self.end)
 
     def next_look(self, step: int) -> int:
         """The first step after ``step`` after which it may have, if nothing changes before."""
-        return self._looks.next_after(step, self.end) if self.way.legs else step + 1
+        return self.looks.next_after(step, self.end) if self.way.legs else step + 1
 
     def advance(self, step: int, losses: Array, share: float = 1.0) -> None:
         """Takes in the run so far; sets ``wants_back``, ``sweep`` and ``is_over`` where it is time.
@@ -156,7 +156,7 @@ class Approach:
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
-        elif not self.waits and self._looks.is_due(step, self.end):
+        elif not self.waits and self.looks.is_due(step, self.end):
             self._look(step, losses, self.scale, share)
         if not (self.wants_back or self.is_over):
             if self.transient.since is None:
@@ -165,7 +165,7 @@ class Approach:
             if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
                 self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
         if self.is_over:
-            self._looks.stop()
+            self.looks.stop()
 
     def _look(self, step: int, losses: Array, scale: Scale, share: float) -> None:
         if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing

@@ -167,7 +167,7 @@ class Course:
         on the main process where another run than the planned one changes the growth.
         """
         if self.approach is not None:
-            self.approach.later.find_start(start)
+            self.approach.looks.find_start(start)
         curve, ticks = self.curve, self._ticks
         if curve.since == done - self.sweep_start + 1 and done < self.sweep_start + self.cap:
             reached, end = curve.warmup(curve.since - 1), (self.sweep_start + self.cap) // ticks

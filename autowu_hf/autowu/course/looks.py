@@ -4,6 +4,10 @@ of it ends or begins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from .legs import Way
 from .measures.later_measures import LaterMeasures
 from .measures.transient import Transient
@@ -46,6 +50,11 @@ class Looks:
         ]
         ends = (way.legs[-1].end, way.growth_end, way.watch_end, way.signs.stall_step)
         return min(*dues, *(due for due in ends if due > step))
+
+    def find_start(self, start: Sequence[Tensor]) -> None:
+        """After a resume: the weights from before the way, this process's shares; none where they are gone."""
+        self._later.find_start(start)
+        self._transient.find_start(start)
 
     def stop(self) -> None:
         """Measures nothing any more, and forgets what was not taken."""

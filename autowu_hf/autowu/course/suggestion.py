@@ -175,10 +175,13 @@ def _after_transient(search: ScaleSearch, scale: Scale, taken: Iterator[float]) 
         The LR for what follows a transient, and what is left of P (``SuggestedLR.kept``); 0 where it was none, and None
         where nothing was measured.
     """
-    if not may_be_transient(scale) or not _have_halved(scale.loss, taken):
+    if not may_be_transient(scale):
         return 0.0, None
     meter, kept = search.meter, None
     search.measure_later()
+    meter.hold_start()
+    if not _have_halved(scale.loss, taken):
+        return 0.0, None
     for _ in range(_LOOKS):  # the losses may have halved before all of the transient is over
         meter.updates.clear()
         losses = list(itertools.islice(taken, _MEASURED))

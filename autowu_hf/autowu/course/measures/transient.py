@@ -2,17 +2,21 @@
 
 A fresh model whose outputs are far too large has a loss that a few steps bring down, and gradients that tell of nothing
 else. What they say, P, is too low by far for what follows. Where a model has learned as much instead, it has less loss
-left and is as steep as before: P, per unit of the way that the weights go, is about half of what it was.
+left and is as steep as before: P, per unit of the way that the weights go, is about half of what it was. But a logistic
+loss, as that of preferences or of two classes, has slopes that fall as it does, so that its P stays. There the way of
+the weights so far still goes down, and batches see that; once a transient is over, it goes down no more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ....runtime.update_meter import Update
 from ..legs import Way
@@ -28,6 +32,12 @@ more in the waves, and about half in MiniLM, which has learned. Per unit of LR, 
 Adam's do to a third, RMSprop's to a tenth.
 """
 
+SURELY_KEPT, GOES_ON = 2.0, 0.2
+"""The share from which it is a transient whatever batches see, for P hardly rises with a logistic loss (1.6 times at
+most); and below that, the share of their losses by which the way so far goes on down, by three standard errors, where
+it is none. It is 0.6 and more with preferences.
+"""
+
 MOST_RISEN = 10.0
 """The most by which P counts as higher, per unit of LR, once it was a transient."""
 
@@ -37,6 +47,7 @@ rises, too, once they have learned what is easy in their data, but R tells nothi
 """
 
 _SEEN = ("since", "is_over", "risen", "kept", "raised_at")
+_ERRORS = 3.0
 
 
 class Transient:
@@ -44,6 +55,7 @@ class Transient:
 
     Args:
         search: that has the scale by then, and whose meter measures.
+        start: called for the weights from before the growth, this process's shares; none where they are gone.
 
     Attributes:
         since: the steps done when the measured steps began; None outside of them.
@@ -53,9 +65,11 @@ class Transient:
         raised_at: the steps done when the LR was raised for that; None where it was not.
     """
 
-    def __init__(self, search: ScaleSearch) -> None:
+    def __init__(self, search: ScaleSearch, start: Callable[[], Sequence[Tensor]] = tuple) -> None:
         self._search = search
         self._meter = search.meter
+        self._start_of = start
+        self._knows_start = False
         self.since: int | None = None
         self.is_over = False
         self.risen: float | None = None
@@ -98,7 +112,17 @@ class Transient:
             return
         self.since = step
         self._meter.updates.clear()
-        self._search.measure_later()
+        self.find_start(self._start_of())
+
+    def find_start(self, start: Sequence[Tensor]) -> None:
+        """Measures, or goes on to after a resume, also how far the loss falls on the way from the weights ``start``;
+        none where they are gone.
+        """
+        self._knows_start = bool(start)
+        if self.since is not None:
+            self._search.measure_later()
+            if start:
+                self._meter.hold_start(start)
 
     def due_after(self, step: int, way: Way) -> int | None:
         """The first step after ``step`` after which all steps have been measured; None: none are."""
@@ -119,6 +143,8 @@ class Transient:
         if scale is None or 2 * len(seen) < num or not (are_same and len(last) and last.mean() > 0.0):
             return 1.0
         self.risen, self.kept, lr = told_by(self._search.updates, scale, seen, share * float(last.mean()))
+        if not self._knows_start and self.kept < SURELY_KEPT:
+            lr = None  # it may be a logistic loss
         factor = 0.0 if lr is None else lr / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
@@ -157,7 +183,7 @@ class Transient:
             setattr(self, name, state[name])
         if self.since is not None:
             self._meter.updates[:] = [Update(**own) if isinstance(own, dict) else own for own in state["updates"]]
-            self._search.measure_later()
+            self._search.measure_later()  # ``find_start`` has to follow
 
 
 def told_by(
@@ -180,10 +206,23 @@ def told_by(
     risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
     before, now = (math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (first, seen))
     kept = risen * now / before if before > 0.0 else 0.0
-    if kept < KEPT or now >= HARDLY_SHRUNK * before:
+    if kept < KEPT or now >= HARDLY_SHRUNK * before or (kept < SURELY_KEPT and goes_on(seen, loss)):
         return risen, kept, None
     most = scale.trusted_lr
     return risen, kept, math.sqrt(min(risen * POLYAK_SHARE * scale.polyak, most) * most)
+
+
+def goes_on(seen: Sequence[Update], loss: float) -> bool:
+    """Whether the way so far certainly goes on down, by what the batches of some steps see of it.
+
+    Args:
+        seen: (n,), the updates of these steps, that know the weights from before the way.
+        loss: the mean of their losses, positive.
+    """
+    falls = [update.fallen / loss for update in seen]
+    if len(falls) < 2:
+        return False
+    return statistics.fmean(falls) - _ERRORS * statistics.stdev(falls) / math.sqrt(len(falls)) > GOES_ON
 
 
 def may_be_transient(scale: Scale) -> bool:

@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 import torch
 from scale_runs import made, quickly, run
-from transient_runs import STEPS, Regression
+from transient_runs import STEPS, Preference, Regression
 
 from autowu_hf.autowu.course.legs import Way
 from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
-from autowu_hf.autowu.course.measures.transient import FARTHEST, KEPT, MOST_RISEN, may_be_transient, told_by
+from autowu_hf.autowu.course.measures.transient import (
+    FARTHEST,
+    KEPT,
+    MOST_RISEN,
+    SURELY_KEPT,
+    goes_on,
+    may_be_transient,
+    told_by,
+)
 from autowu_hf.autowu.course.timetable import MOST_REACHED
 from autowu_hf.runtime.update_meter import Update
 
@@ -102,9 +110,9 @@ def test_a_resume_while_it_is_measured_and_after_changes_nothing(later):
     assert all(map(torch.equal, other.model.parameters(), whole.model.parameters()))
 
 
-def resumed(begun, steps):
+def resumed(begun, steps, kind=Regression):
     """The same run as one of ``steps``, in another process."""
-    other = Regression(steps=steps, seed=1)
+    other = kind(steps=steps, seed=1)
     state = io.BytesIO()
     torch.save([part.state_dict() for part in (begun.model, begun.optimizer, begun.schedule)], state)
     state.seek(0)
@@ -160,6 +168,34 @@ def test_losses_that_fall_below_zero_meanwhile_end_it():
     assert "not positive" in approach.search.obstacle
     assert approach.transient.since is None
     assert not approach.search.meter.updates
+
+
+@pytest.mark.parametrize("rewind", [True, False])
+def test_a_logistic_loss_that_has_halved_has_learned(rewind, caplog):
+    """Its slope falls with it, so that P stays; but the way so far goes on down. Where nobody knows that way, nothing
+    is raised.
+    """
+    run = Preference(rewind=rewind)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run.go(STEPS)
+    assert may_be_transient(run.schedule._course.scale)
+    assert run.approach["kept"] >= KEPT  # by that alone it would be a transient
+    assert run.approach["transient"] is None
+    assert "so that this was a transient" not in caplog.text
+    assert sum(run.losses[-10:]) < 0.3 * sum(run.losses[:10])
+
+
+@pytest.mark.parametrize("later", [-4, -1, 1])
+def test_what_batches_see_of_the_way_is_the_same_after_a_resume(later):
+    whole = Preference()
+    while not whole.schedule._course.approach.transient.is_over:
+        whole.go(1)
+    begun = Preference().go(whole.done + later)
+    other = resumed(begun, STEPS, Preference)
+    assert (begun.schedule._course.approach.transient.since is not None) == (later < 0)
+    other.first.load_state_dict(begun.first.state_dict())
+    other.go(STEPS - begun.done)
+    assert begun.lrs + other.lrs == whole.go(STEPS - whole.done).lrs
 
 
 def test_one_loss_that_is_not_finite_is_left_out():
@@ -275,6 +311,32 @@ def test_it_was_no_transient_where_p_has_fallen_or_updates_have_kept_their_size(
     assert lr is None
     assert (kept < KEPT) == (slope == 0.5)
     assert risen == pytest.approx(1.0 / slope)
+
+
+def falling(*falls):
+    return [dataclasses.replace(FIRST, slope=0.3, whole_norm=3.0, fallen=fall) for fall in falls]
+
+
+@pytest.mark.parametrize(
+    ("falls", "loss", "goes"),
+    [
+        ((0.6, 0.7, 0.65, 0.6), 1.0, True),
+        ((0.6, 0.7, 0.65, 0.6), 4.0, False),  # of the loss, it is little
+        ((0.9, 0.1, 0.7, 0.2), 1.0, False),  # nobody can be sure
+        ((-0.6, -0.7, -0.65), 1.0, False),
+        ((0.9,), 1.0, False),
+    ],
+)
+def test_the_way_goes_on_where_batches_are_sure_that_it_does(falls, loss, goes):
+    assert goes_on(falling(*falls), loss) == goes
+
+
+def test_where_the_way_goes_on_it_was_none_unless_p_has_risen_far():
+    for loss, is_one in ((1.0, False), (1.3, False), (2.5, True)):
+        _, kept, lr = told_by([FIRST], SCALE, falling(0.6 * loss, 0.7 * loss, 0.65 * loss), loss)
+        assert (kept >= SURELY_KEPT) == is_one
+        assert kept >= KEPT
+        assert (lr is not None) == is_one
 
 
 def test_p_may_lie_thirty_to_three_hundred_times_below_r():
