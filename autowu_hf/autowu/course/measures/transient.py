@@ -32,10 +32,10 @@ more in the waves, and about half in MiniLM, which has learned. Per unit of LR, 
 Adam's do to a third, RMSprop's to a tenth.
 """
 
-SURELY_KEPT, GOES_ON = 2.0, 0.2
+SURELY_KEPT, GOES_ON = 2.0, 0.25
 """The share from which it is a transient whatever batches see, for P hardly rises with a logistic loss (1.6 times at
-most); and below that, the share of their losses by which the way so far goes on down, by three standard errors, where
-it is none. It is 0.6 and more with preferences.
+most); and below that, by which share of their losses, times the square of what P has kept, the way so far goes on down
+where it is none: the more P has risen, the more they must see. It is 0.34 to 0.72 with preferences, whose P has not.
 """
 
 MOST_RISEN = 10.0
@@ -47,7 +47,6 @@ rises, too, once they have learned what is easy in their data, but R tells nothi
 """
 
 _SEEN = ("since", "is_over", "risen", "kept", "raised_at")
-_ERRORS = 3.0
 
 
 class Transient:
@@ -145,6 +144,8 @@ class Transient:
         self.risen, self.kept, lr = told_by(self._search.updates, scale, seen, share * float(last.mean()))
         if not self._knows_start and self.kept < SURELY_KEPT:
             lr = None  # it may be a logistic loss
+        elif goes_on(seen, share * float(last.mean()), self.kept):  # or the transient is not over
+            self.is_over = way.times.reach_end(step + way.times.look_interval) > way.times.look_end(way.growth_end)
         factor = 0.0 if lr is None else lr / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
@@ -206,23 +207,22 @@ def told_by(
     risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
     before, now = (math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (first, seen))
     kept = risen * now / before if before > 0.0 else 0.0
-    if kept < KEPT or now >= HARDLY_SHRUNK * before or (kept < SURELY_KEPT and goes_on(seen, loss)):
+    if kept < KEPT or now >= HARDLY_SHRUNK * before or goes_on(seen, loss, kept):
         return risen, kept, None
     most = scale.trusted_lr
     return risen, kept, math.sqrt(min(risen * POLYAK_SHARE * scale.polyak, most) * most)
 
 
-def goes_on(seen: Sequence[Update], loss: float) -> bool:
-    """Whether the way so far certainly goes on down, by what the batches of some steps see of it.
+def goes_on(seen: Sequence[Update], loss: float, kept: float) -> bool:
+    """Whether the way so far goes on down, by what the batches of some steps see of it.
 
     Args:
-        seen: (n,), the updates of these steps, that know the weights from before the way.
+        seen: (n,), the updates of these steps, that know the weights from before the way; n at least 1.
         loss: the mean of their losses, positive.
+        kept: the share of P that is left, per unit of the way.
     """
-    falls = [update.fallen / loss for update in seen]
-    if len(falls) < 2:
-        return False
-    return statistics.fmean(falls) - _ERRORS * statistics.stdev(falls) / math.sqrt(len(falls)) > GOES_ON
+    fallen = statistics.fmean(update.fallen for update in seen) / loss
+    return kept < SURELY_KEPT and fallen > GOES_ON * kept**2
 
 
 def may_be_transient(scale: Scale) -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import logging
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scale_runs import made, quickly, run
 from transient_runs import STEPS, Preference, Regression
 
 from autowu_hf.autowu.course.legs import Way
+from autowu_hf.autowu.course.measures import transient
 from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
 from autowu_hf.autowu.course.measures.transient import (
     FARTHEST,
@@ -185,6 +187,25 @@ def test_a_logistic_loss_that_has_halved_has_learned(rewind, caplog):
     assert sum(run.losses[-10:]) < 0.3 * sum(run.losses[:10])
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_while_the_way_goes_on_the_next_steps_are_measured_too(ends):
+    """Until three tenths of the run: the transient may not be over yet."""
+    seen = []
+
+    def goes_on_twice(updates, loss, kept):
+        seen.append(run.done)
+        return not ends or len({*seen}) < 3
+
+    run = Regression(2 * STEPS)
+    with mock.patch.object(transient, "goes_on", goes_on_twice):
+        run.go(2 * STEPS)
+    steps = sorted({*seen})
+    assert steps[-1] <= 0.3 * 2 * STEPS + 1
+    assert len(steps) >= 3
+    assert run.approach["transient"] == (steps[2] + 1 if ends else None)
+    assert run.schedule._course.approach.transient.is_over
+
+
 @pytest.mark.parametrize("later", [-4, -1, 1])
 def test_what_batches_see_of_the_way_is_the_same_after_a_resume(later):
     whole = Preference()
@@ -318,22 +339,23 @@ def falling(*falls):
 
 
 @pytest.mark.parametrize(
-    ("falls", "loss", "goes"),
+    ("falls", "loss", "kept", "goes"),
     [
-        ((0.6, 0.7, 0.65, 0.6), 1.0, True),
-        ((0.6, 0.7, 0.65, 0.6), 4.0, False),  # of the loss, it is little
-        ((0.9, 0.1, 0.7, 0.2), 1.0, False),  # nobody can be sure
-        ((-0.6, -0.7, -0.65), 1.0, False),
-        ((0.9,), 1.0, False),
+        ((0.6, 0.7, 0.65, 0.6), 1.0, 1.0, True),
+        ((0.9, -0.1, 0.7, 0.2), 1.0, 1.0, True),
+        ((0.6, 0.7, 0.65, 0.6), 4.0, 1.0, False),  # of the loss, it is little
+        ((0.6, 0.7, 0.65, 0.6), 1.0, 1.7, False),  # P has risen
+        ((1.9, 1.9), 1.0, SURELY_KEPT, False),
+        ((-0.6, -0.7, -0.65), 1.0, 1.0, False),
     ],
 )
-def test_the_way_goes_on_where_batches_are_sure_that_it_does(falls, loss, goes):
-    assert goes_on(falling(*falls), loss) == goes
+def test_the_more_p_has_risen_the_farther_must_the_way_go_on_down(falls, loss, kept, goes):
+    assert goes_on(falling(*falls), loss, kept) == goes
 
 
 def test_where_the_way_goes_on_it_was_none_unless_p_has_risen_far():
-    for loss, is_one in ((1.0, False), (1.3, False), (2.5, True)):
-        _, kept, lr = told_by([FIRST], SCALE, falling(0.6 * loss, 0.7 * loss, 0.65 * loss), loss)
+    for loss, is_one in ((0.8, False), (1.0, False), (1.3, False), (2.5, True)):
+        _, kept, lr = told_by([FIRST], SCALE, falling(1.1 * loss, 1.2 * loss, 1.0 * loss), loss)
         assert (kept >= SURELY_KEPT) == is_one
         assert kept >= KEPT
         assert (lr is not None) == is_one
