@@ -68,6 +68,13 @@ class AutoWUCallback(TrainerCallback):
             dummy = getattr(kwargs.get("lr_scheduler"), "optimizer", None)
             if _is_adaptive(args) and hasattr(dummy, "optimizer_dict"):
                 refuse_layer_wise(dummy)  # get_scheduler made one schedule per layer of it
+            if _is_adaptive(args) and kwargs.get("lr_scheduler") is not None and collective.is_main_process():
+                logger.warning(
+                    'lr_scheduler_type is "%s", but this Trainer has another schedule, %s, which is used instead: it '
+                    "was passed in optimizers=, or a create_scheduler of its own has made it",
+                    leftovers.schedule_name(args),
+                    type(getattr(kwargs["lr_scheduler"], "scheduler", kwargs["lr_scheduler"])).__name__,
+                )
             tell_steps_per_epoch(kwargs.get("lr_scheduler"), steps)
             return
         if state.global_step and not scheduler.last_epoch:

@@ -200,3 +200,16 @@ def test_a_layer_wise_optimizer_is_refused_before_training(tmp_path: Path):
         AutoWUCallback().on_train_begin(
             trainer.args, trainer.state, trainer.control, lr_scheduler=SimpleNamespace(optimizer=optimizer)
         )
+
+
+def test_another_schedule_than_the_one_that_was_asked_for_is_said(tmp_path: Path, caplog):
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    trainer_for(tmp_path, model=model, num_train_epochs=1, optimizers=(optimizer, constant)).train()
+    said = 'lr_scheduler_type is "autowu", but this Trainer has another schedule, ConstantLR, which is used instead'
+    assert caplog.text.count(said) == 1
+    caplog.clear()
+    trainer_for(tmp_path, num_train_epochs=1).train()
+    trainer_for(tmp_path, num_train_epochs=1, lr_scheduler_type="cosine").train()
+    assert "another schedule" not in caplog.text

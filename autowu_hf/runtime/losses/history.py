@@ -27,7 +27,8 @@ class MissingLossWarning(UserWarning):
 
 _MISSING = (
     "AutoWU saw no loss in this step; without losses it finds no learning rate. "
-    "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss)"
+    "Call accelerator.backward(loss) instead of loss.backward(), or pass the loss: scheduler.step(loss); in Lightning, "
+    'have it passed: {"scheduler": ..., "interval": "step", "monitor": "train_loss", "reduce_on_plateau": True}'
 )
 
 
