@@ -240,7 +240,7 @@ def whole_models() -> None:
         seconds, step_seconds = medians(ours, train_step, rounds=max(ROUNDS // 4, 1), calls=1)
         ratios.append(seconds / step_seconds)
         print(f"{name:>24} {seconds * 1e3:>7.2f} ms {step_seconds * 1e3:>7.2f} ms {ratios[-1]:>7.2f}x")
-    schedule = autowu_hf.get_autowu_schedule(optimizer, 10_000)
+    schedule = autowu_hf.get_autowu_schedule(optimizer, 10_000, scale=False)
     size = kept[0].num_bytes()
     train_step()
     schedule.step(0.0)
