@@ -34,8 +34,9 @@ smaller, as Adam's do to a third, RMSprop's to a tenth.
 
 SURELY_KEPT, GOES_ON = 2.0, 0.25
 """The share from which it is a transient whatever batches see, for P hardly rises with a logistic loss (1.6 times at
-most); and below that, by which share of their losses, times the square of what P has kept, the way so far goes on down
-where it is none: the more P has risen, the more they must see. It is 0.34 to 0.72 with preferences, whose P has not.
+most over eight steps or more, twice over the five of ``suggest_lr``); and below that, by which share of their losses,
+times the square of what P has kept, the way so far goes on down where it is none: the more P has risen, the more they
+must see. It is 0.34 to 0.72 with preferences, whose P has not.
 """
 
 MOST_RISEN = 10.0
