@@ -1,11 +1,18 @@
-"""What is left in ``TrainingArguments`` of another schedule, or of another process."""
+"""What is left in ``TrainingArguments`` of another schedule, of another process, or of a search for an LR."""
 
 from __future__ import annotations
 
-from transformers import SchedulerType, TrainingArguments
+import logging
 
+from transformers import SchedulerType, TrainerState, TrainingArguments
+
+from ..runtime import collective
 from ..runtime.methods import METHODS
 from ..runtime.scheduler import AdaptiveScheduler
+
+logger = logging.getLogger(__name__)
+
+_FIND_LR = ("autowu", "autolrs")
 
 
 def schedule_name(args: TrainingArguments) -> str:
@@ -33,3 +40,26 @@ def say_what_a_warmup_means(args: TrainingArguments, scheduler: AdaptiveSchedule
     }  # one is transformers 4's
     asked = [f"{option}={value:g}" for option, value in values.items() if value]
     scheduler.say_inherited(asked[0] if asked else None)
+
+
+def say_what_a_trial_means(args: TrainingArguments, state: TrainerState) -> bool:
+    """Warns where a ``hyperparameter_search`` tries LRs, although the schedule finds the LR by itself.
+
+    Args:
+        args: of the Trainer.
+        state: of the training that begins, a trial or not.
+
+    Returns:
+        Whether it is so.
+    """
+    name = schedule_name(args)
+    if name not in _FIND_LR or "learning_rate" not in (state.trial_params or {}):
+        return False
+    if collective.is_main_process():
+        logger.warning(
+            'this search tries learning rates, but lr_scheduler_type="%s" finds the learning rate by itself, and takes '
+            "the one that is given only where nothing else tells one: trials that differ in nothing else are the same "
+            "run. Leave learning_rate out of hp_space, or search with another lr_scheduler_type",
+            name,
+        )
+    return True

@@ -42,7 +42,7 @@ class AutoWUCallback(TrainerCallback):
         self.plot = plot
         self.report = report
         self._reported_phase: str | None = None
-        self._said_it_looks = False
+        self._said_it_looks = self._said_what_a_trial_means = False
         self._lost: LostSteps | None = None
         self._best: BestEvaluation | None = None
         self.loss_sum: LossSum | None = None  # of the training under way
@@ -81,6 +81,8 @@ class AutoWUCallback(TrainerCallback):
             self._restart(state, scheduler)
         elif not scheduler.last_epoch:
             leftovers.say_what_a_warmup_means(args, scheduler)
+        if not self._said_what_a_trial_means:
+            self._said_what_a_trial_means = leftovers.say_what_a_trial_means(args, state)
         self._reported_phase = scheduler.phase
         self._said_it_looks = False
         self._lost, self._best, self.loss_sum = LostSteps(scheduler), BestEvaluation(state), LossSum(scheduler, state)
@@ -169,7 +171,19 @@ class AutoWUCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         scheduler = adaptive(kwargs.get("lr_scheduler"))
-        if scheduler is not None and scheduler.has_report:
+        if scheduler is None:
+            return
+        if scheduler.is_looking and 0 < state.global_step < state.max_steps and collective.is_main_process():
+            logger.warning(
+                "training was ended at step %d of %d, while %s was looking for the learning rate: the weights are "
+                "those of that step, at learning rate %.1e, on which nothing had been decided yet. To train for fewer "
+                "steps, set max_steps or num_train_epochs, so that the schedule is that of a shorter run",
+                state.global_step,
+                state.max_steps,
+                scheduler.name,
+                scheduler.get_last_lr()[0],
+            )
+        if scheduler.has_report:
             scheduler.flush()
             self._write(args, state, scheduler)
 

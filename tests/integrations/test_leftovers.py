@@ -70,3 +70,31 @@ def test_a_name_that_was_loaded_as_a_string_is_the_member_again():
     args.lr_scheduler_type = "cosine"  # a name of transformers' own is left to it
     leftovers.restore_member(args)
     assert type(args.lr_scheduler_type) is str
+
+
+@pytest.mark.parametrize(
+    ("name", "tried", "is_said"),
+    [
+        ("autowu", {"learning_rate": 1e-4}, True),
+        ("autolrs", {"learning_rate": 1e-4, "weight_decay": 0.1}, True),
+        ("autowu", {"weight_decay": 0.1}, False),
+        ("autowu", None, False),
+        ("rex", {"learning_rate": 1e-4}, False),
+        ("cosine", {"learning_rate": 1e-4}, False),
+    ],
+)
+def test_a_search_for_an_lr_that_changes_nothing_is_said(name, tried, is_said, caplog):
+    args, state = SimpleNamespace(lr_scheduler_type=name), SimpleNamespace(trial_params=tried)
+    assert leftovers.say_what_a_trial_means(args, state) is is_said
+    assert caplog.text.count(f'tries learning rates, but lr_scheduler_type="{name}" finds') == is_said
+
+
+def test_it_is_said_once_in_a_search(tmp_path, caplog):
+    trainer = trainer_for(tmp_path, max_steps=40, callbacks=[AutoWUCallback(plot=False, report=False)])
+    trainer.create_optimizer_and_scheduler(40)
+    trainer.state.max_steps = 40
+    trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
+    for lr in (1e-5, 1e-4):
+        trainer.state.trial_params = {"learning_rate": lr}
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert caplog.text.count("this search tries learning rates") == 1

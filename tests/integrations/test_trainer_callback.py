@@ -10,6 +10,8 @@ import torch
 from margins import assert_above, assert_below
 from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier, batches, trainer_for
 
+from transformers import TrainerCallback
+
 from autowu_hf import AutoWUCallback
 
 OPTIONS = {"num_train_epochs": 20, "train_dataset": batches(48)}  # 6 steps an epoch, 120 in all
@@ -55,8 +57,6 @@ def test_reports_are_optional(tmp_path: Path):
 
 
 def test_logs_reach_the_reporting_callbacks(tmp_path: Path):
-    from transformers import TrainerCallback
-
     class Recorder(TrainerCallback):
         seen: list[dict] = []
 
@@ -213,3 +213,21 @@ def test_another_schedule_than_the_one_that_was_asked_for_is_said(tmp_path: Path
     trainer_for(tmp_path, num_train_epochs=1).train()
     trainer_for(tmp_path, num_train_epochs=1, lr_scheduler_type="cosine").train()
     assert "another schedule" not in caplog.text
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+@pytest.mark.parametrize(("name", "step", "is_said"), [("autowu", 5, True), ("autowu", 30, False), ("cosine", 5, False)])
+def test_a_training_that_is_ended_while_it_looks_says_so(tmp_path: Path, caplog, name, step, is_said):
+    callbacks = [Stop(step), AutoWUCallback(plot=False, report=False)]
+    trainer = trainer_for(tmp_path, max_steps=40, lr_scheduler_type=name, callbacks=callbacks)
+    trainer.train()
+    assert trainer.state.global_step == step
+    said = "training was ended at step 5 of 40, while AutoWU was looking for the learning rate"
+    assert caplog.text.count(said) == caplog.text.count("training was ended") == is_said
