@@ -13,6 +13,7 @@ from ..runtime.scheduler import AdaptiveScheduler
 logger = logging.getLogger(__name__)
 
 _FIND_LR = ("autowu", "autolrs")
+_TRAINER_PASSES = {"num_warmup_steps": "warmup_steps", "num_training_steps": "max_steps or num_train_epochs"}
 
 
 def schedule_name(args: TrainingArguments) -> str:
@@ -26,6 +27,21 @@ def restore_member(args: TrainingArguments) -> None:
     """
     if type(args.lr_scheduler_type) is str and args.lr_scheduler_type in METHODS:
         args.lr_scheduler_type = SchedulerType(args.lr_scheduler_type)
+
+
+def refuse_what_trainer_passes(args: TrainingArguments) -> None:
+    """Options in ``lr_scheduler_kwargs`` that Trainer passes to the schedule by itself.
+
+    Raises:
+        ValueError: there is one, for a schedule of this package.
+    """
+    given = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+    for option, instead in _TRAINER_PASSES.items():
+        if schedule_name(args) in METHODS and option in given:
+            raise ValueError(
+                f"lr_scheduler_kwargs has {option}={given[option]!r}, which Trainer passes to the schedule by itself, "
+                f"from {instead}; remove it there, and set {instead}"
+            )
 
 
 def say_what_a_warmup_means(args: TrainingArguments, scheduler: AdaptiveScheduler) -> None:

@@ -49,6 +49,7 @@ class AutoWUCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         leftovers.restore_member(args)
+        leftovers.refuse_what_trainer_passes(args)
         plugin = getattr(args, "deepspeed_plugin", None)
         config = getattr(getattr(plugin, "hf_ds_config", None), "config", None) or {}
         if _is_adaptive(args) and "scheduler" in config:

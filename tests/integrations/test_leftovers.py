@@ -98,3 +98,13 @@ def test_it_is_said_once_in_a_search(tmp_path, caplog):
         trainer.state.trial_params = {"learning_rate": lr}
         trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
     assert caplog.text.count("this search tries learning rates") == 1
+
+
+@pytest.mark.parametrize("name", ["autowu", "autolrs", "salsa", "rex"])
+def test_an_option_that_trainer_passes_by_itself_is_refused_before_training(tmp_path, name):
+    said = "num_warmup_steps=7, which Trainer passes to the schedule by itself, from warmup_steps; remove"
+    with pytest.raises(ValueError, match=said):
+        trainer_for(tmp_path, lr_scheduler_type=name, lr_scheduler_kwargs={"num_warmup_steps": 7})
+    with pytest.raises(ValueError, match="num_training_steps=9, which .* and set max_steps or num_train_epochs"):
+        trainer_for(tmp_path, lr_scheduler_type=name, lr_scheduler_kwargs={"num_training_steps": 9})
+    trainer_for(tmp_path, lr_scheduler_type="cosine", lr_scheduler_kwargs={"num_warmup_steps": 7})

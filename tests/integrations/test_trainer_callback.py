@@ -9,7 +9,6 @@ import pytest
 import torch
 from margins import assert_above, assert_below
 from tiny import IS_TRANSFORMERS_5, LOGGED_DIGITS, TinyClassifier, batches, trainer_for
-
 from transformers import TrainerCallback
 
 from autowu_hf import AutoWUCallback
@@ -223,7 +222,9 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-@pytest.mark.parametrize(("name", "step", "is_said"), [("autowu", 5, True), ("autowu", 30, False), ("cosine", 5, False)])
+@pytest.mark.parametrize(
+    ("name", "step", "is_said"), [("autowu", 5, True), ("autowu", 30, False), ("cosine", 5, False)]
+)
 def test_a_training_that_is_ended_while_it_looks_says_so(tmp_path: Path, caplog, name, step, is_said):
     callbacks = [Stop(step), AutoWUCallback(plot=False, report=False)]
     trainer = trainer_for(tmp_path, max_steps=40, lr_scheduler_type=name, callbacks=callbacks)
