@@ -20,6 +20,7 @@ from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
 from .runtime.losses.doubts import LossOfStepWarning
 from .runtime.losses.history import AccumulatedLossWarning, MissingLossWarning
+from .runtime.param_groups import ForeignLRWarning
 from .salsa import SalsaScheduler, get_salsa_schedule
 from .suggest import SuggestedLR, suggest_lr
 
@@ -37,6 +38,7 @@ __all__ = [
     "AutoWUCallback",
     "AutoWUScheduler",
     "DivergedError",
+    "ForeignLRWarning",
     "LossOfStepWarning",
     "MissingLossWarning",
     "SalsaScheduler",

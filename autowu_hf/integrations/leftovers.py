@@ -35,7 +35,8 @@ def refuse_what_trainer_passes(args: TrainingArguments) -> None:
     Raises:
         ValueError: there is one, for a schedule of this package.
     """
-    given = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+    given = getattr(args, "lr_scheduler_kwargs", None)
+    given = given if isinstance(given, dict) else {}
     for option, instead in _TRAINER_PASSES.items():
         if schedule_name(args) in METHODS and option in given:
             raise ValueError(

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..console import enable
+from . import param_groups
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
 from .inherited_warmup import InheritsWarmup
 from .losses.history import LossHistory
-from .param_groups import keep_own_lrs, lr_ratios, match_ratios, own_lr, refuse_to_maximize, restore_added, set_lrs
 
 
 class AdaptiveScheduler(InheritsWarmup):
@@ -58,13 +58,13 @@ class AdaptiveScheduler(InheritsWarmup):
 
     def __init__(self, optimizer: Optimizer, num_training_steps: int, num_warmup_steps: int = 0) -> None:
         enable()
-        num_training_steps, num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
-        check_steps(num_training_steps, num_warmup_steps, None)
-        self._ratios, self._own_lr = lr_ratios(optimizer), own_lr(optimizer)
-        refuse_to_maximize(optimizer, self.name)
+        self.num_training_steps, self.num_warmup_steps = whole(num_training_steps), whole(num_warmup_steps)
+        check_steps(self.num_training_steps, self.num_warmup_steps, None)
+        self._ratios, self._own_lr = param_groups.lr_ratios(optimizer), param_groups.own_lr(optimizer)
+        param_groups.refuse_to_maximize(optimizer, self.name)
+        self._foreign_lr = param_groups.ForeignLR(self.name)
         self._num_given = len(self._ratios)  # groups; those beyond were added
-        keep_own_lrs(optimizer)
-        self.num_training_steps, self.num_warmup_steps = num_training_steps, num_warmup_steps
+        param_groups.keep_own_lrs(optimizer)
         self.ticks_per_step = 1
         self.last_epoch = 0  # until torch's constructor sets it
         self._history: LossHistory | None = None  # of a subclass that takes losses in
@@ -132,16 +132,16 @@ class AdaptiveScheduler(InheritsWarmup):
         """
         if others:
             refuse_others(others)
-        match_ratios(self._ratios, self.optimizer, self._own_lr)
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr)
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
             if step == 0:
                 return self._begin()
+            self._foreign_lr.look(self.optimizer, self._last_lr, step)
             self._advance(step, loss)
             if self._step_count > 1:
                 self._step_count, self.last_epoch = self._step_count + 1, step
-                self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
-                return set_lrs(self.optimizer, lrs)
+                return self._set_lrs()
             self.say_inherited()
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
@@ -158,9 +158,9 @@ class AdaptiveScheduler(InheritsWarmup):
         self._set_lrs()
 
     def _set_lrs(self) -> None:
-        match_ratios(self._ratios, self.optimizer, self._own_lr)
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr)
         self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
-        set_lrs(self.optimizer, lrs)
+        param_groups.set_lrs(self.optimizer, lrs)
 
     def prepared(self, ticks_per_step: int, optimizers: Sequence[Any]) -> None:
         """Tells how accelerate wraps this scheduler and its optimizer; called by ``accelerator.prepare``. A ValueError
@@ -255,6 +255,6 @@ class AdaptiveScheduler(InheritsWarmup):
         check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         state = opened(state_dict)
-        self._num_given = restore_added(self._ratios, self.optimizer, self._own_lr, state.get("added"))
+        self._num_given = param_groups.restore_added(self._ratios, self.optimizer, self._own_lr, state.get("added"))
         self._load_state(state)
         self._set_lrs()

@@ -176,8 +176,8 @@ class Approach:
         seen, num, self.way.is_too_short = self.way.signs, len(losses), False
         if divisor := self.breaks.find_change(losses, seen, step):
             self.way.go_on(step, divisor)
-        if self.breaks.find(losses, self.way, step):
-            self._go_back(step, num, self.way.peak_lr / BREAK_DIVISOR)
+        if self.breaks.find(losses, self.way, step, self.transient.raised_at):
+            self._go_back(step, num, self.way.peak_lr / self.breaks.divisor)
             return
         losses = self.breaks.counted(losses)
         self.later.watch_on(step, share * losses, self.way)

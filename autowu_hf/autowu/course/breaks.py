@@ -84,18 +84,26 @@ class Breaks:
         self._starts_at = self._sound_since
         return divisor
 
-    def find(self, losses: Array, way: Way, step: int) -> bool:
+    def find(self, losses: Array, way: Way, step: int, raised_at: int | None = None) -> bool:
         """Whether the run is broken, so that it has to go back.
 
         Args:
             losses: (n,).
             way: the LR's so far.
             step: the steps done.
+            raised_at: those done when the LR was raised after a transient, which may have cost what had been learned;
+                None where it was not.
         """
-        is_broken = way.signs.are_broken(self.counted(losses), self._since(losses, way))
+        counted, since = self.counted(losses), self._since(losses, way)
+        is_broken = way.signs.are_broken(counted, since)
         self.are_too_many = is_broken and len(self.steps) == _MOST
         if is_broken and not self.are_too_many:
             self._add(step, RISEN if np.isfinite(losses[-window(way.times.num_steps) :]).all() else NOT_FINITE)
+        elif not is_broken and raised_at is not None and not (self.steps or self.changes):
+            self._lost = way.signs.lost_since(counted, raised_at - self.start(losses))
+            if self._lost is not None:
+                self._add(step, LOST)
+                return True
         return is_broken and not self.are_too_many
 
     def find_at_end(self, losses: Array, way: Way, step: int) -> bool:

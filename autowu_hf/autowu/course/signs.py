@@ -113,6 +113,25 @@ class Signs:
         has_learned = first - best > LEAST_LOST * abs(first)
         return (now - best, has_learned) if is_lost(first, best, now, later, num, _ERRORS) else None
 
+    def lost_since(self, losses: Array, since: int) -> float | None:
+        """How much the last losses have given back of what had been learned when the LR was raised, where it is half or
+        more, for looks again and again.
+
+        Args:
+            losses: (n,), one per optimizer step.
+            since: the place of the first one of that LR.
+
+        Returns:
+            That, in the unit of the losses; None where it is less, or too few losses tell.
+        """
+        num = window(self.num_steps)
+        if since < num or len(losses) < since + num:
+            return None
+        first, best = level(losses[: self.num_first]), level(losses[since - num : since])
+        now = level(losses[-num:])
+        is_told = math.isfinite(now) and is_lost(first, best, now, losses[-num:], num)
+        return now - best if is_told else None
+
     def have_changed(self, losses: Array, since: int, lost: float | None = None) -> bool:
         """Whether the first losses after a way back, which is before the place ``since``, are too high already: these
         are of weights that were good, so that the loss is another one. Where the run went back since so much was

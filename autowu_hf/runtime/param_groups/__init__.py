@@ -1,6 +1,7 @@
 """The parameter groups of an optimizer: their learning rates, and the optimizers behind its wraps."""
 
 from .added import match_ratios, restore_added
+from .foreign import ForeignLR, ForeignLRWarning
 from .groups import (
     Obstacle,
     common_lr,
@@ -19,6 +20,8 @@ from .groups import (
 )
 
 __all__ = [
+    "ForeignLR",
+    "ForeignLRWarning",
     "Obstacle",
     "common_lr",
     "device_of",
