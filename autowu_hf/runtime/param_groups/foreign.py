@@ -47,11 +47,12 @@ class ForeignLR:
             return
         self._num_seen += 1
         if self._num_seen == _OFTEN:
+            present = optimizer.param_groups[found]["lr"]
             warnings.warn(
-                f"at scheduler step {step} the learning rate of parameter group {found} was "
-                f"{optimizer.param_groups[found]['lr']:.3g}, but {self._name} had set it to {lrs[found]:.3g}, and so it was at the step before: something else in the script "
-                'sets it, too, such as another scheduler, or a line with group["lr"] = ... Remove that, or the run '
-                f"trains at other learning rates than {self._name} says",
+                f"at scheduler step {step} the learning rate of parameter group {found} was {present:.3g}, but "
+                f"{self._name} had set it to {lrs[found]:.3g}, and so it was at the step before: something else in the "
+                'script sets it, too, such as another scheduler, or a line with group["lr"] = ... Remove that, or the '
+                f"run trains at other learning rates than {self._name} says",
                 ForeignLRWarning,
                 stacklevel=caller_level(),
             )
