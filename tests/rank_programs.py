@@ -264,7 +264,8 @@ def trainer_run(
     from transformers import TrainerCallback, TrainingArguments
 
     from autowu_hf import AutoWUCallback
-    from autowu_hf.autowu.course.measures import lasting, overshoot, scale
+    from autowu_hf.autowu.course.later import lasting, overshoot
+    from autowu_hf.autowu.course.measures import scale
     from autowu_hf.autowu.relapse import attempt, relapse
 
     if asks_later:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from margins import assert_above, assert_below, assert_close
 
-from autowu_hf.autowu.course.measures import overshoot
+from autowu_hf.autowu.course.later import overshoot
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,8 @@ from tuning import SEEDS, percent_of_gain
 
 from autowu_hf import DivergedError, get_autowu_schedule
 from autowu_hf.autowu.course import signs, timetable
-from autowu_hf.autowu.course.measures import later_measures, scale
+from autowu_hf.autowu.course.later import later_measures
+from autowu_hf.autowu.course.measures import scale
 
 RUNS = RunTable(
     Path(__file__).with_suffix(".csv"),

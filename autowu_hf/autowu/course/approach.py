@@ -26,13 +26,13 @@ from torch.optim import Optimizer
 from ...rewind import snapshot
 from ...runtime.param_groups import weights_out_of_reach
 from .breaks import BREAK_DIVISOR, Breaks, divisor_of
+from .later.lasting import may_be_raised
+from .later.later_measures import LaterMeasures
+from .later.transient import Transient
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
-from .measures.lasting import may_be_raised
-from .measures.later_measures import LaterMeasures
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
-from .measures.transient import Transient
 from .signs import FEWEST_TO_RISE, Array, have_risen
 from .timetable import Timetable
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .later.later_measures import LaterMeasures
+from .later.transient import Transient
 from .legs import Way
-from .measures.later_measures import LaterMeasures
-from .measures.transient import Transient
 
 
 class Looks:

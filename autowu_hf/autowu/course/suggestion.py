@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from ...runtime.param_groups import lr_ratios, set_lrs
 from ...runtime.update_meter import Update
-from .measures.lasting import may_be_raised
-from .measures.later_measures import LaterMeasures
+from .later.lasting import may_be_raised
+from .later.later_measures import LaterMeasures
+from .later.transient import may_be_transient, told_by
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
-from .measures.transient import may_be_transient, told_by
 from .words import lasting as in_percent
 
 _ASKED = 5  # the batches that are asked at a time how much of the promised fall lasts, where P may be far too low

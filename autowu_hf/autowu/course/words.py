@@ -10,8 +10,8 @@ from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
 from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
+from .later.transient import MOST_RISEN
 from .measures.first_steps import is_without_bound
-from .measures.transient import MOST_RISEN
 from .signs import FEWEST_STEPS
 
 logger = logging.getLogger(__name__)

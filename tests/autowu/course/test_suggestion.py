@@ -12,7 +12,7 @@ from transient_runs import STEPS, Regression
 
 from autowu_hf import suggest_lr
 from autowu_hf.autowu.course import suggestion
-from autowu_hf.autowu.course.measures.transient import KEPT
+from autowu_hf.autowu.course.later.transient import KEPT
 
 
 def suggested(regression, num=13):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scale_runs import made, quickly, run, slowly
 
-from autowu_hf.autowu.course.measures.transient import MOST_RISEN
+from autowu_hf.autowu.course.later.transient import MOST_RISEN
 from autowu_hf.autowu.course.words import times
 
 

@@ -1,1 +1,1 @@
-"""What is measured: the scale in the first optimizer steps, and what later ones say of it."""
+"""What is measured in the first optimizer steps: the scale."""

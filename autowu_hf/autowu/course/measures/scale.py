@@ -227,7 +227,7 @@ class Scale:
     @property
     def has_small_weights(self) -> bool:
         """Whether R and M may be far too low, because the weights began near zero: where P would allow an LR that is
-        ``FAR`` times as high (``small_weights.py``).
+        ``FAR`` times as high (``later/small_weights.py``).
         """
         return FAR * self.trusted_lr < POLYAK_SHARE * self.polyak
 

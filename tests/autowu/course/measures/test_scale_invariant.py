@@ -166,7 +166,7 @@ def test_an_lr_that_is_kept_falls_sooner_unless_a_share_was_given(options, last)
 @pytest.mark.parametrize(("rise", "is_too_far"), [(0.1, False), (0.19, False), (0.21, True)])
 def test_it_bears_four_times_the_rise(monkeypatch, rise, is_too_far):
     monkeypatch.setattr(
-        "autowu_hf.autowu.course.measures.overshoot.rise_of",
+        "autowu_hf.autowu.course.later.overshoot.rise_of",
         lambda rises, first, last, bar, is_sure: rise if rise > bar else None,
     )
     schedule, *_ = trained()

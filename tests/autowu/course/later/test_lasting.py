@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autowu_hf.autowu.course.measures.lasting import (
+from autowu_hf.autowu.course.later.lasting import (
     LASTING,
     LEAST_LASTING,
     LEAST_ROOM,

@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.measures import later_measures, overshoot
-from autowu_hf.autowu.course.measures.reach import reach_factor
+from autowu_hf.autowu.course.later import later_measures, overshoot
+from autowu_hf.autowu.course.later.reach import reach_factor
 from autowu_hf.autowu.course.measures.scale import Scale
 
 BY_P = Scale(polyak=1.0, trust=100.0, alignment=0.5, loss=1.0, num_steps=2)

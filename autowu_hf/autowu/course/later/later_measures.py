@@ -14,12 +14,12 @@ from torch import Tensor
 from ....runtime.update_meter import Distance, Update
 from ...optimizer_kinds import has_momentum
 from ..legs import Way
+from ..measures.scale_search import ScaleSearch
 from ..signs import Array
 from ..timetable import PATIENCE
 from .lasting import LaterBatches
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
-from .scale_search import ScaleSearch
 from .small_weights import grown_factor
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ....runtime.update_meter import Update
 from ..legs import Way
+from ..measures.scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
+from ..measures.scale_search import ScaleSearch
 from ..signs import Array, window
 from ..timetable import PATIENCE
 from .reach import HARDLY_SHRUNK
-from .scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
-from .scale_search import ScaleSearch
 
 KEPT = 0.75
 """The share of the first P that must be left, per unit of the way that the weights go, for a transient. It is one or

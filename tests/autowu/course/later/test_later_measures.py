@@ -13,7 +13,7 @@ import torch
 from scale_runs import made, noisy, run, run_noisy, slowly
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.measures.lasting import (
+from autowu_hf.autowu.course.later.lasting import (
     HELD,
     LASTING,
     LEAST_LASTING,
@@ -21,7 +21,7 @@ from autowu_hf.autowu.course.measures.lasting import (
     MOST_RAISED,
     UNSURE_BELOW,
 )
-from autowu_hf.autowu.course.measures.reach import SURELY_LIFTED_FROM
+from autowu_hf.autowu.course.later.reach import SURELY_LIFTED_FROM
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.checks import closed, opened
 

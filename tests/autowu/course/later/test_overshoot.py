@@ -22,8 +22,8 @@ from scale_runs import slowly
 from torch import nn
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.measures import overshoot
-from autowu_hf.autowu.course.measures.overshoot import OVERSHOT, Overshoot, rise_of
+from autowu_hf.autowu.course.later import overshoot
+from autowu_hf.autowu.course.later.overshoot import OVERSHOT, Overshoot, rise_of
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.update_meter import Update

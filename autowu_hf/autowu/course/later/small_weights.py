@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 
 from ....runtime.update_meter import Update
-from .first_steps import seen_norm
-from .scale import LAYER_SHARE, TRUST_SHARE, Scale
+from ..measures.first_steps import seen_norm
+from ..measures.scale import LAYER_SHARE, TRUST_SHARE, Scale
 
 GROWN_FROM = 1.3
 """How many times as much the weights must allow; P may lie as high for a loss that is large whatever a model does."""

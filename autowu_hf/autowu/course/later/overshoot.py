@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ....runtime.update_meter import START_IS_GONE, Update
 from ..legs import Way
+from ..measures.scale_search import ScaleSearch
 from ..signs import Array
 from ..timetable import PATIENCE
-from .scale_search import ScaleSearch
 
 OVERSHOT, LONG = 0.05, 60
 """The share of the first losses that the rise must reach, beyond what was learned; from so many optimizer steps on it

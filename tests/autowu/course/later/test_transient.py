@@ -15,10 +15,8 @@ import torch
 from scale_runs import made, quickly, run
 from transient_runs import STEPS, Preference, Regression
 
-from autowu_hf.autowu.course.legs import Way
-from autowu_hf.autowu.course.measures import transient
-from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
-from autowu_hf.autowu.course.measures.transient import (
+from autowu_hf.autowu.course.later import transient
+from autowu_hf.autowu.course.later.transient import (
     FARTHEST,
     KEPT,
     MOST_RISEN,
@@ -27,6 +25,8 @@ from autowu_hf.autowu.course.measures.transient import (
     may_be_transient,
     told_by,
 )
+from autowu_hf.autowu.course.legs import Way
+from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
 from autowu_hf.autowu.course.timetable import MOST_REACHED
 from autowu_hf.runtime.update_meter import Update
 

@@ -12,8 +12,8 @@ from scale_runs import made, run, slowly
 from torch import nn
 
 from autowu_hf import get_autowu_schedule
+from autowu_hf.autowu.course.later.small_weights import MOST_GROWN, grown_factor
 from autowu_hf.autowu.course.measures.scale import Scale
-from autowu_hf.autowu.course.measures.small_weights import MOST_GROWN, grown_factor
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.update_meter import Update
 
@@ -129,7 +129,7 @@ def test_a_usual_network_is_left_alone(monkeypatch):
     lrs = []
     for found in (2.0, 1.0):
         monkeypatch.setattr(
-            "autowu_hf.autowu.course.measures.later_measures.grown_factor",
+            "autowu_hf.autowu.course.later.later_measures.grown_factor",
             lambda scale, first, now, found=found: found if scale.has_small_weights else None,
         )
         model, optimizer, schedule = made(200)

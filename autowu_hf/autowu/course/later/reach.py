@@ -6,10 +6,10 @@ import math
 import statistics
 
 from ....runtime.update_meter import Distance, Update
-from .first_steps import seen_norm
-from .measuring_lr import say_deaf
-from .scale import ALIGNED, Scale
-from .scale_search import ScaleSearch
+from ..measures.first_steps import seen_norm
+from ..measures.measuring_lr import say_deaf
+from ..measures.scale import ALIGNED, Scale
+from ..measures.scale_search import ScaleSearch
 
 USUAL_REACH, USUAL_SHRINK = 0.2, 1.4
 """How far one step of AdamW takes the weights, per unit of LR and as a share of the norm of the first updates: the

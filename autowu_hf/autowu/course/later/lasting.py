@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ....runtime.update_meter import START_IS_GONE, Update
+from ..measures.scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
+from ..measures.scale_search import ScaleSearch
 from ..timetable import MOST_WATCHED
-from .scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
-from .scale_search import ScaleSearch
 
 LASTING = 0.2
 """The share of the promised fall from which P is believed, once later batches have told how much of it lasts."""

@@ -1,0 +1,1 @@
+"""What is measured once the scale is known, in later steps."""
