@@ -133,6 +133,19 @@ def has_momentum(optimizer: Any) -> bool:
     return any(map(any, first))
 
 
+def averages_noise(optimizer: Any) -> bool:
+    """Whether its updates become smaller as far as gradients are noise, by what its state keeps of a weight: a mean of
+    gradients, which is divided by the root of a mean of their squares, as Adam's. Lion's updates stay as large, and
+    LAMB's are scaled to the weights.
+
+    Args:
+        optimizer: with accelerate's wraps or without, after its first step.
+    """
+    kept = [own for own in innermost(optimizer).state.values() if isinstance(own, dict) and own]
+    are_kept = bool(kept) and all("exp_avg" in own and "exp_avg_sq" in own for own in kept)
+    return are_kept and not _is_called(optimizer, ("Lamb", "LAMB"), ())
+
+
 def is_like_adam(optimizer: Any) -> bool:
     """Whether its first update is about as large in every weight: its groups have ``betas``, as Adam's and Lion's do.
     LAMB's is in proportion to the weights, and RAdam's first ones are not its usual ones.

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
 from autowu_hf.autowu.optimizer_kinds import (
+    averages_noise,
     has_momentum,
     is_like_adam,
     is_used,
@@ -147,3 +148,27 @@ def test_who_can_be_measured_as_a_new_one_after_its_steps(make, expected):
 def test_adam_and_its_like_move_every_weight_as_far(make, is_it):
     optimizer = one_weight(make)
     assert is_like_adam(optimizer) == is_like_adam(Accelerator(cpu=True).prepare(optimizer)) == is_it
+
+
+@pytest.mark.parametrize(
+    ("make", "does"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.AdamW, True),
+        (functools.partial(torch.optim.AdamW, amsgrad=True), True),
+        (torch.optim.NAdam, True),
+        (type("FusedLAMB", (torch.optim.Adam,), {}), False),
+        (functools.partial(torch.optim.SGD, momentum=0.9), False),
+        (torch.optim.RMSprop, False),
+        (torch.optim.Adagrad, False),
+        (torch.optim.Adafactor, False),
+    ],
+)
+def test_updates_of_adam_and_its_like_become_smaller_by_noise(make, does):
+    optimizer = one_weight(make)
+    assert not averages_noise(optimizer)  # before its first step, nobody knows
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert averages_noise(optimizer) == averages_noise(Accelerator(cpu=True).prepare(optimizer)) == does

@@ -6,7 +6,7 @@ run, it measures how far steps take the weights, and corrects the LR where that 
 would. From there on the losses say what remains to be done:
 
 * they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
-* what was learned is lost, or nothing is where the scale is less sure, as SGD's: the same, at a third or a tenth;
+* what was learned is lost, or nothing is, and it is no plateau: the same, at a third or a tenth;
 * they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -50,8 +50,8 @@ class Approach:
 
     Attributes:
         search: the scale, or the search for it.
-        later: measures, once the scale is known, how much of the promised fall lasts, and how far later updates get.
-        transient, looks: whether the losses that halved were those of one; and when losses are needed.
+        later, transient: measure, once the scale is known, what later steps say, also of losses that have halved.
+        looks: when losses are needed.
         way: the legs of the LR since the scale is known.
         breaks: where the losses had risen too far.
         stalled, unmoved: the steps done when nothing had been learned and the run went back, or grew on; None before.
@@ -159,8 +159,7 @@ class Approach:
         elif not self.waits and self.looks.is_due(step, self.end):
             self._look(step, losses, self.scale, share)
         if not (self.wants_back or self.is_over):
-            if self.transient.since is None:
-                self.later.ask(step, self.way)
+            self.looks.ask(step)
             self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
             if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
                 self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
@@ -190,9 +189,10 @@ class Approach:
         if step < self.way.legs[-1].end or self.later.asked.is_open:
             return
         is_stalled = not self.breaks.steps and not self.later.overshoot.found and seen.are_stalled(losses, step)
-        if is_stalled and divisor_of(scale) > 1.0 and self.times.longest - step > 3:
+        divisor = divisor_of(scale, is_stalled, self.looks.have_vanished(step, losses))
+        if divisor > 1.0 and self.times.longest - step > 3:
             self.stalled = step
-            self._go_back(step, num, self.way.peak_lr / divisor_of(scale))
+            self._go_back(step, num, self.way.peak_lr / divisor)
             return
         is_noisy = is_stalled and seen.num_steps >= FEWEST_TO_RISE and self.later.asked.leaves_doubts
         if not is_noisy and self.transient.may_be(have_halved, self.way):

@@ -11,6 +11,7 @@ from torch import Tensor
 from .later.later_measures import LaterMeasures
 from .later.transient import Transient
 from .legs import Way
+from .signs import Array
 
 
 class Looks:
@@ -45,11 +46,29 @@ class Looks:
         way = self._way
         interval = way.times.look_interval
         dues = [(step // interval + 1) * interval, max(end, step + 1)]  # a resume as a shorter run may be past the end
-        dues += [
-            due for due in (self._later.due_after(step, way), self._transient.due_after(step, way)) if due is not None
-        ]
+        measures = (self._later, self._transient, self._later.vanished)
+        dues += [due for measure in measures if (due := measure.due_after(step, way)) is not None]
         ends = (way.legs[-1].end, way.growth_end, way.watch_end, way.signs.stall_step)
         return min(*dues, *(due for due in ends if due > step))
+
+    def ask(self, step: int) -> None:
+        """Has the batches asked, after ``step`` steps, whether the LR has grown too far; not while a transient is
+        measured.
+        """
+        if self._transient.since is None:
+            self._later.ask(step, self._way)
+
+    def have_vanished(self, step: int, losses: Array) -> bool:
+        """Whether hardly any gradients are left where nothing was learned, see ``Vanished.look``; that waits until
+        nobody else measures.
+
+        Args:
+            step: the steps done.
+            losses: (n,), one of each of them that counts.
+        """
+        others = (self._later.is_awaited(step), self._later.overshoot.is_pending(step, self._way))
+        is_busy = any(others) or self._transient.since is not None
+        return self._later.vanished.look(step, self._way, losses, is_busy)
 
     def find_start(self, start: Sequence[Tensor]) -> None:
         """After a resume: the weights from before the way, this process's shares; none where they are gone."""

@@ -71,6 +71,10 @@ class Signs:
         share = _share(losses, self.num_first, window(self.num_steps))
         return None if self.num_steps < FEWEST_STEPS or math.isnan(share) else share < FALLEN
 
+    def have_hardly_fallen(self, losses: Array, num: int) -> bool:
+        """Whether the last ``num`` of the losses (n,) lie 2 % below the first at most; False where too few tell."""
+        return _share(losses, self.num_first, num) >= LEARNED
+
     @property
     def stall_step(self) -> int:
         """The steps done when something should have been learned, and enough of them at the scale's peak."""

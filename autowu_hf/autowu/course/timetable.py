@@ -77,8 +77,13 @@ class Timetable:
         """Where the batches have been asked whether the LR has grown too far, of which the first is that of the next
         step after so many; None where too few steps would be left.
         """
-        end = since + max(FEWEST_JUDGES, min(MOST_JUDGES, round(JUDGE * self.num_steps)))
+        end = since + self.num_judges
         return end if end + FEWEST_AFTER <= self.longest else None
+
+    @property
+    def num_judges(self) -> int:
+        """How many batches are asked that."""
+        return max(FEWEST_JUDGES, min(MOST_JUDGES, round(JUDGE * self.num_steps)))
 
     def starts_again(self, leg_end: int) -> int | None:
         """The steps done when the second window begins, after a leg that ends after so many; None in runs too short to

@@ -138,7 +138,8 @@ _WERE = {
 
 def _setback(approach: Approach, step: int) -> str:
     """Why the run goes back after ``step`` steps, to grow again to a lower LR."""
-    seen = "have not fallen" if approach.stalled == step else _SETBACKS[approach.breaks.reasons[-1]]
+    of_vanished = ", and hardly any gradients are left" if approach.later.vanished.found == step else ""
+    seen = f"have not fallen{of_vanished}" if approach.stalled == step else _SETBACKS[approach.breaks.reasons[-1]]
     return (
         f"AutoWU: by step {step} the losses {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "
         f"grows again, to at most {approach.way.peak_lr:.1e}"

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ....runtime.update_meter import Distance, Update
-from ...optimizer_kinds import has_momentum
+from ...optimizer_kinds import averages_noise, has_momentum
 from ..legs import Way
 from ..measures.scale_search import ScaleSearch
 from ..signs import Array
@@ -21,6 +21,7 @@ from .lasting import LaterBatches
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
 from .small_weights import grown_factor
+from .vanished import Vanished
 
 
 class LaterMeasures:
@@ -36,16 +37,17 @@ class LaterMeasures:
         reaches: one for each window, see ``reach_factor``; None where it could not be measured.
         factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
         overshoot: asks later batches whether the growth has gone too far.
+        vanished: measures whether the gradients have vanished, where nothing was learned.
     """
 
     def __init__(self, search: ScaleSearch, start: Callable[[], Sequence[Tensor]] = tuple) -> None:
-        self._search = search
-        self._meter = search.meter
+        self._search, self._meter = search, search.meter
         self.asked = LaterBatches(search)
         self.since: int | None = None
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
-        self.overshoot = Overshoot(search, start)
+        self.overshoot, self.vanished = Overshoot(search, start), Vanished(search)
+        self._askers = (self.asked, self.overshoot, self.vanished)
         self._has_momentum = has_momentum(search.meter.optimizer)
         self._distance = Distance(search.meter)  # from the weights at ``since``
         self._num_before = 0  # the updates that the meter had when the last step of a window was to be measured
@@ -172,12 +174,12 @@ class LaterMeasures:
             return None, 1.0
         if (found := reach_of(self._search, update, step, since, self._distance)) is None:
             return None, 1.0
-        done, has_momentum = self.factor, self._has_momentum
-        wanted = reach_factor(scale, *found, raised=raised, done=done, has_momentum=has_momentum)
-        if has_momentum and (self.reaches or self._meter.as_new):
+        kind = {"has_momentum": self._has_momentum, "averages_noise": averages_noise(self._meter.optimizer)}
+        wanted = reach_factor(scale, *found, raised=raised, done=self.factor, **kind)
+        if self._has_momentum and (self.reaches or self._meter.as_new):
             wanted = min(wanted, 1.0)  # updates become smaller where nothing is learned, too, and are in a used one
         grown = grown_factor(scale, self._search.updates, update)
-        return found[0], wanted if grown is None else max(grown / done, wanted, 1.0)
+        return found[0], wanted if grown is None else max(grown / self.factor, wanted, 1.0)
 
     def ask(self, step: int, way: Way) -> None:
         """See ``Overshoot.ask``; after ``follow``, which may take what it would forget."""
@@ -186,13 +188,13 @@ class LaterMeasures:
 
     def _rest(self) -> None:
         """Measures no more, unless somebody still has to."""
-        if not (self.asked.is_open or self.overshoot.is_open or self._last is not None):
+        if not (self._last is not None or any(own.is_open for own in self._askers)):
             self._meter.updates.clear()
             self._search.stop()
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
-        self.asked.is_open = self.overshoot.is_open = False
+        self.asked.is_open = self.overshoot.is_open = self.vanished.is_open = False
         self.start_anew()
 
     def go_back(self) -> None:
@@ -202,7 +204,7 @@ class LaterMeasures:
         self.stop()
 
     def _arm(self) -> None:
-        if not self.overshoot.is_open:
+        if not (self.overshoot.is_open or self.vanished.is_open):
             self._meter.updates.clear()
         self._num_before = len(self._meter.updates)
         self._search.measure_later()
@@ -218,24 +220,24 @@ class LaterMeasures:
             "last": self._last,
             **self._distance.state_dict(),
             "is_judging": self.overshoot.is_open,
-            "seen": seen if self.asked.is_open or self.overshoot.is_open else [],
+            **self.vanished.state_dict(),
+            "seen": seen if any(own.is_open for own in self._askers) else [],
         }
 
     def report(self) -> dict[str, Any]:
         """What was found."""
+        found = {"reaches": [*self.reaches], "factor": self.factor, "vanished": self.vanished.found}
         overshot = [[*pair] for pair in self.overshoot.found]
-        found = {"reaches": [*self.reaches], "factor": self.factor, "overshot": overshot}
-        return {"lasting": self.asked.lasting, "unasked": self.asked.unasked, **found}
+        return {"lasting": self.asked.lasting, "unasked": self.asked.unasked, "overshot": overshot, **found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` returned; ``find_start`` has to follow. Of a release that measured one later
-        update alone, what it made of it stays.
-        """
+        """Restores what ``state_dict`` returned, or the state of an older release; ``find_start`` has to follow."""
         self.asked.load_state_dict(state)
         self.factors = [*state.get("factors", [state["factor"]] if state["factor"] != 1.0 else [])]
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
         self.overshoot.is_open = state.get("is_judging", False)
         self.overshoot.found = [(step, rise) for step, rise in state.get("overshot", [])]
+        self.vanished.load_state_dict(state)
         if state.get("is_watching"):
             self._arm()
             self.asked.begin(state["way"])

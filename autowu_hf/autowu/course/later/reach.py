@@ -93,6 +93,7 @@ def reach_factor(
     raised: float = 1.0,
     done: float = 1.0,
     has_momentum: bool = False,
+    averages_noise: bool = False,
 ) -> float:
     """By what the LR has to be multiplied, once it is known how far later steps take the weights.
 
@@ -112,10 +113,12 @@ def reach_factor(
             become smaller.
         done: by what it was multiplied for this already.
         has_momentum: whether the optimizer is known to have momentum; on a plateau its steps go to and fro, too.
+        averages_noise: whether its updates become smaller as far as gradients are noise (``averages_noise``). Where
+            they have not, and go one way, there is much to learn that way, as for a head that is trained alone.
 
     Returns:
         The factor, ``MOST_LIFTED`` at most; 1 where it would lie between ``LOWERED_FROM`` and ``LIFTED_FROM``, or
-        ``SURELY_LIFTED_FROM``.
+        ``SURELY_LIFTED_FROM``, and 1 at least for an optimizer that ``averages_noise``.
     """
     factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, MOST_LIFTED)
     if factor > 1.0:
@@ -125,5 +128,7 @@ def reach_factor(
         is_mild = scale.held_by in ("polyak", "invariance") and not has_momentum and reach < ONE_WAY * sizes[1]
         lifted_from = LIFTED_FROM if is_mild else SURELY_LIFTED_FROM
         return factor if factor > lifted_from and sizes[1] < HARDLY_SHRUNK else 1.0
+    if averages_noise:
+        return 1.0
     lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
     return min(lowered, 1.0) if sizes[0] >= HARDLY_SHRUNK else 1.0

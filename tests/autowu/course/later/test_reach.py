@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scale_runs import made, run, slowly
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import AdamW
 
@@ -330,3 +331,31 @@ def test_the_lr_is_not_lowered_where_updates_become_smaller(size, factor):
 def test_the_lr_is_not_raised_where_updates_of_the_same_size_get_less_far():
     """They go to and fro, as those of a LR that is too high."""
     assert reach_factor(BY_P, 0.05, 49, (0.7, 0.7)) == 1.0
+
+
+def test_an_optimizer_that_averages_noise_is_not_lowered_where_its_updates_stay_large():
+    """As AdamW's for a head that is trained alone: there is much to learn that way."""
+    assert reach_factor(BY_R, 0.7, 20, (0.9, 0.9)) == pytest.approx(20**-0.5 / 0.7)
+    assert reach_factor(BY_R, 0.7, 20, (0.9, 0.9), averages_noise=True) == 1.0
+    assert reach_factor(BY_P, 0.02, 49, (0.7, 0.5), averages_noise=True) == pytest.approx(10.0)
+
+
+def test_a_head_that_is_trained_alone_by_adam_keeps_its_lr():
+    """Its gradients go one way for long, for hardly any of them is noise."""
+    digits = load_digits()
+    x, y = torch.tensor(digits.data, dtype=torch.float32) / 16.0, torch.tensor(digits.target)
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU()).requires_grad_(False)(x)
+    head = nn.Linear(64, 10)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    schedule = get_autowu_schedule(optimizer, 100)
+    for _ in range(40):
+        batch = torch.randint(len(x), (64,))
+        loss = nn.functional.cross_entropy(head(features[batch]), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step(loss)
+    later = schedule.report()["approach"]
+    assert later["reaches"][0] > 0.5
+    assert later["factor"] == 1.0
