@@ -254,14 +254,16 @@ def test_what_other_schedules_take_by_name_is_refused_in_words(name):
     assert schedule.last_epoch == 1
 
 
-def test_epochs_as_floats_are_warned_of_where_the_first_ends_the_search():
+def test_epochs_as_floats_are_refused_where_the_first_ends_the_search():
     """Epoch 0 is taken for a loss of nothing, after which no loss is looked at."""
     model, optimizer, schedule = made(10)
-    with pytest.warns(UserWarning, match="goes up by 1 each time, to 2 now, like a count of epochs") as record:
-        for epoch in range(10):
-            train(model, optimizer, schedule, 2, since=2 * epoch, given=False)
+    for epoch in range(3):
+        train(model, optimizer, schedule, 2, since=2 * epoch, given=False)
+        if epoch < 2:
             schedule.step(float(epoch))
-    assert (len(record), schedule.switch_step, schedule.ended_by) == (1, 1, "nothing")
+    assert (schedule.switch_step, schedule.ended_by) == (1, "nothing")
+    with pytest.raises(ValueError, match="goes up by 1 each time, to 2 now, like a count of epochs"):
+        schedule.step(2.0)
 
 
 def test_the_only_group_is_missed_before_the_weights_go_back():

@@ -52,11 +52,11 @@ _COUNTED = 6
 """So many floats that go up by equal steps from the start are no losses."""
 
 _COUNTED_FROM_0 = 3
-"""So many, where the first is exactly 0."""
+"""So many are a count for sure, where the first is exactly 0."""
 
 _COUNTS = (
-    "what step() gets goes up by {step:g} each time, to {last:g} now, like a count of epochs. It is taken "
-    "for the loss. Pass the loss, scheduler.step(loss), or nothing where accelerator.backward is called"
+    "what step() gets goes up by {step:g} each time, to {last:g} now, like a count of epochs. {taken}. Pass the loss, "
+    "scheduler.step(loss), or nothing where accelerator.backward is called"
 )
 
 
@@ -159,7 +159,8 @@ class LossHistory:
 
     def look_for_count(self, loss: float) -> None:
         """Warns once where the first losses that were handed in are a count, as of epochs, which torch's schedules
-        once took. ``observe`` asks it; beyond the warm-up, in which a 0 may have ended that at once, the schedule does.
+        once took; a ValueError where they count from 0. ``observe`` asks it; beyond the warm-up, in which a 0 may have
+        ended that at once, the schedule does.
         """
         if len(self._first) >= _COUNTED:
             return
@@ -169,7 +170,10 @@ class LossHistory:
             return
         increments = np.diff(self._first)
         if increments[0] > 0.0 and np.allclose(increments, increments[0], rtol=1e-6, atol=0.0):
-            said = _COUNTS.format(last=loss, step=increments[0])
+            if needed == _COUNTED_FROM_0:
+                taken = "step() takes the loss of the optimizer step just done"
+                raise ValueError(_COUNTS.format(last=loss, step=increments[0], taken=taken))
+            said = _COUNTS.format(last=loss, step=increments[0], taken="It is taken for the loss")
             warnings.warn(said, UserWarning, stacklevel=caller_level())
 
     def models(self) -> Sequence[nn.Module]:

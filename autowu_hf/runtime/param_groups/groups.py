@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -10,11 +11,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .. import collective
 from ..checks import require_finite
+
+logger = logging.getLogger(__name__)
 
 
 def lr_ratios(optimizer: Optimizer) -> list[float]:
     """The ratio of every group's LR to the optimizer's own, which the schedule keeps.
+
+    Where all groups have the same LR, the ratio is the group's ``lr_scale``, if there is one: timm's layer-wise decay
+    leaves it to the schedule to multiply by that. The log says so.
 
     Args:
         optimizer: any torch optimizer, or accelerate's wrap of one.
@@ -25,8 +32,14 @@ def lr_ratios(optimizer: Optimizer) -> list[float]:
     Raises:
         ValueError: the LRs of all groups are 0, or one is not finite, or there is no common step to schedule.
     """
-    own = own_lr(optimizer)
-    return [lr / own for lr in _group_lrs(optimizer)]
+    own, lrs = own_lr(optimizer), _group_lrs(optimizer)
+    scales = [float(group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
+    if len({*lrs}) > 1 or len({*scales}) == 1:  # the LRs carry them, or there is nothing to carry
+        return [lr / own for lr in lrs]
+    require_finite(scales)
+    if collective.is_main_process():
+        logger.info("the parameter groups keep their lr_scale, from %.3g to %.3g", min(scales), max(scales))
+    return scales
 
 
 def own_lr(optimizer: Optimizer) -> float:

@@ -113,13 +113,23 @@ def test_a_whole_number_is_no_loss(loss):
         LossHistory().observe(loss)
 
 
-@pytest.mark.parametrize(("start", "step", "last"), [(0.0, 1.0, "2"), (0.0, 0.01, "0.02"), (1.0, 1.0, "6")])
-def test_a_count_of_epochs_is_warned_of_once(start, step, last):
+@pytest.mark.parametrize(("start", "step", "last"), [(1.0, 1.0, "6"), (0.5, 0.01, "0.55")])
+def test_a_count_is_warned_of_once(start, step, last):
     history = LossHistory()
     with pytest.warns(UserWarning, match=rf"goes up by {step:g} each time, to {last} now, like a count") as record:
         for i in range(40):
             history.observe(start + i * step)
     assert len(record) == 1
+
+
+@pytest.mark.parametrize(("step", "last"), [(1.0, "2"), (0.01, "0.02")])
+def test_a_count_from_0_is_no_loss(step, last):
+    """As torch's warm restarts take it: ``step(epoch + i / len(batches))``."""
+    history = LossHistory()
+    history.observe(0.0)
+    history.observe(step)
+    with pytest.raises(ValueError, match=rf"goes up by {step:g} each time, to {last} now, like a count of epochs. ste"):
+        history.observe(2 * step)
 
 
 def test_losses_that_rise_are_no_count():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import re
 
 import pytest
@@ -217,3 +218,26 @@ def test_the_states_of_an_optimizer_of_two_parts_are_found_after_its_own(hold):
     both = torch.optim.SGD([p for part in parts for p in part.param_groups[0]["params"]], lr=1.0)
     vars(both).update(hold(*parts))
     assert [*map(id, states_of(both))] == [id(both.state), *(id(part.state) for part in parts)]
+
+
+def scaled(*pairs):
+    """Groups with an LR and an ``lr_scale``, as timm's layer-wise decay has them."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr, "lr_scale": scale} for lr, scale in pairs]
+    return torch.optim.AdamW(groups, lr=1e-3)
+
+
+def test_an_lr_scale_of_the_groups_is_their_ratio(caplog):
+    optimizer = scaled((1e-3, 0.25), (1e-3, 0.5), (1e-3, 1.0))
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        schedule = get_autowu_schedule(optimizer, 100)
+    assert schedule.get_last_lr() == pytest.approx([schedule.get_last_lr()[2] * scale for scale in (0.25, 0.5, 1.0)])
+    assert caplog.text.count("the parameter groups keep their lr_scale, from 0.25 to 1") == 1
+
+
+def test_an_lr_scale_that_the_lrs_carry_already_counts_once(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        assert lr_ratios(scaled((2.5e-4, 0.25), (1e-3, 1.0))) == pytest.approx([0.25, 1.0])
+        assert lr_ratios(scaled((1e-3, 1.0), (1e-3, 1.0))) == [1.0, 1.0]
+    assert "lr_scale" not in caplog.text
+    with pytest.raises(ValueError, match="finite"):
+        lr_ratios(scaled((1e-3, float("nan")), (1e-3, 1.0)))

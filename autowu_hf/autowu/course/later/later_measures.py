@@ -145,9 +145,8 @@ class LaterMeasures:
         if self.since is None:
             start = self.next_start(way)
             return start if start is not None and start > step else None
-        if self._last is not None or step <= self.since:
-            return step + 1
-        return max(step + 1, way.times.reach_end(self.since) - 1)
+        is_next = self._last is not None or step <= self.since
+        return step + 1 if is_next else max(step + 1, way.times.reach_end(self.since) - 1)
 
     def is_awaited(self, step: int) -> bool:
         """Whether the last step is under way that tells how far updates get, after so many steps."""
@@ -174,8 +173,9 @@ class LaterMeasures:
             return None, 1.0
         if (found := reach_of(self._search, update, step, since, self._distance)) is None:
             return None, 1.0
-        kind = {"has_momentum": self._has_momentum, "averages_noise": averages_noise(self._meter.optimizer)}
-        wanted = reach_factor(scale, *found, raised=raised, done=self.factor, **kind)
+        wanted = reach_factor(scale, *found, raised=raised, done=self.factor, has_momentum=self._has_momentum)
+        if averages_noise(self._meter.optimizer):  # where its updates go one way, there is much to learn that way
+            wanted = max(wanted, 1.0)
         if self._has_momentum and (self.reaches or self._meter.as_new):
             wanted = min(wanted, 1.0)  # updates become smaller where nothing is learned, too, and are in a used one
         grown = grown_factor(scale, self._search.updates, update)

@@ -93,7 +93,6 @@ def reach_factor(
     raised: float = 1.0,
     done: float = 1.0,
     has_momentum: bool = False,
-    averages_noise: bool = False,
 ) -> float:
     """By what the LR has to be multiplied, once it is known how far later steps take the weights.
 
@@ -101,7 +100,8 @@ def reach_factor(
     them go one way; the scale's shares were chosen with that in them. Where those of another optimizer get less far
     (RMSprop's, which become as small and have no momentum; LAMB's, whose first step moves tensors that were zero by
     much) or farther (Lion's, which all have one size), its LR differs by that. Where they get farther, the LR becomes
-    what it would be if Adam's gradients were noise.
+    what it would be if Adam's gradients were noise. (No LR becomes less for an optimizer that averages noise away, as
+    Adam itself: where its steps go one way, there is much to learn that way.)
 
     Args:
         scale: of the first updates.
@@ -113,12 +113,10 @@ def reach_factor(
             become smaller.
         done: by what it was multiplied for this already.
         has_momentum: whether the optimizer is known to have momentum; on a plateau its steps go to and fro, too.
-        averages_noise: whether its updates become smaller as far as gradients are noise (``averages_noise``). Where
-            they have not, and go one way, there is much to learn that way, as for a head that is trained alone.
 
     Returns:
         The factor, ``MOST_LIFTED`` at most; 1 where it would lie between ``LOWERED_FROM`` and ``LIFTED_FROM``, or
-        ``SURELY_LIFTED_FROM``, and 1 at least for an optimizer that ``averages_noise``.
+        ``SURELY_LIFTED_FROM``.
     """
     factor = min(max(USUAL_REACH, USUAL_SHRINK / math.sqrt(step)) / reach, MOST_LIFTED)
     if factor > 1.0:
@@ -128,7 +126,5 @@ def reach_factor(
         is_mild = scale.held_by in ("polyak", "invariance") and not has_momentum and reach < ONE_WAY * sizes[1]
         lifted_from = LIFTED_FROM if is_mild else SURELY_LIFTED_FROM
         return factor if factor > lifted_from and sizes[1] < HARDLY_SHRUNK else 1.0
-    if averages_noise:
-        return 1.0
     lowered = max(max(USUAL_REACH, 1.0 / math.sqrt(step)) / reach, MOST_LOWERED)
     return min(lowered, 1.0) if sizes[0] >= HARDLY_SHRUNK else 1.0
