@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...loss_curve.lost import LEAST_LOST, level
 from ..course.signs import have_hardly_fallen
 
 
@@ -24,11 +25,20 @@ def at_scale(report: Mapping[str, Any], approach: Mapping[str, Any], step: int) 
         return f"too few steps to look on from step {step}"
     if are_still_high(report.get("losses", []), approach, step):
         has_turned = approach.get("breaks") or approach.get("changes")
-        seen = "hardly fallen since" if has_turned else "neither fallen nor risen far"
+        seen = "hardly fallen since" if has_turned else _moved(report.get("losses", []), approach)
         return f"the losses have {seen} by step {step}, and do not speak for this LR yet"
     if approach.get("is_too_short"):
         return f"the losses had halved by step {step}, and there are too few steps to look for a higher LR"
     return f"the losses ask for no more at step {step}"
+
+
+def _moved(losses: Sequence[float], approach: Mapping[str, Any]) -> str:
+    """What losses have done that lie where they began, or above."""
+    if approach.get("transient") is not None:
+        return f"fallen to half by step {approach['transient']} and come back"
+    num = max(3, len(losses) // 3)
+    first, last = (level(np.array(part)) for part in (losses[:num], losses[-num:]))
+    return "risen" if last > (1.0 + LEAST_LOST) * first else "neither fallen nor risen far"
 
 
 def are_still_high(losses: Sequence[float], approach: Mapping[str, Any], step: int) -> bool:

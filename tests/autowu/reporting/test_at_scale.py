@@ -16,6 +16,8 @@ LOW, HIGH = [2.0] * 6 + [1.0] * 12, [2.0] * 18
         (LOW, {}, "the losses ask for no more at step 18"),
         (LOW, {"is_too_short": True}, "the losses had halved by step 18, and there are too few steps to look for"),
         (HIGH, {"is_too_short": True}, "the losses have neither fallen nor risen far by step 18, and do not speak"),
+        ([2.0] * 9 + [2.3] * 9, {}, "the losses have risen by step 18, and do not speak for this LR yet"),
+        (HIGH, {"transient": 7}, "the losses have fallen to half by step 7 and come back by step 18, and do not speak"),
         (HIGH, {"changes": [9]}, "the losses have hardly fallen since by step 18, and do not speak"),
         (HIGH, {"breaks": [9]}, "the losses have hardly fallen since by step 18, and do not speak"),
         (LOW, {"looks": False}, "too few steps to look on from step 18"),
