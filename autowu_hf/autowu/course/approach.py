@@ -58,7 +58,7 @@ class Approach:
         has_fallen: whether the losses had fallen by a tenth at the last look; None where too few of them tell.
         wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
         sweep: the growth that follows; None before that is known, and where none does.
-        waits, is_over: whether it is left to judge only whether the LR has grown too far; and whether nothing is left.
+        waits, is_over: whether it is left to judge only whether the LR is too high; and whether nothing is left.
         is_late: whether the search for a scale was given up after steps that said nothing.
     """
 
@@ -156,11 +156,11 @@ class Approach:
             return
         if self.later.overshoot.judge(step, self.way, self.breaks.counted(losses), self.way.signs.num_first, share):
             self._go_back(step, len(losses), self.way.peak_lr / BREAK_DIVISOR)
-        elif not self.waits and self.looks.is_due(step, self.end):
+        elif self.looks.is_due(step, self.end, self.waits):
             self._look(step, losses, self.scale, share)
         if not (self.wants_back or self.is_over):
             self.looks.ask(step)
-            self.is_over = self.waits and not self.later.overshoot.is_pending(step, self.way)
+            self.is_over = self.waits and not self.looks.are_awaited(step)
             if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
                 self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
         if self.is_over:

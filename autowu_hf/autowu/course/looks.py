@@ -26,9 +26,19 @@ class Looks:
     def __init__(self, way: Way, later: LaterMeasures, transient: Transient) -> None:
         self._way, self._later, self._transient = way, later, transient
 
-    def is_due(self, step: int, end: int) -> bool:
-        """Whether there is one after ``step`` steps; ``end``: where the approach is over at the latest."""
-        return self._first_after(step - 1, end) == step
+    def is_due(self, step: int, end: int, waits: bool) -> bool:
+        """Whether there is one after ``step`` steps.
+
+        Args:
+            step: the steps done.
+            end: where the approach is over at the latest.
+            waits: whether it is over but for what is being measured.
+        """
+        return (not waits or self._later.vanished.is_open) and self._first_after(step - 1, end) == step
+
+    def are_awaited(self, step: int) -> bool:
+        """Whether something that says whether the LR is too high is being measured after ``step`` steps, or will be."""
+        return self._later.vanished.is_open or self._later.overshoot.is_pending(step, self._way)
 
     def are_wanted(self, step: int, end: int) -> bool:
         """Whether losses are needed after ``step`` steps: there is a look, or batches are asked about the growth."""

@@ -16,7 +16,7 @@ from ....runtime.update_meter import Update
 from ..legs import Way
 from ..measures.scale_search import ScaleSearch
 from ..signs import Array
-from ..timetable import AGAIN, PATIENCE
+from ..timetable import AGAIN, FEWEST_AFTER, PATIENCE
 
 VANISHED = 0.5
 """The share of the first gradients' norm below which the later ones have vanished: in their median. It is a quarter in
@@ -91,8 +91,8 @@ class Vanished:
         if self.is_open or way.has_gone_back or not (way.times.looks and is_held_by_polyak):
             return None
         starts = (way.signs.stall_step, round(AGAIN * way.times.num_steps), end - num)
-        start = max(starts[self._num_asked], self._since + num) if self._num_asked < len(starts) else end
-        return start if start + num <= end else None
+        start = max(starts[self._num_asked], self._since + num) if self._num_asked < len(starts) else end + 1
+        return start if start <= end and start + num + FEWEST_AFTER <= way.times.longest else None
 
     def _may_be(self, way: Way, losses: Array) -> bool:
         """Whether nothing has been learned. SGD's updates are as large as its gradients; what it learns nothing at is

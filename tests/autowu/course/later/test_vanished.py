@@ -50,7 +50,7 @@ def run(model, optimizer, schedule, losses, left=RUINED, since=0, stop=None):
     return lrs
 
 
-@pytest.mark.parametrize("steps", [50, 100, 400])
+@pytest.mark.parametrize("steps", [40, 60, 100, 400])
 def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, caplog):
     model, optimizer, schedule = made(steps)
     before = copy.deepcopy(model.state_dict())
@@ -59,7 +59,7 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, caplog):
     approach = schedule.report()["approach"]
     found = approach["vanished"]
     assert approach["scale"]["held_by"] == "polyak"
-    assert 0.12 * steps <= found == approach["stalled"] <= 0.31 * steps
+    assert 0.12 * steps <= found == approach["stalled"] <= 0.45 * steps
     assert lrs[found - 1] == pytest.approx(10.0 * schedule.peak_lr)
     assert schedule.num_steps_lost >= found - 3
     assert f"by step {found} the losses have not fallen, and hardly any gradients are left, at learning" in caplog.text
@@ -73,7 +73,7 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, caplog):
     ("why", "left", "fallen", "options"),
     [
         ("a plateau", 1.0, 0.0, {}),
-        ("some are left", 1.3 * VANISHED, 0.0, {}),
+        ("some are left", 1.6 * VANISHED, 0.0, {}),
         ("something was learned", RUINED, 0.05, {}),
         ("SGD is another matter", RUINED, 0.0, {"make": torch.optim.SGD}),
         ("too few steps", RUINED, 0.0, {"steps": 29}),
