@@ -130,3 +130,29 @@ def test_a_run_that_learns_nothing_goes_back_where_the_scale_is_less_sure():
     assert divisor_of(replace(usual, alignment=1.0)) == STALL_DIVISOR
     assert divisor_of(replace(usual, density=0.2)) == 5.0
     assert divisor_of(replace(usual, density=0.6)) == 1.0  # the steps that are lost cost more
+
+
+def raised_at(num=40, later=1.1):
+    """Losses that have fallen to half after ``num``, and what they are at an LR that was raised then."""
+    return np.concatenate([GOOD[:20], np.linspace(1.0, 0.5, num - 20), later * GOOD[:10]])
+
+
+def test_a_raise_after_a_transient_that_costs_what_was_learned_is_taken_back():
+    breaks = Breaks()
+    assert not breaks.find(raised_at()[:49], WAY, 49, raised_at=40)  # too few to say
+    assert breaks.find(raised_at(), WAY, 50, raised_at=40)
+    assert (breaks.steps, breaks.reasons, breaks.divisor) == ([50], [LOST], STALL_DIVISOR)
+    assert not breaks.find(raised_at(), WAY, 51, raised_at=40)  # once
+
+
+def test_a_raise_that_costs_less_than_half_stays():
+    for later, at in ((0.7, 40), (1.1, None)):
+        breaks = Breaks()
+        assert not breaks.find(raised_at(later=later), WAY, 50, raised_at=at)
+        assert breaks.steps == []
+
+
+def test_losses_that_rise_far_after_a_raise_are_broken_as_before():
+    breaks = Breaks()
+    assert breaks.find(raised_at(later=3.0), WAY, 50, raised_at=40)
+    assert (breaks.reasons, breaks.divisor) == ([RISEN], BREAK_DIVISOR)

@@ -366,3 +366,24 @@ def test_p_may_lie_thirty_to_three_hundred_times_below_r():
     for trust, is_one in ((25.0, False), (35.0, True), (290.0, True), (310.0, False), (math.inf, False)):
         assert may_be_transient(dataclasses.replace(SCALE, trust=trust / far)) is is_one
     assert not may_be_transient(dataclasses.replace(SCALE, alignment=1.0))
+
+
+def test_a_raise_that_costs_what_was_learned_is_taken_back_and_said(caplog):
+    """The losses give back what they had won, by far less than a quarter above their start."""
+    run = Regression(steps=200)
+    while run.approach["transient"] is None:
+        run.go(1)
+    raised, start, low = run.done, run.losses[0], run.losses[-1]
+    lr = run.lrs[-1]
+    run.loss_of = lambda model, batch: Regression.loss_of(model, batch) * 0.0 + 0.9 * start
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        while not run.approach["breaks"]:
+            run.go(1)
+            assert run.done < raised + 30
+    assert run.approach["break_reasons"] == ["lost"]
+    assert "the losses have given back half or more of what had been learned" in caplog.text
+    run.loss_of = Regression.loss_of
+    run.go(2)
+    assert f"AutoWU goes back to the weights and the optimizer's state of step {raised}" in caplog.text
+    assert run.losses[-1] < (start + low) / 2.0
+    assert lr < run.approach["legs"][-1]["to_lr"] < run.approach["legs"][-2]["to_lr"]
