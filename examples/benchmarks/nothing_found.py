@@ -5,7 +5,7 @@
     python examples/benchmarks/nothing_found.py           # all that is not in the CSV yet; two worker processes
     python examples/benchmarks/nothing_found.py --table   # the CSV as a table
 
-``nothing_found_tasks.py`` lists the tasks. Each is run on five seeds, the classifier on ten, by AutoWU without options
+``nothing_found_tasks.py`` lists the tasks. Each is run on five seeds, one classifier on ten, by AutoWU without options
 and by transformers' default, a linear decay from 5e-5; both have AdamW with that LR and gradients clipped at 1.0, as in
 Trainer.
 """
@@ -38,8 +38,8 @@ RUNS = RunTable(
     results=("steps", "start", "test", "peak_lr", "switch", "ended_by", "rewound_to", "looked", "seconds", "versions"),
 )
 SEEDS = tuple(range(10, 15))
-MORE_SEEDS = {"two classes, cut MiniLM": tuple(range(10, 20))}
-"""Of tasks whose results differ much from seed to seed."""
+OTHER_SEEDS = {"two classes, cut MiniLM": tuple(range(10, 20)), "cross-encoder, MiniLM": tuple(range(12, 17))}
+"""Of a task whose results differ much from seed to seed, and of one on whose first seeds a rule was chosen."""
 METHODS = ("linear 5e-5", "autowu")
 
 
@@ -71,7 +71,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def needed(rows: list[Row]) -> list[Job]:
     """All runs that have no row."""
-    jobs = [(name, method, seed) for name in TASKS for seed in MORE_SEEDS.get(name, SEEDS) for method in METHODS]
+    jobs = [(name, method, seed) for name in TASKS for seed in OTHER_SEEDS.get(name, SEEDS) for method in METHODS]
     made = {RUNS.job(row) for row in rows}
     return [job for job in jobs if job not in made]
 
@@ -88,7 +88,7 @@ def show(rows: list[Row]) -> None:
             method: [row for row in rows if (row["task"], row["method"]) == (name, method)] for method in METHODS
         }
         own = by_method["autowu"]
-        if any(len(found) < len(MORE_SEEDS.get(name, SEEDS)) for found in by_method.values()):
+        if any(len(found) < len(OTHER_SEEDS.get(name, SEEDS)) for found in by_method.values()):
             continue
         start, linear, test = (
             statistics.median(float(row[column]) for row in by_method[method])

@@ -1,6 +1,6 @@
 """What ``nothing_found.py`` trains: small tasks whose losses tell little about the LR, or nothing.
 
-A reward model and DPO begin at ln 2, with hardly any noise; a classifier with a fresh head stays near there for long;
+A reward model and DPO begin at ln 2, with hardly any noise; classifiers with a fresh head stay near there for long;
 a contrastive fine-tune ends before anything can be seen; a trained model has little left to learn; the loss of a policy
 gradient is 0 whatever happens, and so is that of some losses that are made for their gradients alone.
 """
@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from data import digits, docstrings, shuffled, stdlib_bytes
+from data import digits, docstrings, named_docstrings, shuffled, stdlib_bytes
 from fine_tuning_tasks import Measured, PreparedRun, cross_entropy, gpt, measured, vit
 from models import SentenceClassifier, mlp, pretrained_minilm, small_gpt
-from real_model_texts import pairs, tokens
+from real_model_texts import MOST_TOKENS, minilm_tokenizer, pairs, tokens
 from torch import Tensor, nn
+from transformers import BertForSequenceClassification
 
 LAYERS = 2
 """Of MiniLM's six that are kept."""
@@ -110,6 +111,53 @@ def two_classes(seed: int) -> PreparedRun:
         return tokens([texts[i] for i in which]), targets[which]
 
     return PreparedRun(cut_minilm(2), batch, 300, len(train) // 8, cross_entropy, evaluate)
+
+
+# Pairs of texts with a fresh head -------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def questions() -> list[tuple[str, str, str]]:
+    """Names of functions, the docstring of each, and another's; in a fixed random order."""
+    known, rng = named_docstrings(), random.Random(0)
+    others = [rng.randrange(len(known) - 1) for _ in known]
+    return [(name, text, known[k + (k >= i)][1]) for i, ((name, text), k) in enumerate(zip(known, others, strict=True))]
+
+
+def cross_encoder(seed: int) -> PreparedRun:
+    """Tells the docstring of a function from another's, reading both at once. The metric is the share of held-out names
+    whose own docstring gets the higher score.
+    """
+    known = questions()
+    held_out = known[:300]
+    train = [
+        (name, text, target) for name, *texts in known[600:] for text, target in zip(texts, (1.0, 0.0), strict=True)
+    ]
+    draw = shuffled(len(train), 16, seed)
+    encoder = pretrained_minilm()
+    encoder.config.num_labels = 1
+    model = BertForSequenceClassification(encoder.config)
+    model.bert = encoder
+
+    def encoded(names: list[str], texts: list[str]) -> Any:
+        options = {"truncation": True, "max_length": MOST_TOKENS, "padding": True, "return_tensors": "pt"}
+        return minilm_tokenizer()(names, texts, **options)
+
+    def loss_of(model: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(model(**batch[0]).logits[:, 0], batch[1])
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Measured:
+        model.eval()
+        names, right, wrong = (list(column) for column in zip(*held_out, strict=True))
+        margin = (model(**encoded(names, right)).logits - model(**encoded(names, wrong)).logits)[:, 0]
+        return ranked_right(margin), float(-nn.functional.logsigmoid(margin).mean()), math.nan
+
+    def batch(step: int) -> tuple[Any, Tensor]:
+        names, texts, targets = zip(*(train[i] for i in draw(step).tolist()), strict=True)
+        return encoded(list(names), list(texts)), torch.tensor(targets)
+
+    return PreparedRun(model, batch, 100, len(train) // 16, loss_of, evaluate)
 
 
 # Preferences, from a fresh model --------------------------------------------------------------------------------------
@@ -256,5 +304,6 @@ TASKS: dict[str, Callable[[int], PreparedRun]] = {
     "DPO, fresh GPT": preferences,
     "reward model": reward_model,
     "two classes, cut MiniLM": two_classes,
+    "cross-encoder, MiniLM": cross_encoder,
 }
 """Task -> what makes a run of it, for a seed that stands in the global random numbers already; cheap ones first."""

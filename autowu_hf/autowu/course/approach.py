@@ -189,7 +189,7 @@ class Approach:
         if step < self.way.legs[-1].end or self.later.asked.is_open:
             return
         is_stalled = not self.breaks.steps and not self.later.overshoot.found and seen.are_stalled(losses, step)
-        divisor = divisor_of(scale, is_stalled, self.looks.have_vanished(step, losses))
+        divisor = divisor_of(scale, is_stalled, self.looks.is_ruined(step, losses))
         if divisor > 1.0 and self.times.longest - step > 3:
             self.stalled = step
             self._go_back(step, num, self.way.peak_lr / divisor)

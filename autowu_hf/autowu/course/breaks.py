@@ -27,17 +27,17 @@ RISEN, NOT_FINITE, LOST, ABOVE = "risen", "not finite", "lost", "above"
 _MOST = 2
 
 
-def divisor_of(scale: Scale, is_stalled: bool = True, have_vanished: bool = False) -> float:
+def divisor_of(scale: Scale, is_stalled: bool = True, is_ruined: bool = False) -> float:
     """By what the LR is divided where it has taught the run nothing; 1 where that may be a plateau of the loss, or
     where it would be less than ``LEAST_DIVISOR``.
 
     Args:
         scale: of the first updates.
         is_stalled: whether it has taught nothing by the time at which that counts.
-        have_vanished: whether the gradients have, too, so that it is no plateau.
+        is_ruined: whether the gradients have, too, so that it is no plateau.
     """
-    if have_vanished or not is_stalled:
-        return BREAK_DIVISOR if have_vanished else 1.0
+    if is_ruined or not is_stalled:
+        return BREAK_DIVISOR if is_ruined else 1.0
     divisor = STALL_DIVISOR if scale.is_aligned else 1.0 / scale.density
     return divisor if divisor >= LEAST_DIVISOR else 1.0
 

@@ -34,11 +34,11 @@ class Looks:
             end: where the approach is over at the latest.
             waits: whether it is over but for what is being measured.
         """
-        return (not waits or self._later.vanished.is_open) and self._first_after(step - 1, end) == step
+        return (not waits or self._later.ruined.is_open) and self._first_after(step - 1, end) == step
 
     def are_awaited(self, step: int) -> bool:
         """Whether something that says whether the LR is too high is being measured after ``step`` steps, or will be."""
-        return self._later.vanished.is_open or self._later.overshoot.is_pending(step, self._way)
+        return self._later.ruined.is_open or self._later.overshoot.is_pending(step, self._way)
 
     def are_wanted(self, step: int, end: int) -> bool:
         """Whether losses are needed after ``step`` steps: there is a look, or batches are asked about the growth."""
@@ -56,7 +56,7 @@ class Looks:
         way = self._way
         interval = way.times.look_interval
         dues = [(step // interval + 1) * interval, max(end, step + 1)]  # a resume as a shorter run may be past the end
-        measures = (self._later, self._transient, self._later.vanished)
+        measures = (self._later, self._transient, self._later.ruined)
         dues += [due for measure in measures if (due := measure.due_after(step, way)) is not None]
         ends = (way.legs[-1].end, way.growth_end, way.watch_end, way.signs.stall_step)
         return min(*dues, *(due for due in ends if due > step))
@@ -68,8 +68,8 @@ class Looks:
         if self._transient.since is None:
             self._later.ask(step, self._way)
 
-    def have_vanished(self, step: int, losses: Array) -> bool:
-        """Whether hardly any gradients are left where nothing was learned, see ``Vanished.look``; that waits until
+    def is_ruined(self, step: int, losses: Array) -> bool:
+        """Whether hardly any gradients are left where nothing was learned, see ``Ruined.look``; that waits until
         nobody else measures.
 
         Args:
@@ -78,7 +78,7 @@ class Looks:
         """
         others = (self._later.is_awaited(step), self._later.overshoot.is_pending(step, self._way))
         is_busy = any(others) or self._transient.since is not None
-        return self._later.vanished.look(step, self._way, losses, is_busy)
+        return self._later.ruined.look(step, self._way, losses, is_busy)
 
     def find_start(self, start: Sequence[Tensor]) -> None:
         """After a resume: the weights from before the way, this process's shares; none where they are gone."""

@@ -20,8 +20,8 @@ from ..timetable import PATIENCE
 from .lasting import LaterBatches
 from .overshoot import Overshoot
 from .reach import reach_factor, reach_of
+from .ruined import Ruined
 from .small_weights import grown_factor
-from .vanished import Vanished
 
 
 class LaterMeasures:
@@ -37,7 +37,7 @@ class LaterMeasures:
         reaches: one for each window, see ``reach_factor``; None where it could not be measured.
         factors: what the LR was multiplied by for them, where it was; ``factor`` is their product.
         overshoot: asks later batches whether the growth has gone too far.
-        vanished: measures whether the gradients have vanished, where nothing was learned.
+        ruined: measures whether the LR has ruined the model, where nothing was learned.
     """
 
     def __init__(self, search: ScaleSearch, start: Callable[[], Sequence[Tensor]] = tuple) -> None:
@@ -46,8 +46,8 @@ class LaterMeasures:
         self.since: int | None = None
         self.reaches: list[float | None] = []
         self.factors: list[float] = []
-        self.overshoot, self.vanished = Overshoot(search, start), Vanished(search)
-        self._askers = (self.asked, self.overshoot, self.vanished)
+        self.overshoot, self.ruined = Overshoot(search, start), Ruined(search)
+        self._askers = (self.asked, self.overshoot, self.ruined)
         self._has_momentum = has_momentum(search.meter.optimizer)
         self._distance = Distance(search.meter)  # from the weights at ``since``
         self._num_before = 0  # the updates that the meter had when the last step of a window was to be measured
@@ -194,7 +194,7 @@ class LaterMeasures:
 
     def stop(self) -> None:
         """Measures no more, and forgets what was not taken."""
-        self.asked.is_open = self.overshoot.is_open = self.vanished.is_open = False
+        self.asked.is_open = self.overshoot.is_open = self.ruined.is_open = False
         self.start_anew()
 
     def go_back(self) -> None:
@@ -204,7 +204,7 @@ class LaterMeasures:
         self.stop()
 
     def _arm(self) -> None:
-        if not (self.overshoot.is_open or self.vanished.is_open):
+        if not (self.overshoot.is_open or self.ruined.is_open):
             self._meter.updates.clear()
         self._num_before = len(self._meter.updates)
         self._search.measure_later()
@@ -220,13 +220,13 @@ class LaterMeasures:
             "last": self._last,
             **self._distance.state_dict(),
             "is_judging": self.overshoot.is_open,
-            **self.vanished.state_dict(),
+            **self.ruined.state_dict(),
             "seen": seen if any(own.is_open for own in self._askers) else [],
         }
 
     def report(self) -> dict[str, Any]:
         """What was found."""
-        found = {"reaches": [*self.reaches], "factor": self.factor, "vanished": self.vanished.found}
+        found = {"reaches": [*self.reaches], "factor": self.factor, "ruined": self.ruined.found}
         overshot = [[*pair] for pair in self.overshoot.found]
         return {"lasting": self.asked.lasting, "unasked": self.asked.unasked, "overshot": overshot, **found}
 
@@ -237,7 +237,7 @@ class LaterMeasures:
         self.reaches = [*state.get("reaches", [] if state.get("settled") is None else [None])]
         self.overshoot.is_open = state.get("is_judging", False)
         self.overshoot.found = [(step, rise) for step, rise in state.get("overshot", [])]
-        self.vanished.load_state_dict(state)
+        self.ruined.load_state_dict(state)
         if state.get("is_watching"):
             self._arm()
             self.asked.begin(state["way"])

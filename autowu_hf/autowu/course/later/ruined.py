@@ -1,8 +1,9 @@
-"""Whether the gradients have vanished at an LR at which nothing was learned: then it has ruined the model. (Ours.)
+"""Whether an LR at which nothing was learned has ruined the model: the size of its gradients tells. (Ours.)
 
 A classifier that begins at chance has nothing to lose. Where the LR is too high for a pretrained encoder below a fresh
 head, the outputs become the same for all inputs, and the loss stays where it was. So it does on a plateau. But there
-the gradients stay what they were, or grow, and here hardly any are left.
+the gradients stay about what they were, and here hardly any are left; or they are many times as large, which they are
+elsewhere only once something has been learned.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from ..measures.scale_search import ScaleSearch
 from ..signs import Array
 from ..timetable import AGAIN, FEWEST_AFTER, PATIENCE
 
-VANISHED = 0.5
-"""The share of the first gradients' norm below which the later ones have vanished: in their median. It is a quarter in
-a ruined MiniLM, 0.6 and more in all networks of ``examples/benchmarks/`` that have learned nothing by then.
+VANISHED, EXPLODED = 0.5, 4.0
+"""How many times as large as the first ones the later gradients are, in the median of their norms, below the one bound
+or above the other. It is a quarter, or eight, in a ruined MiniLM, and 0.6 to 1.2 in all networks of
+``examples/benchmarks/compare.py`` that have learned nothing by then.
 """
 
 
-class Vanished:
+class Ruined:
     """Measures some steps where nothing has been learned: at first after a tenth of the run, last at the approach's
     end.
 
@@ -33,7 +35,8 @@ class Vanished:
 
     Attributes:
         is_open: whether steps are being measured; what they say stays in the meter until they are judged.
-        found: the steps done when the gradients had vanished; None elsewhere.
+        found: the steps done when it was ruined, and how many times as large as the first gradients the later ones
+            are; None elsewhere.
     """
 
     def __init__(self, search: ScaleSearch) -> None:
@@ -41,7 +44,7 @@ class Vanished:
         self._meter = search.meter
         self._since = self._num_asked = 0
         self.is_open = False
-        self.found: int | None = None
+        self.found: tuple[int, float] | None = None
 
     def look(self, step: int, way: Way, losses: Array, is_busy: bool) -> bool:
         """Begins to measure, or judges, whichever is due.
@@ -53,7 +56,7 @@ class Vanished:
             is_busy: whether others are measuring, or will.
 
         Returns:
-            Whether the gradients have vanished, and nothing has been learned.
+            Whether it is ruined.
         """
         num = way.times.num_judges
         if self.is_open and step >= self._since + num:
@@ -62,10 +65,10 @@ class Vanished:
                 return False
             self.is_open = False
             if 2 * len(norms) >= num and self._may_be(way, losses):
-                first = statistics.fmean(map(_norm, self._search.updates))
-                self.found = step if statistics.median(norms) < VANISHED * first else None
-            if self.found is not None:
-                return True
+                times = statistics.median(norms) / statistics.fmean(map(_norm, self._search.updates))
+                if not VANISHED <= times <= EXPLODED:
+                    self.found = (step, times)
+                    return True
         start = self._next_start(way)
         if start is not None and step >= start and not is_busy:
             self._since, self._num_asked = step, self._num_asked + 1
@@ -104,12 +107,15 @@ class Vanished:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and names only; what was measured is kept with that of others."""
-        return {"vanished": self.found, "vanishing": [self.is_open, self._since, self._num_asked]}
+        return {
+            "ruined": None if self.found is None else [*self.found],
+            "ruining": [self.is_open, self._since, self._num_asked],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what ``state_dict`` returned, or the state of a release that did not ask."""
-        self.found = state.get("vanished")
-        self.is_open, self._since, self._num_asked = state.get("vanishing", (False, 0, 0))
+        self.found = None if state.get("ruined") is None else (state["ruined"][0], state["ruined"][1])
+        self.is_open, self._since, self._num_asked = state.get("ruining", (False, 0, 0))
         if self.is_open:
             self._search.measure_later()
 

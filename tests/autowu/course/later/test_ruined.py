@@ -1,4 +1,4 @@
-"""Whether an LR at which nothing was learned has ruined the model: hardly any gradients are left then."""
+"""Whether an LR at which nothing was learned has ruined the model: the size of its gradients tells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.autowu.course.later.vanished import VANISHED
+from autowu_hf.autowu.course.later.ruined import EXPLODED, VANISHED
 from autowu_hf.autowu.reporting.report import headline
 
 STEPS = 100
@@ -50,20 +50,26 @@ def run(model, optimizer, schedule, losses, left=RUINED, since=0, stop=None):
     return lrs
 
 
-@pytest.mark.parametrize("steps", [40, 60, 100, 400])
-def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, caplog):
+@pytest.mark.parametrize(("steps", "left"), [(40, RUINED), (60, RUINED), (100, RUINED), (400, RUINED), (100, 8.0)])
+def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, left, caplog):
     model, optimizer, schedule = made(steps)
     before = copy.deepcopy(model.state_dict())
     with caplog.at_level(logging.INFO, "autowu_hf"):
-        lrs = run(model, optimizer, schedule, losses_of(steps))
+        lrs = run(model, optimizer, schedule, losses_of(steps), left)
     approach = schedule.report()["approach"]
-    found = approach["vanished"]
+    found, times = approach["ruined"]
+    assert (times < VANISHED) == (left < 1.0)
+    assert (times > EXPLODED) == (left > 1.0)
     assert approach["scale"]["held_by"] == "polyak"
     assert 0.12 * steps <= found == approach["stalled"] <= 0.45 * steps
     assert lrs[found - 1] == pytest.approx(10.0 * schedule.peak_lr)
     assert schedule.num_steps_lost >= found - 3
-    assert f"by step {found} the losses have not fallen, and hardly any gradients are left, at learning" in caplog.text
-    said = f"lowered since nothing had been learned by step {found} and hardly any gradients were left"
+    assert (
+        f"by step {found} the losses have not fallen, and the gradients are {times:.2g} times as large" in caplog.text
+    )
+    said = (
+        f"lowered since nothing had been learned by step {found} and the gradients were {times:.2g} times as large as"
+    )
     assert said in headline(schedule.report())
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert any(not torch.equal(before[name], now) for name, now in model.state_dict().items())
@@ -74,6 +80,7 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, caplog):
     [
         ("a plateau", 1.0, 0.0, {}),
         ("some are left", 1.6 * VANISHED, 0.0, {}),
+        ("they have grown a little", 0.6 * EXPLODED, 0.0, {}),
         ("something was learned", RUINED, 0.05, {}),
         ("SGD is another matter", RUINED, 0.0, {"make": torch.optim.SGD}),
         ("too few steps", RUINED, 0.0, {"steps": 29}),
@@ -82,17 +89,17 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, caplog):
 def test_nothing_goes_back_elsewhere(why, left, fallen, options):
     model, optimizer, schedule = made(**options)
     run(model, optimizer, schedule, losses_of(schedule.num_training_steps, fallen), left)
-    assert schedule.report()["approach"]["vanished"] is None, why
+    assert schedule.report()["approach"]["ruined"] is None, why
 
 
 def test_where_something_was_learned_nothing_is_measured():
     """So that no step costs more."""
     model, optimizer, schedule = made()
-    vanished, meter = schedule._course.approach.later.vanished, schedule._course.approach.search.meter
+    ruined, meter = schedule._course.approach.later.ruined, schedule._course.approach.search.meter
     measured = []
     for step in range(40):
         run(model, optimizer, schedule, losses_of(fallen=0.05), since=step, stop=step + 1)
-        measured.append(vanished.is_open)
+        measured.append(ruined.is_open)
     assert not any(measured)
     assert not meter.updates
 
@@ -118,9 +125,9 @@ def test_a_state_of_a_release_that_did_not_ask_is_taken():
     run(model, optimizer, schedule, losses_of(), stop=20)
     later = schedule._course.approach.later
     state = later.state_dict()
-    del state["vanished"], state["vanishing"]
+    del state["ruined"], state["ruining"]
     later.load_state_dict(state)
-    assert (later.vanished.is_open, later.vanished.found) == (False, None)
+    assert (later.ruined.is_open, later.ruined.found) == (False, None)
 
 
 def test_clipping_does_not_hide_it():
@@ -135,4 +142,4 @@ def test_clipping_does_not_hide_it():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
         optimizer.step()
         schedule.step(float(loss))
-    assert schedule.report()["approach"]["vanished"] is not None
+    assert schedule.report()["approach"]["ruined"] is not None
