@@ -38,7 +38,7 @@ RUNS = RunTable(
     results=("steps", "start", "test", "peak_lr", "switch", "ended_by", "rewound_to", "looked", "seconds", "versions"),
 )
 SEEDS = tuple(range(10, 15))
-OTHER_SEEDS = {"two classes, cut MiniLM": tuple(range(10, 20)), "cross-encoder, MiniLM": tuple(range(12, 17))}
+OTHER_SEEDS = {"two classes, cut MiniLM": tuple(range(10, 20)), "cross-encoder, MiniLM": tuple(range(13, 18))}
 """Of a task whose results differ much from seed to seed, and of one on whose first seeds a rule was chosen."""
 METHODS = ("linear 5e-5", "autowu")
 

@@ -75,6 +75,11 @@ class Signs:
         """Whether the last ``num`` of the losses (n,) lie 2 % below the first at most; False where too few tell."""
         return _share(losses, self.num_first, num) >= LEARNED
 
+    def are_lower(self, losses: Array) -> bool:
+        """Whether the losses (n,) since the growth are less than the first ones, in the mean of the finite ones."""
+        later = losses[self.ramp_end :]
+        return float(np.mean(later[np.isfinite(later)])) < level(losses[: self.num_first])
+
     @property
     def stall_step(self) -> int:
         """The steps done when something should have been learned, and enough of them at the scale's peak."""

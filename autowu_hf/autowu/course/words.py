@@ -142,7 +142,7 @@ _WERE = {
 def _setback(approach: Approach, step: int) -> str:
     """Why the run goes back after ``step`` steps, to grow again to a lower LR."""
     found = approach.later.ruined.found
-    as_large = "" if found is None else f", and the gradients are {found[1]:.2g} times as large as at first"
+    as_large = "" if found is None else f", and many gradients are {found[1]:.2g} times as large as at first"
     seen = f"have not fallen{as_large}" if approach.stalled == step else _SETBACKS[approach.breaks.reasons[-1]]
     return (
         f"AutoWU: by step {step} the losses {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "

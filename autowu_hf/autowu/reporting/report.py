@@ -243,7 +243,7 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     if approach.get("stalled") is not None:
         thin = " and most tensors hardly had a gradient" if approach["scale"].get("density", 1.0) < 1.0 else ""
         if approach.get("ruined"):
-            thin = f" and the gradients were {approach['ruined'][1]:.2g} times as large as at first"
+            thin = f" and many gradients were {approach['ruined'][1]:.2g} times as large as at first"
         said += f", lowered since nothing had been learned by step {approach['stalled']}{thin}"
     if approach.get("unmoved") is not None and approach["sweep"] is not None:
         said += f", and on from it since nothing had been learned by step {approach['unmoved']}"

@@ -55,7 +55,7 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, left, caplog):
     model, optimizer, schedule = made(steps)
     before = copy.deepcopy(model.state_dict())
     with caplog.at_level(logging.INFO, "autowu_hf"):
-        lrs = run(model, optimizer, schedule, losses_of(steps), left)
+        lrs = run(model, optimizer, schedule, losses_of(steps, fallen=-0.005), left)
     approach = schedule.report()["approach"]
     found, times = approach["ruined"]
     assert (times < VANISHED) == (left < 1.0)
@@ -65,10 +65,10 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, left, caplog):
     assert lrs[found - 1] == pytest.approx(10.0 * schedule.peak_lr)
     assert schedule.num_steps_lost >= found - 3
     assert (
-        f"by step {found} the losses have not fallen, and the gradients are {times:.2g} times as large" in caplog.text
+        f"by step {found} the losses have not fallen, and many gradients are {times:.2g} times as large" in caplog.text
     )
     said = (
-        f"lowered since nothing had been learned by step {found} and the gradients were {times:.2g} times as large as"
+        f"lowered since nothing had been learned by step {found} and many gradients were {times:.2g} times as large as"
     )
     assert said in headline(schedule.report())
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -79,8 +79,9 @@ def test_a_ruined_model_goes_back_and_on_at_a_tenth(steps, left, caplog):
     ("why", "left", "fallen", "options"),
     [
         ("a plateau", 1.0, 0.0, {}),
-        ("some are left", 1.6 * VANISHED, 0.0, {}),
-        ("they have grown a little", 0.6 * EXPLODED, 0.0, {}),
+        ("most are left", 0.95, 0.0, {}),
+        ("they have grown a little", 0.6 * EXPLODED, -0.005, {}),
+        ("they have grown, and the loss falls by a little", 2.0 * EXPLODED, 0.01, {}),
         ("something was learned", RUINED, 0.05, {}),
         ("SGD is another matter", RUINED, 0.0, {"make": torch.optim.SGD}),
         ("too few steps", RUINED, 0.0, {"steps": 29}),
