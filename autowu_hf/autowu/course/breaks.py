@@ -34,7 +34,7 @@ def divisor_of(scale: Scale, is_stalled: bool = True, is_ruined: bool = False) -
     Args:
         scale: of the first updates.
         is_stalled: whether it has taught nothing by the time at which that counts.
-        is_ruined: whether the gradients have, too, so that it is no plateau.
+        is_ruined: whether its gradients say that it has ruined the model, so that it is no plateau.
     """
     if is_ruined or not is_stalled:
         return BREAK_DIVISOR if is_ruined else 1.0

@@ -69,8 +69,8 @@ class Looks:
             self._later.ask(step, self._way)
 
     def is_ruined(self, step: int, losses: Array) -> bool:
-        """Whether hardly any gradients are left where nothing was learned, see ``Ruined.look``; that waits until
-        nobody else measures.
+        """Whether an LR at which nothing was learned has ruined the model, see ``Ruined.look``; that waits until nobody
+        else measures.
 
         Args:
             step: the steps done.

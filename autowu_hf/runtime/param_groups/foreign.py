@@ -40,8 +40,14 @@ class ForeignLR:
         """
         if self._num_seen == _OFTEN:
             return
-        pairs = enumerate(zip((group["lr"] for group in optimizer.param_groups), lrs, strict=False))
-        found = next((number for number, (present, lr) in pairs if _differ(present, lr)), None)
+        for group, lr in zip(optimizer.param_groups, lrs, strict=False):
+            if group["lr"] is not lr:  # which it is at every step of most runs
+                break
+        else:
+            self._num_seen = 0
+            return
+        pairs = enumerate(zip(optimizer.param_groups, lrs, strict=False))
+        found = next((number for number, (group, lr) in pairs if _differ(group["lr"], lr)), None)
         if found is None:
             self._num_seen = 0
             return
@@ -60,6 +66,6 @@ class ForeignLR:
 
 def _differ(present: float | Tensor, lr: float | Tensor) -> bool:
     """Whether two LRs are not the same; those that are tensors are not read, for that may wait for a device."""
-    if present is lr or isinstance(present, Tensor) or isinstance(lr, Tensor):
+    if isinstance(present, Tensor) or isinstance(lr, Tensor):
         return False
     return not math.isclose(present, lr, rel_tol=_NEAR)
