@@ -89,7 +89,7 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     assert "growth, tap included" in printed
     between, looks, watched = (line for line in printed.splitlines() if "40 steps, " in line)
     switch = between.split(" to ")[1].split(",")[0]  # around the scale, in training: the peak was found
-    assert 2 < int(switch) <= 12
+    assert 2 < int(switch) <= 20  # later where nothing was learned, since gradients are asked then
     assert 0 < int(looks.split(" looks")[0].split()[-1]) < int(switch) - 2
     assert all(float(line.split("x ")[0].split()[-1]) > 0.0 for line in (between, looks, watched))
     assert "at most 12 at a time" in printed
