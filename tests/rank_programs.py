@@ -295,7 +295,9 @@ def trainer_run(
         scheduler, optimizer = kwargs["lr_scheduler"], kwargs["optimizer"]
         scheduler = getattr(scheduler, "scheduler", scheduler)
         state = [*kwargs["model"].parameters(), *kwargs["model"].buffers()]
-        state += [value for own in optimizer.state.values() for value in own.values()]
+        state += [torch.as_tensor(value) for own in optimizer.state.values() for value in own.values()]
+        for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
+            state += getattr(optimizer.optimizer, name, [])  # DeepSpeed's own weights
         states[step] = [getattr(t, "_local_tensor", t).detach().clone() for t in state]
         if scheduler.switch_step is not None:
             then = states[scheduler.rewound_to // scheduler._cadence.ticks_per_step]
@@ -428,7 +430,12 @@ def compile_nothing() -> None:
 
 def deepspeed_trainer_run(folder: str, config: dict[str, Any], **options: Any) -> dict[str, Any]:
     """``trainer_run`` under DeepSpeed."""
+    from transformers import training_args
+
     compile_nothing()
+    if "bf16" in config:  # TrainingArguments wants a GPU for it
+        training_args.is_torch_bf16_gpu_available = lambda *args: True
+        options["bf16"] = True
     return trainer_run(folder, deepspeed=config, use_cpu=False, before_trainer=allow_deepspeed_on_a_cpu, **options)
 
 
@@ -457,9 +464,7 @@ def sharded_loop(
     model = TinyClassifier()
     data = torch.utils.data.DataLoader(noisy(480), batch_size=8)
     ticks = 1 if own_optimizer else accelerator.num_processes
-    options = {"max_lr": 10.0, "test_every": 3 * ticks}
-    if kind == "fsdp2":
-        options["rewind"] = False  # its copies are not in the checkpoint
+    options = {"max_lr": 10.0, "test_every": 3 * ticks, "rewind": False}  # its copies are not in the checkpoint
     if own_optimizer:
         optimizer: Any = DummyOptim(model.parameters(), lr=1e-3)
         scheduler: Any = DummyScheduler(

@@ -78,16 +78,36 @@ class WithBatchNorm(TinyClassifier):
 
 
 @pytest.mark.parametrize("rule", ["minimum", "cliff"])
-@pytest.mark.parametrize("launcher", ["1 process", "DDP", pytest.param("FSDP2", marks=needs_fsdp2)])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "1 process",
+        "DDP",
+        pytest.param("FSDP2", marks=needs_fsdp2),
+        pytest.param("ZeRO 2", marks=needs_deepspeed),
+        pytest.param("ZeRO 3", marks=needs_deepspeed),
+        pytest.param("ZeRO 1 in bf16", marks=[needs_deepspeed, pytest.mark.once]),
+        pytest.param("ZeRO 2 in bf16", marks=[needs_deepspeed, pytest.mark.once]),
+        pytest.param("ZeRO 3 in bf16", marks=[needs_deepspeed, pytest.mark.once]),
+    ],
+)
 def test_rewind_goes_back_bit_for_bit(tmp_path, launcher, rule):
-    """Parameters, optimizer state and buffers, of every process its own share; under DDP batch norm's buffers too."""
+    """Parameters, optimizer state and buffers, of every process its own share; under DDP batch norm's buffers too;
+    under ZeRO its own weights, and those in half precision that the model computes with.
+    """
     function, arguments = (fsdp_trainer_run, (2,)) if launcher == "FSDP2" else (trainer_run, ())
+    environment, is_half = None, launcher.endswith("bf16")
+    if launcher.startswith("ZeRO"):
+        config = deepspeed_config(int(launcher[5])) | ({"bf16": {"enabled": True}} if is_half else {})
+        function, arguments, environment = deepspeed_trainer_run, (config,), DEEPSPEED
     ranks = run_ranks(
         function,
         str(tmp_path),
         *arguments,
         processes=1 if launcher == "1 process" else 2,
-        model=WithBatchNorm(),
+        timeout=400.0,
+        environment=environment,
+        model=TinyClassifier() if is_half else WithBatchNorm(),  # torch has no batch norm in bf16 on a CPU
         watch_states=True,
         options={"test_every": 3, "peak_rule": rule, "max_lr": 100.0},
     )

@@ -67,14 +67,46 @@ def test_fsdp2(tmp_path, one_process):
     check_finds_the_same(run(fsdp_trainer_run, tmp_path, 2), one_process, tolerance=1e-2)
 
 
+def run_deepspeed(folder, config, **settings):
+    return run(deepspeed_trainer_run, folder, config, environment=DEEPSPEED, timeout=400.0, **settings)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    "stage", [pytest.param(0, marks=pytest.mark.once), pytest.param(1, marks=pytest.mark.once), 2, 3]
+)
+def test_deepspeed(tmp_path, one_process, stage):
+    """ZeRO keeps flat shares of the weights; the same is found in them."""
+    check_finds_the_same(run_deepspeed(tmp_path, deepspeed_config(stage)), one_process, tolerance=1e-2)
+
+
 @pytest.mark.once
 @needs_deepspeed
-def test_deepspeed_looks_over_the_range(tmp_path):
-    for seen in run(deepspeed_trainer_run, tmp_path, deepspeed_config(2), environment=DEEPSPEED, timeout=400.0):
-        assert seen["approach"]["scale"] is None
-        assert "DeepSpeed" in seen["approach"]["obstacle"]
-        assert seen["all_lrs_equal"]
-        assert seen["last_lr"] == 0.0
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_finds_the_same_in_half_precision_and_clipped_and_accumulated(tmp_path, one_process, stage):
+    """Half precision rounds the gradients; an accumulated step has other examples."""
+    half = {**deepspeed_config(stage), "bf16": {"enabled": True}}
+    clipped = {**deepspeed_config(stage), "gradient_clipping": "auto"}
+    check_finds_the_same(run_deepspeed(tmp_path / "half", half), one_process, tolerance=5e-2)
+    check_finds_the_same(run_deepspeed(tmp_path / "clipped", clipped, max_grad_norm=0.01), one_process, tolerance=5e-2)
+    accumulated = {"gradient_accumulation_steps": 4, "samples": 1920}
+    (expected,) = run(trainer_run, tmp_path / "one", processes=1, **accumulated)
+    ranks = run_deepspeed(tmp_path / "accumulated", deepspeed_config(stage), **accumulated)
+    check_finds_the_same(ranks, expected, tolerance=1e-2)
+
+
+@pytest.mark.once
+@needs_deepspeed
+def test_deepspeed_counts_the_parts_that_each_process_has(tmp_path):
+    """A group of its own for two tensors, of three shapes, so that a share begins within one of them."""
+    config = deepspeed_config(3)
+    config["zero_optimization"]["sub_group_size"] = 20
+    whole, small = (
+        run_deepspeed(tmp_path / name, c) for name, c in (("whole", deepspeed_config(3)), ("small", config))
+    )
+    for seen, other in zip(small, whole, strict=True):
+        for number in ("polyak", "trust", "layer_trust"):
+            assert seen["approach"]["scale"][number] == pytest.approx(other["approach"]["scale"][number], rel=1e-5)
 
 
 @pytest.mark.once
@@ -97,14 +129,25 @@ def asked(tmp_path_factory):
     return run(trainer_run, tmp_path_factory.mktemp("asked"), processes=1, asks_later=True)
 
 
+LAUNCHERS = [
+    "ddp",
+    1,
+    pytest.param(2, marks=needs_fsdp2),
+    pytest.param("zero 2", marks=needs_deepspeed),
+    pytest.param("zero 3", marks=needs_deepspeed),
+]
+
+
 def run_by(kind, folder, **options):
-    """What two processes saw, by DDP, or by FSDP of version 1 or 2."""
+    """What two processes saw, by DDP, by FSDP of version 1 or 2, or by ZeRO 2 or 3."""
+    if str(kind).startswith("zero"):
+        return run_deepspeed(folder, deepspeed_config(int(kind[-1])), **options)
     where = (trainer_run, folder) if kind == "ddp" else (fsdp_trainer_run, folder, kind)
     return run(*where, **options)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_later_batches_say_the_same_under_every_launcher(kind, tmp_path, asked):
     for seen in run_by(kind, tmp_path, asks_later=True):
         assert seen["all_lrs_equal"]
@@ -118,7 +161,7 @@ def too_far(tmp_path_factory):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_growth_that_has_gone_too_far_is_judged_alike_under_every_launcher(kind, tmp_path, too_far):
     expected = too_far[0]["approach"]["overshot"]
     assert len(expected) == 2
@@ -172,7 +215,7 @@ def relapsed(tmp_path_factory):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["ddp", 1, pytest.param(2, marks=needs_fsdp2)])
+@pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_relapse_is_judged_alike_under_every_launcher(kind, tmp_path, relapsed):
     expected = relapsed["relapses"]
     assert [attempt["was_lost"] for attempt in expected["attempts"]][:1] == [True]

@@ -13,7 +13,7 @@ from ..rewind import Rewind
 from ..runtime import collective
 from ..runtime.checks import check_steps, whole
 from ..runtime.losses.history import LossHistory
-from ..runtime.param_groups import own_lr, weights_out_of_reach
+from ..runtime.param_groups import own_lr, shares_out_of_reach
 from .course.course import Course
 from .course.fall import lr_of_fall
 from .peak_rule import PeakRule
@@ -176,7 +176,7 @@ class AutoWUScheduler(Reported):
         return self._curve.warmup(step - self._since)
 
     def _check_optimizer(self, optimizer: Any) -> None:
-        obstacle = weights_out_of_reach(optimizer)
+        obstacle = shares_out_of_reach(optimizer, self.optimizer)
         if obstacle is not None:
             self.rewind.refuse(obstacle)
             self._course.give_up(obstacle.reason)

@@ -30,7 +30,9 @@ def _backward(this: Wrap) -> Function:
 
     def backward(self: Accelerator, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
         if this.is_active:
-            tell_backward(loss, self)  # before the backward: DeepSpeed's engine steps the scheduler inside it
+            # Before the backward: DeepSpeed's engine steps the scheduler inside it, and Trainer tells it by this name
+            # that the loss is divided by the number of micro-batches already.
+            tell_backward(loss, self, is_divided=kwargs.get("scale_wrt_gas") is False)
         return original(self, loss, *args, **kwargs)
 
     return backward

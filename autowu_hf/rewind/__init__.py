@@ -1,6 +1,6 @@
 """Rewind: snapshots of training, taken along the warm-up, one of which the switch restores."""
 
-from ..runtime.param_groups import weights_out_of_reach as cannot_rewind
+from ..runtime.param_groups import shares_out_of_reach as cannot_rewind
 from .memory import free_memory
 from .rewind import Rewind
 from .snapshot import Snapshot

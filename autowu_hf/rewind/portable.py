@@ -82,8 +82,8 @@ def snapshots_in(states: Sequence[dict[str, Any]], optimizer: Optimizer) -> list
         return loaded
     if collective.is_main_process():
         logger.warning(
-            "the checkpoint holds no snapshots that fit this run (rewind_in_checkpoint=False leaves them out, as FSDP "
-            'and rewind="disk" do), so that AutoWU\'s rewind goes back at most to the '
+            "the checkpoint holds no snapshots that fit this run (rewind_in_checkpoint=False leaves them out, and "
+            'FSDP, ZeRO and rewind="disk" do), so that AutoWU\'s rewind goes back at most to the '
             "step after which the run was resumed"
         )
     return []

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.finite import OutOfReachError
-from ..runtime.param_groups import Obstacle, weights_out_of_reach
+from ..runtime.param_groups import Obstacle, shares_out_of_reach
 from . import portable, snapshot
 from .memory import cannot_copy, find_room
 from .on_disk import SnapshotFolder
@@ -80,7 +80,7 @@ class Rewind:
         self._untrained = Untrained(shares=mode != "disk")
         self._due_lr, self._said_size = 0.0, False
         self._spare: Snapshot | None = None
-        obstacle = weights_out_of_reach(optimizer)
+        obstacle = shares_out_of_reach(optimizer)
         if obstacle is not None:
             self.refuse(obstacle)
 
@@ -125,7 +125,7 @@ class Rewind:
 
     def _find_room(self, fewest: int) -> int | None:
         """How many snapshots fit, by one collective; None: no limit, or fewer than ``fewest``, and rewind is off."""
-        obstacle = weights_out_of_reach(self._optimizer)
+        obstacle = shares_out_of_reach(self._optimizer)
         if obstacle is not None:
             self.refuse(obstacle)
             return None

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.finite import OutOfReachError, is_finite, local_share, parts
-from ..runtime.param_groups import layers, states_of
+from ..runtime.param_groups import layers, parameters_of, states_of, zero_of
 from .tensors import copied_all, fill, num_bytes, put_back, tensors_in
 from .untrained import Untrained, find_untrained
 
@@ -27,7 +27,7 @@ class Snapshot:
 
     Args:
         step: scheduler steps done.
-        parameters: those of the optimizer, in its order.
+        parameters: those of the optimizer, in the order of ``param_groups.parameters_of``.
         buffers: those of the models, and parameters that are not trained, by name; see ``Untrained``.
         states: the optimizer's state of every parameter; where several optimizers wrap each other, of each of them.
         groups: the options of every parameter group without its learning rate; the group may be empty.
@@ -129,7 +129,7 @@ def size(optimizer: Optimizer, models: Sequence[nn.Module], untrained: Untrained
 
 def fits(snapshot: Snapshot, optimizer: Optimizer) -> bool:
     """Whether a snapshot is one of this optimizer, by the shapes of its parameters."""
-    shapes = [local_share(p).shape for p in _parameters(optimizer)]
+    shapes = [local_share(p).shape for p in parameters_of(optimizer)]
     return [t.shape for t in snapshot.parameters] == shapes[: len(snapshot.parameters)]
 
 
@@ -159,14 +159,14 @@ def restore(
             continue
         if saved is not None or untrained is None or name in untrained.changed:
             other.append(name)
-    for i, (live, saved) in enumerate(zip(_parameters(optimizer), snapshot.parameters, strict=False)):
+    for i, (live, saved) in enumerate(zip(parameters_of(optimizer), snapshot.parameters, strict=False)):
         if not fill(live, saved):
             other.append(f"parameter {i} of the optimizer")
     known = {id(tensor) for name, tensor in named.items() if name in snapshot.buffers}
-    joined = [*enumerate(_parameters(optimizer))][len(snapshot.parameters) :]
+    joined = [*enumerate(parameters_of(optimizer))][len(snapshot.parameters) :]
     other += [f"parameter {i} of the optimizer" for i, parameter in joined if id(parameter) not in known]
     per_parameter = len(snapshot.states) // max(len(snapshot.parameters), 1)  # a state may be older than the wraps
-    places = [(p, of) for p in _parameters(optimizer) for of in states_of(optimizer)[:per_parameter]]
+    places = [(p, of) for p in parameters_of(optimizer) for of in states_of(optimizer)[:per_parameter]]
     saved_states = snapshot.states + [{}] * (len(places) - len(snapshot.states))
     for (parameter, states), state in zip(places, saved_states, strict=True):
         if state:
@@ -187,28 +187,30 @@ _FSDP1 = "FullyShardedDataParallel"
 
 
 def is_sharded(optimizer: Optimizer, models: Sequence[nn.Module]) -> bool:
-    """Whether every process holds another share of the parameters (FSDP1 or FSDP2)."""
-    if any(hasattr(p, "to_local") for p in _parameters(optimizer)):
+    """Whether every process holds another share of the parameters (FSDP1, FSDP2 or DeepSpeed's ZeRO)."""
+    zero = zero_of(optimizer)
+    if zero is not None:
+        return zero.num_shares > 1
+    if any(hasattr(p, "to_local") for p in parameters_of(optimizer)):
         return True
     return any(type(m).__name__ == _FSDP1 for model in models for m in model.modules())
 
 
 def num_shares(optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> int:
-    """Into how many shares the processes divide the parameters (FSDP1 or FSDP2); 1 where each has all of them.
+    """Into how many shares the processes divide the parameters (FSDP, DeepSpeed's ZeRO); 1 where each has all of them.
 
     Args:
         optimizer: of the parameters.
         models: called for those that have them.
     """
-    if any(hasattr(p, "to_local") for p in _parameters(optimizer)):
+    zero = zero_of(optimizer)
+    if zero is not None:
+        return zero.num_shares
+    if any(hasattr(p, "to_local") for p in parameters_of(optimizer)):
         return collective.num_processes()
     wraps: list[Any] = [m for model in models() for m in model.modules() if type(m).__name__ == _FSDP1]
     divided = [wrap for wrap in wraps if wrap.sharding_strategy.name != "NO_SHARD"]
     return max((int(wrap.process_group.size()) for wrap in divided), default=1)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -221,7 +223,7 @@ def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def _trained(optimizer: Optimizer) -> list[Any]:
     """Parameters, state and options of the groups, as a snapshot has them."""
-    parameters = _parameters(optimizer)
+    parameters = parameters_of(optimizer)
     states = [states.get(p, {}) for p in parameters for states in states_of(optimizer)]
     groups = [{k: v for k, v in group.items() if k not in _OWN_OF_GROUPS} for group in _groups(optimizer)]
     return [parameters, states, groups]

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..runtime import collective
 from ..runtime.finite import parts
+from ..runtime.param_groups import trained_ids
 from .tensors import Mark, copied, marks, num_bytes
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def find_untrained(optimizer: Optimizer, models: Sequence[nn.Module], also: Coll
     in the names. Parameters that need gradients and are not this optimizer's are another one's. Those that
     ``also`` names count too, for they were not trained once.
     """
-    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = trained_ids(optimizer)
     named: dict[str, Tensor] = {}
     for i, model in enumerate(models):
         for name, tensor in [*model.named_buffers(), *model.named_parameters()]:

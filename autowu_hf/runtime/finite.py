@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .param_groups import innermost
+from .param_groups import innermost, parameters_of
 
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -110,8 +110,7 @@ def is_finite(tensor: Any) -> bool:
 
 def has_finite_parameters(optimizer: Optimizer) -> bool:
     """Whether no parameter of an optimizer, of this process's share, is infinite or NaN."""
-    groups = innermost(optimizer).param_groups
-    return all(is_finite(p) for group in groups for p in group["params"])
+    return all(map(is_finite, parameters_of(innermost(optimizer))))
 
 
 def _is_finite(part: Tensor) -> bool:

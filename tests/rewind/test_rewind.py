@@ -75,7 +75,7 @@ def test_where_it_cannot_work_it_is_refused_or_left_out(caplog):
         pass
 
     for kind, said in (
-        (DeepSpeedZeroOptimizer, "keeps partitions"),
+        (DeepSpeedZeroOptimizer, "DeepSpeed keeps some of the weights"),
         (AdaLomo, "inside the backward"),
         (ZeroRedundancyOptimizer, "keeps its state to itself"),
     ):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...rewind import snapshot
-from ...runtime.param_groups import weights_out_of_reach
+from ...runtime.param_groups import shares_out_of_reach
 from .breaks import BREAK_DIVISOR, Breaks, divisor_of
 from .later.lasting import may_be_raised
 from .later.later_measures import LaterMeasures
@@ -79,7 +79,7 @@ class Approach:
         self.has_fallen: bool | None = None
         self.sweep: Sweep | None = None
         self.is_late = self.wants_back = self.waits = self.is_over = False
-        if (obstacle := weights_out_of_reach(optimizer)) is not None:
+        if (obstacle := shares_out_of_reach(optimizer)) is not None:
             self.give_up(obstacle.reason)
         self.search.start(functools.partial(snapshot.num_shares, optimizer, models))
         self.is_over = self.search.is_over

@@ -15,7 +15,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from ..param_groups import innermost
+from ..param_groups import innermost, trained_ids
 from .doubts import LossDoubts
 from .value import loss_value
 
@@ -74,12 +74,14 @@ class LossTap:
         _listening[:] = [ref for ref in _listening if ref() is not self]
         self._steps, self._sum = [], None
 
-    def hear(self, loss: Tensor, accelerator: Accelerator) -> None:
+    def hear(self, loss: Tensor, accelerator: Accelerator, is_divided: bool = False) -> None:
         """Takes in the loss of one backward call.
 
         Args:
             loss: (), about to be back-propagated; what ``loss_value`` makes of it is kept.
             accelerator: the one whose ``backward`` was called.
+            is_divided: whether the loss of a micro-batch is a part of the step's, and adds up, even if the accelerator
+                counts micro-batches.
 
         Raises:
             ValueError: the loss is not a scalar.
@@ -95,7 +97,7 @@ class LossTap:
         if self._sum is None:
             self._sum, self._micro_batches, self._micro_batch = value, 1, accelerator.step
             self._num_wanted = gradients.num_steps
-            self._mean = self._num_wanted > 1
+            self._mean = self._num_wanted > 1 and not is_divided
             # A loop that accumulates without accelerator.accumulate() has one backward call per micro-batch.
             self._by_hand = self._mean and accelerator.step == 0 and not gradients.end_of_dataloader
         else:
@@ -161,7 +163,7 @@ class LossTap:
         accelerator = None if self._accelerator is None else self._accelerator()
         if accelerator is None or self._optimizer is None:
             return []
-        own = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        own = trained_ids(self._optimizer)
         trained = [model for model in accelerator._models if any(p.requires_grad for p in model.parameters())]
         others = [model for model in trained if all(id(p) not in own for p in model.parameters())]
         return [model for model in accelerator._models if all(model is not other for other in others)]
@@ -183,12 +185,13 @@ def _taps() -> list[LossTap]:
     return [tap for tap in [ref() for ref in _listening] if tap is not None]
 
 
-def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
+def tell_backward(loss: Tensor, accelerator: Accelerator, is_divided: bool = False) -> None:
     """A loss is about to be back-propagated: the taps of this accelerator's optimizers hear it.
 
     Args:
         loss: the scalar loss.
         accelerator: whose ``backward`` was called.
+        is_divided: see ``LossTap.hear``.
 
     Raises:
         ValueError: the loss is not a scalar.
@@ -198,7 +201,7 @@ def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
     if len(_listening) == 1:  # so it is in most runs, and this is quick
         only = _listening[0]()
         if only is not None and (only._prepared_by(accelerator) or only._prepared is None):
-            only.hear(loss, accelerator)
+            only.hear(loss, accelerator, is_divided)
         return
     present = _taps()
     taps = [tap for tap in present if tap._prepared_by(accelerator)]
@@ -208,7 +211,7 @@ def tell_backward(loss: Tensor, accelerator: Accelerator) -> None:
         taps = [tap for tap in taps if not tap.yields]
     for tap in taps:
         tap._ambiguous = tap._ambiguous or len(taps) > 1
-        tap.hear(loss, accelerator)
+        tap.hear(loss, accelerator, is_divided)
 
 
 def tell_zero_grad(optimizer: AcceleratedOptimizer) -> None:

@@ -18,11 +18,14 @@ from .groups import (
     states_of,
     weights_out_of_reach,
 )
+from .stepped import Stepped
+from .zero import parameters_of, shares_out_of_reach, trained_ids, zero_of
 
 __all__ = [
     "ForeignLR",
     "ForeignLRWarning",
     "Obstacle",
+    "Stepped",
     "common_lr",
     "device_of",
     "innermost",
@@ -31,11 +34,15 @@ __all__ = [
     "lr_ratios",
     "match_ratios",
     "own_lr",
+    "parameters_of",
     "partitioned_by",
     "refuse_layer_wise",
     "refuse_to_maximize",
     "restore_added",
     "set_lrs",
+    "shares_out_of_reach",
     "states_of",
+    "trained_ids",
     "weights_out_of_reach",
+    "zero_of",
 ]

@@ -3,7 +3,8 @@
 from .backward_calls import tell_clipping
 from .distance import Distance
 from .meter import START_IS_GONE, UpdateMeter
+from .obstacles import seem_clipped
 from .trials import taken_back
-from .update import Update, seem_clipped
+from .update import Update
 
 __all__ = ["START_IS_GONE", "Distance", "Update", "UpdateMeter", "seem_clipped", "taken_back", "tell_clipping"]

@@ -67,8 +67,9 @@ class Distance:
 
         def count(*args: Any) -> None:
             distance = this()
-            if distance is not None and distance._num_steps is not None and not distance._meter.rests:
-                distance._num_steps += 1
+            if distance is None or distance._num_steps is None or distance._meter.rests:
+                return
+            distance._num_steps += distance._meter.ends_step()
 
         self._hook = self._meter.optimizer.register_step_post_hook(count)
 

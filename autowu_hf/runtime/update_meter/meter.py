@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from .. import collective
 from ..finite import numbers_of
-from ..param_groups import innermost
+from ..param_groups import Stepped
 from .backward_calls import BackwardCalls
 from .layers import over_processes, told_by
+from .obstacles import obstacle_in, obstacle_of
 from .shares import Shares
 from .sketch import kind_of, sketch
 from .state_aside import StateAside
 from .step_hooks import gradient_hooks, step_hooks
 from .trials import trial_of
-from .update import HALF, Update, decay_of, obstacle_in, on_host, root_mean_square, rows_of, seen_share, sums_of
+from .update import HALF, Update, on_host, root_mean_square, rows_of, seen_share, sums_of
 
 
 class UpdateMeter:
@@ -52,10 +52,9 @@ class UpdateMeter:
         self.expected_lr = self.takes_back_from = math.inf
         self.as_new: bool | None = None
         self.num_backwards, self._is_used = 0, is_used
-        self._outermost = optimizer  # the schedule sets the LRs of its groups
-        self.optimizer: Optimizer = innermost(optimizer)
+        self._stepped = Stepped(optimizer, ratios)
+        self.optimizer = self._stepped.optimizer
         self._aside = StateAside(self.optimizer)
-        self._ratios = [*ratios]
         self._hooks: list[Any] = []
         self._trial: object | None = None
         self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -70,7 +69,7 @@ class UpdateMeter:
         names = ("updates", "expected_lr", "takes_back_from", "as_new", "_is_used", "_num_shares", "_takes_back")
         kept = {name: self.__dict__[name] for name in (*names, "_has_start")}
         had = {"was_armed": bool(self._hooks), "had_start": bool(self._start)}
-        return {**UpdateMeter(self._outermost, self._ratios).__dict__, **kept, **had}
+        return {**UpdateMeter(self._stepped.outermost, self._stepped.ratios).__dict__, **kept, **had}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -84,7 +83,7 @@ class UpdateMeter:
 
         Args:
             num_shares: called at a step: into how many shares the processes divide the parameters; see ``Shares``.
-            takes_back: whether steps of weights in half precision are taken back.
+            takes_back: whether steps of weights in half precision are taken back; under ZeRO none is.
         """
         self._num_shares, self._takes_back = num_shares, takes_back
         if self._hooks:
@@ -100,11 +99,12 @@ class UpdateMeter:
         """Measures, too, what later batches say of the way since w_0 (``Update.fallen``), until it is disarmed.
 
         Args:
-            weights: w_0, this process's shares in the order of the optimizer's parameters; none: the weights before
-                the next step.
+            weights: w_0, this process's shares in the order of ``param_groups.parameters_of``; none: the weights
+                before the next step.
         """
         self._has_start = True
-        self._start = {id(p): w for p, w in zip(self._parameters(), weights, strict=False)}
+        pairs = zip(self._parameters(), self._stepped.in_order(weights), strict=False)
+        self._start = {id(p): w for p, w in pairs}
 
     def disarm(self) -> None:
         """Measures no more, and lets go of all copies."""
@@ -152,12 +152,11 @@ class UpdateMeter:
         return Shares(self._parameters(), self._num_shares())
 
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        return self._stepped.parameters()
 
-    def _lr(self) -> float:
-        """The common LR, that of a group of ratio 1."""
-        pairs = zip(self._outermost.param_groups, self._ratios, strict=False)
-        return next((float(group["lr"]) / ratio for group, ratio in pairs if ratio > 0.0), 0.0)
+    def ends_step(self) -> bool:
+        """Whether a call of the innermost optimizer ends a step of the run: ZeRO makes several of them for one."""
+        return self._stepped.ends()
 
     @torch.no_grad()
     def look_before(self, has_closure: bool) -> None:
@@ -166,31 +165,34 @@ class UpdateMeter:
         Args:
             has_closure: whether the optimizer is stepped with one.
         """
-        self._before, self.idle = [], self._why_idle()
+        if self._stepped.begins():
+            self._before, self.idle = [], self._why_idle()
         if self.idle is not None:
             return
+        stepped, zero = self._stepped.with_gradients(), self._stepped.zero
         scale = getattr(self.optimizer, "grad_scale", None)  # gradient scalers hand it, and found_inf, to some
         if has_closure:  # which leaves its gradients behind
             self._backward_calls.clear()
-        elif obstacle_in(self._parameters()) is not None:
+        elif obstacle_in(stepped) is not None:
             return
-        for parameter in self._parameters():
+        for parameter in stepped:
             weights, gradient = numbers_of(parameter), None if has_closure else numbers_of(parameter.grad)
             if weights is not None and (has_closure or gradient is not None):
                 held = None if gradient is None else on_host(gradient, scale)
                 self._before.append((parameter, on_host(weights), held))
         if self._has_start and not self._start:  # a parameter may get its first gradient later
-            readable = {id(p): numbers_of(p) for p in self._parameters() if p.requires_grad}
+            trained = self._parameters() if zero is not None else [p for p in stepped if p.requires_grad]
+            readable = {id(p): numbers_of(p) for p in trained}
             self._start = {key: on_host(weights) for key, weights in readable.items() if weights is not None}
         if self.as_new is None:
-            self.as_new = self._is_used()
+            self.as_new = zero is None and self._is_used()
         if self.as_new and self._takes_back:
             self._aside.take()
 
     def _why_idle(self) -> str | None:
         """Why the coming step is not to be measured, as a part of a sentence."""
         overflow = getattr(self.optimizer, "found_inf", None)
-        lr = self._lr()
+        lr = self._stepped.lr()
         if lr <= 0.0:
             return "the learning rate was 0"
         if overflow is not None and float(overflow) > 0.0:
@@ -206,14 +208,17 @@ class UpdateMeter:
     @torch.no_grad()
     def look_after(self) -> None:
         """Measures the step just made."""
-        is_new, before, self._before = self._aside.put_back(), self._before, []
+        is_new = self._aside.put_back()
+        if not self._stepped.ends():
+            return
+        before, self._before = self._before, []
         if self.idle is not None:
             self._backward_calls.clear()
             return
-        lr, parts, shares = self._lr(), {}, self._shares
-        of_groups = [(float(group["lr"]), decay_of(group), group["params"]) for group in self._outermost.param_groups]
-        own = {id(p): (rate, decay) for rate, decay, parameters in of_groups for p in parameters}
+        lr, parts, shares, zero = self._stepped.lr(), {}, self._shares, self._stepped.zero
+        rates = self._stepped.rates()
         unreadable = obstacle_in(self._parameters())
+        self._stepped.hide_gradients()
         told = self._backward_calls.told_clipping(self._parameters())
         divisors = dict(zip(map(id, self._parameters()), told, strict=True)) if len({*told}) > 1 else {}
         for parameter, weights, gradient in before if unreadable is None else []:
@@ -224,28 +229,25 @@ class UpdateMeter:
             if divisors:  # not all of them were clipped together
                 g = g * divisors[id(parameter)]
             w0 = None if start is None else start.to(now.device)
-            parts[id(parameter)] = sums_of(w, now, g, *own[id(parameter)], w0) / shares.copies_of(parameter)
+            parts[id(parameter)] = sums_of(w, now, g, *rates[id(parameter)], w0) / shares.copies_of(parameter)
         have_part = [id(p) in parts for p in self._parameters()]
         rows = rows_of([parts[id(p)] for p in self._parameters() if id(p) in parts])
         clipping: float | None = 1.0 if divisors else told[0] if told else None
-        if clipping is None:
+        if zero is not None:
+            clipping = zero.clipping()
+        elif clipping is None:
             clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())))
         sums, layers = over_processes(rows, have_part, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
-        for parameter, weights, _ in before if self._takes_back else []:
+        for parameter, weights, _ in before if self._takes_back and zero is None else []:
             now = numbers_of(parameter)
             if now is not None and (now.dtype in HALF or is_large or is_new):
                 now.copy_(weights)
         self.num_backwards, is_repeated = self._backward_calls.num_added, self._backward_calls.began_anew
         self._backward_calls.clear()
-        has_closure = any(gradient is None for *_, gradient in before)
-        obstacles = {
-            "the optimizer calls its closure more than once in a step": has_closure and is_repeated,
-            "the optimizer has no gradients at its step": float(sums[-1]) == 0.0,
-            "gradients or weights of a first step are not finite": not math.isfinite(sum(sums.tolist())),
-            "the gradients of a first step are clipped in a way that cannot be seen": clipping is None,
-        }
-        obstacle = unreadable or next((words for words, holds in obstacles.items() if holds), None)
+        is_repeated = is_repeated and any(gradient is None for *_, gradient in before)
+        kept = zero is not None and (len(before) < len(zero.pieces), is_large and self._takes_back)
+        obstacle = unreadable or obstacle_of(sums, clipping, is_repeated, *(kept or (False, False)))
         if obstacle is not None or clipping is None:
             self.updates.append(str(obstacle))
         else:

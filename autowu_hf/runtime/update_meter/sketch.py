@@ -40,7 +40,7 @@ def sketch(parameters: Sequence[Tensor], shares: Shares) -> Tensor:
     begin = shares.process * SIZE // shares.num_processes  # few weights of a process then have sums of their own
     for parameter in parameters:
         weights = numbers_of(parameter)
-        if weights is None:
+        if weights is None or not weights.numel():
             continue
         own = torch.zeros(SIZE, dtype=summed_in(weights.device), device=weights.device)
         for part in torch.split(weights.reshape(-1), _CHUNK):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..finite import numbers_of
 
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
@@ -170,38 +168,10 @@ def _pieces(tensor: Tensor) -> Sequence[Tensor]:
     return torch.split(flat, _PIECE) if tensor.device.type == "cpu" else [flat]
 
 
-def decay_of(group: Mapping[str, Any]) -> float:
-    """The weight decay of a parameter group; 0 where it has none, or one that is no number."""
-    decay = group.get("weight_decay")
-    return float(decay) if isinstance(decay, (int, float)) else 0.0
-
-
 def seen_share(sums: Tensor) -> float:
     """||d|| / ||w|| over the weights that are not all zero, of the same sum as in ``from_sums``; NaN without such."""
     w2, seen_d2 = float(sums[1]), float(sums[4])
     return math.sqrt(seen_d2 / w2) if w2 > 0.0 else math.nan
-
-
-def seem_clipped(updates: Sequence[Update], is_half: bool) -> bool:
-    """Whether gradients have the same norm at every step, as if they were clipped where it could not be seen.
-
-    Args:
-        updates: of the steps.
-        is_half: whether the gradients are in half precision.
-    """
-    norms = [update.gradient_norm for update in updates]
-    is_same = max(norms) - min(norms) < (5e-3 if is_half else 1e-4) * max(norms)
-    return is_same and all(update.clipping == 1.0 for update in updates)
-
-
-def obstacle_in(parameters: Iterable[Tensor]) -> str | None:
-    """Why the gradients, or the weights that have one, are no numbers to reckon with; None: they are."""
-    trained = [p for p in parameters if p.grad is not None]
-    if any(p.grad.is_sparse for p in trained):  # type: ignore[union-attr]
-        return "the gradients are sparse"
-    if any(numbers_of(p) is None or numbers_of(p.grad) is None for p in trained):
-        return "the weights or their gradients are tensors of a kind that cannot be measured"
-    return None
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
