@@ -15,6 +15,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, gather_object
 from tiny import IS_TRANSFORMERS_5, TinyClassifier, batches, get_schedule
 
+from autowu_hf import get_autowu_schedule
 from autowu_hf.runtime import collective
 
 GLOBAL_BATCH = 16
@@ -397,6 +398,26 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
         "rewound_to": inner.rewound_to,
         "weights": [p.detach().clone() for p in model.parameters()],
     }
+
+
+def unprepared_loop(*, steps: int = 120) -> dict[str, Any]:
+    """An accelerate loop whose model nobody has prepared, so that each process trains its own."""
+    accelerator = Accelerator(cpu=True)
+    notes = notes_of("autowu_hf")
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    data = torch.utils.data.DataLoader(noisy(480), batch_size=8)
+    scheduler = get_autowu_schedule(optimizer, steps * accelerator.num_processes)
+    optimizer, data, scheduler = accelerator.prepare(optimizer, data, scheduler)
+    lrs: list[float] = []
+    while len(lrs) < steps:
+        for example in data:
+            accelerator.backward(model(**example)["loss"])
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            lrs.append(optimizer.param_groups[0]["lr"])
+    return {"lrs": lrs, "scale": scheduler.scheduler.report()["approach"]["scale"], "notes": notes}
 
 
 def deepspeed_config(stage: int, optimizer: bool = False, scheduler: bool = False) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, trainer_run
+from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, trainer_run, unprepared_loop
 from ranks import run_ranks
 from test_launchers import DEEPSPEED, needs_deepspeed, needs_fsdp2
 
@@ -107,6 +107,16 @@ def test_deepspeed_counts_the_parts_that_each_process_has(tmp_path):
     for seen, other in zip(small, whole, strict=True):
         for number in ("polyak", "trust", "layer_trust"):
             assert seen["approach"]["scale"][number] == pytest.approx(other["approach"]["scale"][number], rel=1e-5)
+
+
+@pytest.mark.once
+def test_processes_whose_gradients_differ_take_one_lr_and_are_told(tmp_path):
+    main, other = run_ranks(unprepared_loop)
+    assert main["lrs"] == other["lrs"]
+    assert main["scale"] == other["scale"]
+    assert main["scale"] is not None
+    assert sum("the gradients of the processes differ" in note for note in main["notes"]) == 1
+    assert not any("differ" in note for note in other["notes"])
 
 
 @pytest.mark.once

@@ -56,7 +56,7 @@ class Kept(Rewind):
 
     def go_to(self, step: int) -> bool:
         """Restores the one that was taken after ``step`` steps; False where it is gone, or not finite, in the place of
-        which another one is restored, if that is finite.
+        which another one is restored, if that is finite; all processes must join.
         """
-        is_there = any(stored.step == step for stored in self.snapshots)
+        is_there = self._everywhere(any(stored.step == step for stored in self.snapshots))
         return is_there and self.restore(lambda other: float(other != step), 0.0) == step

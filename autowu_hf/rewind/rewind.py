@@ -183,10 +183,11 @@ class Rewind:
         self.snapshots.append(self._stored(taken))
 
     def restore(self, lr_of: Callable[[float], float], highest_lr: float) -> int | None:
-        """Restores the first finite snapshot in the order of ``thinning.order_of_return``.
+        """Restores the first finite snapshot in the order of ``thinning.order_of_return``; all processes must join,
+        and restore the same one.
 
-        A snapshot is finite if its parameters are, on all processes, and each of its buffers that is finite in any
-        snapshot.
+        A snapshot is finite if its parameters are, on all processes, and each of its buffers that is finite in any; the
+        buffers are a process's own under DDP, too.
 
         Args:
             lr_of: the warm-up's LR as a function of the steps done.
@@ -195,7 +196,7 @@ class Rewind:
         Returns:
             The scheduler steps done when the snapshot was taken; None where nothing was restored.
         """
-        if not self.is_on or not self.snapshots:
+        if self._mode is False or not self._everywhere(self.is_on and bool(self.snapshots)):
             return None
         snapshot.wait_for_copies()
         finite_buffers = [s.finite_buffers() for s in self.snapshots]
@@ -256,5 +257,4 @@ class Rewind:
         return snapshot.is_sharded(self._optimizer, self._models())
 
     def _everywhere(self, holds: bool) -> bool:
-        """Whether it holds on all processes; under FSDP each sees another share."""
-        return collective.gather_max([int(not holds)])[0] == 0 if self._differs_by_process() else holds
+        return collective.gather_max([int(not holds)])[0] == 0

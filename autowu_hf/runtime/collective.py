@@ -85,6 +85,20 @@ def gather_mean(losses: Tensor, skip_nan: bool = False) -> Tensor:
     return everyone.nanmean(dim=0) if skip_nan else everyone.mean(dim=0)
 
 
+def gather_rows(numbers: Tensor) -> Tensor:
+    """The numbers of every process; one collective, none with one process.
+
+    Args:
+        numbers: (k,), k the same on every process.
+
+    Returns:
+        (processes, k), float64, on the CPU; the main process's first.
+    """
+    if num_processes() == 1:
+        return numbers.cpu().to(torch.float64).reshape(1, -1)
+    return _gather(numbers).to(torch.float64)
+
+
 def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
     """The numbers of every process; one collective, none with one process."""
     if num_processes() == 1:

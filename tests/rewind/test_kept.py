@@ -40,6 +40,13 @@ def test_goes_to_either(kept_at):
     assert_same(state_of(model, optimizer), states[4])  # nothing is restored in its place
 
 
+def test_no_process_goes_to_one_that_another_lacks(kept_at, monkeypatch):
+    kept, model, optimizer, states = kept_at
+    monkeypatch.setattr("autowu_hf.runtime.collective.gather_max", lambda numbers: [1])
+    assert not kept.go_to(4)
+    assert_same(state_of(model, optimizer), states[6])
+
+
 def test_keeps_one_of_them(kept_at):
     kept, model, optimizer, states = kept_at
     kept.keep_only(4)

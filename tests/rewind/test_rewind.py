@@ -155,6 +155,28 @@ def test_a_snapshot_in_memory_and_one_in_a_file_do_the_same(mode, empty, tmp_pat
     assert list(tmp_path.rglob("*.bin")) == []
 
 
+def test_all_processes_restore_the_snapshot_that_is_finite_on_all_of_them(monkeypatch):
+    """Another process says that its copies of the two latest are broken: a buffer there may be, under DDP, too."""
+    model, optimizer = small()
+    rewind = Rewind(optimizer, lambda: [model], True, None, 0.5, looks_on=True)
+    rewind.plan(band=4.0)
+    for step in range(4):
+        rewind.follow(step, lr_of, lowest_lr=lr_of(step) / 4, wanted_lrs=[])
+    asked = []
+
+    def others_say(numbers):
+        asked.append(numbers)
+        return [max(numbers[0], int(len(asked) in (2, 3)))]  # at first, that they have snapshots, too
+
+    monkeypatch.setattr("autowu_hf.runtime.collective.gather_max", others_say)
+    assert rewind.restore(lr_of, lr_of(3)) == 1
+    assert asked == [[0]] * 4
+    rewind.drop()
+    asked.clear()
+    assert rewind.restore(lr_of, lr_of(3)) is None
+    assert asked == [[1]]  # one that has none tells the others, which would wait
+
+
 class Lomo(torch.optim.SGD):
     """Only its name counts."""
 

@@ -136,6 +136,7 @@ class Course:
             return False
         else:
             self._history.flush()
+            approach.search.meter.agree()
             search, legs, before = approach.search, len(approach.way.legs), events(approach)
             approach.advance(done, self._history.gathered, self._history.share)
             say(*news(approach, before, done))
@@ -145,9 +146,8 @@ class Course:
                 self._next_look = approach.next_look(done)
                 return False
         if approach.is_over and (approach.sweep is not None or approach.wants_back or approach.is_late):
-            self.losses_before = self._history.gathered.tolist()
+            self.losses_before, self.sweep_start = self._history.gathered.tolist(), step
             self._history.reset()
-            self.sweep_start = step
         if approach.is_over and approach.scale is None:
             self._say_obstacle(approach)
         return True

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import collective
 from .meter import UpdateMeter
 
 
@@ -48,8 +49,8 @@ class Distance:
         self._hook, self._num_steps, self._sketch, self._kind = None, None, [], ""
 
     def measured(self, num_steps: int) -> tuple[float, int] | None:
-        """The distance, and the optimizer steps that were taken to it; None where other tensors or processes began, or
-        no step was taken.
+        """The main process's distance, and the optimizer steps that were taken to it; None where other tensors or other
+        processes began, or no step was taken. One collective.
 
         Args:
             num_steps: as many as the schedule counts, for a state that does not say it.
@@ -58,7 +59,8 @@ class Distance:
         if not self._sketch or taken < 1 or self._kind != self._meter.kind_of_sketch:
             return None
         then = torch.tensor(self._sketch, dtype=torch.float64, device="cpu")
-        return float((self._meter.sketch() - then).norm()), taken
+        distance = (self._meter.sketch() - then).norm().reshape(1)
+        return float(collective.gather_rows(distance)[0]), taken
 
     def _count(self) -> None:
         if self._hook is not None:

@@ -19,8 +19,8 @@ from ..finite import numbers_of
 from ..param_groups import Stepped
 from .backward_calls import BackwardCalls
 from .layers import over_processes, told_by
-from .obstacles import obstacle_in, obstacle_of
-from .shares import Shares
+from .obstacles import obstacle_in, obstacle_of, why_idle
+from .shares import Shares, agreed, say_apart
 from .sketch import kind_of, sketch
 from .state_aside import StateAside
 from .step_hooks import gradient_hooks, step_hooks
@@ -60,7 +60,7 @@ class UpdateMeter:
         self._before: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._backward_calls = BackwardCalls()
         self._num_shares: Callable[[], int] = int
-        self._takes_back = True
+        self._takes_back, self._is_apart = True, False
         self._has_start = False
         self._start: dict[int, Tensor] = {}
 
@@ -138,6 +138,12 @@ class UpdateMeter:
         """Whether any parameter has a gradient, or has had one since the last step."""
         return bool(self._backward_calls) or any(p.grad is not None for p in self._parameters())
 
+    def agree(self) -> None:
+        """Has every process go on with what the main one has measured, see ``agreed``; all must join."""
+        if collective.num_processes() > 1 and (self._hooks or self.updates):
+            self.updates[:], apart = agreed(self.updates, self._shares)
+            self._is_apart = self._is_apart or say_apart(apart)
+
     def sketch(self) -> Tensor:
         """The sketch of the weights now; under FSDP1 ``arm`` must have been given ``num_shares`` before."""
         return sketch(self._parameters(), self._shares)
@@ -166,7 +172,7 @@ class UpdateMeter:
             has_closure: whether the optimizer is stepped with one.
         """
         if self._stepped.begins():
-            self._before, self.idle = [], self._why_idle()
+            self._before, self.idle = [], why_idle(self.optimizer, self._stepped.lr(), self.expected_lr, self.updates)
         if self.idle is not None:
             return
         stepped, zero = self._stepped.with_gradients(), self._stepped.zero
@@ -188,18 +194,6 @@ class UpdateMeter:
             self.as_new = zero is None and self._is_used()
         if self.as_new and self._takes_back:
             self._aside.take()
-
-    def _why_idle(self) -> str | None:
-        """Why the coming step is not to be measured, as a part of a sentence."""
-        overflow = getattr(self.optimizer, "found_inf", None)
-        lr = self._stepped.lr()
-        if lr <= 0.0:
-            return "the learning rate was 0"
-        if overflow is not None and float(overflow) > 0.0:
-            return "the gradients overflowed"
-        if lr > 10.0 * self.expected_lr:
-            return "the learning rate was not the one that this schedule had set"
-        return "the schedule was not stepped" if len(self.updates) >= _MOST else None
 
     def hear(self, parameter: Tensor) -> None:
         """Notes that a parameter has got a gradient."""
@@ -256,5 +250,3 @@ class UpdateMeter:
 
 START_IS_GONE = "the weights from before are gone"
 """Why it cannot be said how far the loss has fallen since, as a part of a sentence."""
-
-_MOST = 16  # the measured steps that nobody has taken in: the schedule is not stepped yet

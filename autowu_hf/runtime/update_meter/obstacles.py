@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ..finite import numbers_of
-from .update import Update
+from .update import MOST_WAITING, Update
 
 
 def seem_clipped(updates: Sequence[Update], is_half: bool) -> bool:
@@ -31,6 +32,25 @@ def obstacle_in(parameters: Iterable[Tensor]) -> str | None:
     if any(numbers_of(p) is None or numbers_of(p.grad) is None for p in trained):
         return "the weights or their gradients are tensors of a kind that cannot be measured"
     return None
+
+
+def why_idle(optimizer: Any, lr: float, expected_lr: float, waiting: Sequence[Any]) -> str | None:
+    """Why the coming step is not to be measured, as a part of a sentence; None: it is.
+
+    Args:
+        optimizer: the innermost one.
+        lr: of the step.
+        expected_lr: that of the schedule.
+        waiting: the measured steps that nobody has taken in.
+    """
+    overflow = getattr(optimizer, "found_inf", None)
+    if lr <= 0.0:
+        return "the learning rate was 0"
+    if overflow is not None and float(overflow) > 0.0:
+        return "the gradients overflowed"
+    if lr > 10.0 * expected_lr:
+        return "the learning rate was not the one that this schedule had set"
+    return "the schedule was not stepped" if len(waiting) >= MOST_WAITING else None
 
 
 def obstacle_of(sums: Tensor, clipping: float | None, is_repeated: bool, is_part: bool, is_kept: bool) -> str | None:

@@ -1,14 +1,27 @@
-"""How the processes of a run share out the weights: not at all, as under DDP, or each has a part, as under FSDP."""
+"""How the processes of a run share out the weights: not at all, as under DDP, or each has a part, as under FSDP; and
+how all of them go on with the same numbers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import collective
+from .update import MOST_WAITING, Update
+
+logger = logging.getLogger(__name__)
+
+_ALIKE = 1e-2
+"""The share by which the gradients of two processes may differ that have been averaged: rounding is far below that."""
+
+_UNMEASURED = "the main process could not measure a step"
 
 
 class Shares:
@@ -50,6 +63,55 @@ class Shares:
     def gather_sum(self, numbers: Tensor) -> Tensor:
         """(k,) -> (k,), the sum of what the processes have; one collective where the weights are shared out."""
         return collective.gather_sum(numbers) if self.is_shared else numbers
+
+
+def agreed(updates: Sequence[Update | str], shares: Shares) -> tuple[list[Update | str], float]:
+    """What all processes go on with of the steps that each has measured: the main process's numbers. One collective,
+    unless weights are shared out, for then the numbers are sums over the processes already. Where gradients are
+    averaged (DDP), all have measured the same, to rounding.
+
+    Args:
+        updates: of this process, ``MOST_WAITING`` at most.
+        shares: how the processes share out the weights.
+
+    Returns:
+        As many as the main process has, each an update or why there is none, as a part of a sentence; and by what share
+        of it the norm of a gradient differs between processes at most.
+    """
+    if shares.is_shared:
+        return [*updates], 0.0
+    names = [field.name for field in dataclasses.fields(Update)]
+    table = torch.full((1 + MOST_WAITING, len(names)), math.nan, dtype=torch.float64, device="cpu")
+    table[0] = len(updates)
+    for row, update in zip(table[1:], updates, strict=False):
+        if not isinstance(update, str):
+            row.copy_(torch.tensor([float(getattr(update, name)) for name in names], dtype=torch.float64))
+    everyone = collective.gather_rows(table.reshape(-1)).reshape(-1, *table.shape)
+    norms = everyone[:, 1:, names.index("gradient_norm")]
+    apart = ((norms.amax(0) - norms.amin(0)) / norms.amax(0)).nan_to_num()
+    main, found = everyone[0], []
+    for i in range(int(main[0, 0])):
+        own = updates[i] if i < len(updates) else _UNMEASURED
+        is_measured = not bool(main[1 + i, names.index("slope")].isnan())
+        numbers = Update(**dict(zip(names, main[1 + i].tolist(), strict=True)))
+        found.append(numbers if is_measured else own if isinstance(own, str) else _UNMEASURED)
+    return found, float(apart.max())
+
+
+def say_apart(share: float) -> bool:
+    """Warns, on the main process, where the gradients of processes differ, by a share of their norm, as they do under
+    LocalSGD, or if nobody has prepared the model; whether they do.
+    """
+    if share > _ALIKE and collective.is_main_process():
+        logger.warning(_DIFFER, 100.0 * share)
+    return share > _ALIKE
+
+
+_DIFFER = (
+    "AutoWU: the gradients of the processes differ, by %.0f %% in their norm, as if they were not averaged. Prepare "
+    "the model with accelerate, or wrap it in DDP; where that is what you want (LocalSGD), all processes take the "
+    "learning rate that the main process finds"
+)
 
 
 def _is_dtensor(parameter: Any) -> bool:

@@ -19,6 +19,9 @@ HALF = (torch.float16, torch.bfloat16)
 NUM_SUMS = 13
 """The length of ``sums_of``."""
 
+MOST_WAITING = 16
+"""The measured steps that nobody has taken in, at most: the schedule may not be stepped yet."""
+
 _PIECE = 1 << 17
 _WITHOUT_FLOAT64 = ("mps",)
 

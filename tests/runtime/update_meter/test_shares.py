@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from autowu_hf.runtime import collective
-from autowu_hf.runtime.update_meter.shares import Shares
+from autowu_hf.runtime.update_meter import Update
+from autowu_hf.runtime.update_meter.shares import Shares, agreed, say_apart
 
 
 class Place:
@@ -69,3 +72,53 @@ def test_on_a_part_of_the_processes_the_others_hold_copies(eight_processes):
 
     sharded = torch.ones(2).as_subclass(Part)
     assert Shares([sharded], 8).copies_of(sharded) == 2
+
+
+def seen(norm):
+    sizes = ("slope", "update_norm", "weight_norm", "alignment", "resolution", "clipping")
+    return Update(**dict.fromkeys(sizes, 1.0 / 3.0), gradient_norm=norm, lr=1e-5)
+
+
+def agreed_by(monkeypatch, *processes):
+    """What each of the processes goes on with."""
+    tables = []
+    with monkeypatch.context() as during:
+        during.setattr(collective, "gather_rows", lambda table: tables.append(table) or table.reshape(1, -1))
+        for updates in processes:
+            agreed(updates, Shares([], 1))
+        during.setattr(collective, "gather_rows", lambda table: torch.stack(tables))
+        return [agreed(updates, Shares([], 1)) for updates in processes]
+
+
+def test_all_processes_go_on_with_what_the_main_one_has_measured(monkeypatch):
+    (main, apart), (other, other_apart) = agreed_by(monkeypatch, [seen(1.0), seen(2.0)], [seen(1.5), seen(2.0)])
+    assert str(main) == str(other) == str([seen(1.0), seen(2.0)])  # fields that were not measured are NaN
+    assert apart == other_apart == pytest.approx(0.5 / 1.5)
+
+
+def test_they_have_as_many_as_the_main_one_and_its_reasons(monkeypatch):
+    why = "the gradients are sparse"
+    (main, apart), (other, _) = agreed_by(monkeypatch, [seen(1.0), why], [seen(1.0)])
+    assert main[1] == why
+    assert [isinstance(update, str) for update in other] == [False, True]
+    assert "main process" in other[1]
+    assert apart == 0.0
+    (main, _), (other, _) = agreed_by(monkeypatch, [seen(1.0)], [why, why])
+    assert str(main) == str(other) == str([seen(1.0)])
+    assert agreed_by(monkeypatch, [], [])[0] == ([], 0.0)
+
+
+def test_shares_of_the_weights_have_been_added_up_already(eight_processes):
+    updates = [seen(math.pi)]
+    assert agreed(updates, Shares([torch.ones(2)], 8)) == (updates, 0.0)
+
+
+def test_gradients_that_were_not_averaged_are_said(monkeypatch, caplog):
+    assert not say_apart(1e-6)
+    assert caplog.messages == []
+    assert say_apart(0.4)
+    assert "differ, by 40 %" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(collective, "process_index", lambda: 1)
+    assert say_apart(0.4)
+    assert caplog.messages == []
