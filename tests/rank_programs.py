@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -374,6 +375,7 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
     inner = scheduler.scheduler
     inside = 0
     own: list[list[float]] = []
+    lrs: list[float] = []
     for _ in range(epochs):
         own.append([])
         with accelerator.join_uneven_inputs([model], even_batches=even):
@@ -382,6 +384,7 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
                 loss = model(**example)["loss"]
                 accelerator.backward(loss)
                 own[-1].append(loss.item())
+                lrs.append(optimizer.param_groups[0]["lr"])
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
@@ -390,6 +393,7 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
         "calls_inside": inside if world > 1 else 0,
         "steps": inner.last_epoch,
         "lr": optimizer.param_groups[0]["lr"],
+        "lrs": lrs,
         "switch_step": inner.switch_step,
         "cap": inner.warmup_cap,
         "losses": inner.losses,
@@ -398,6 +402,23 @@ def uneven_loop(*, options: dict[str, Any], epochs: int = 30, even: bool = False
         "rewound_to": inner.rewound_to,
         "weights": [p.detach().clone() for p in model.parameters()],
     }
+
+
+def clipped_loop(limit: float) -> dict[str, Any]:
+    """An accelerate loop of 40 steps that clips by torch's own function; the scale that it found."""
+    accelerator = Accelerator(cpu=True)
+    model = TinyClassifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    data = torch.utils.data.DataLoader(noisy(480), batch_size=GLOBAL_BATCH // accelerator.num_processes)
+    scheduler = get_autowu_schedule(optimizer, 40 * accelerator.num_processes)
+    model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
+    for example, _ in zip(itertools.cycle(data), range(40), strict=False):
+        accelerator.backward(model(**example)["loss"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return scheduler.scheduler.report()["approach"]
 
 
 def unprepared_loop(*, steps: int = 120) -> dict[str, Any]:

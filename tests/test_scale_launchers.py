@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rank_programs import deepspeed_config, deepspeed_trainer_run, fsdp_trainer_run, trainer_run, unprepared_loop
+from rank_programs import (
+    clipped_loop,
+    deepspeed_config,
+    deepspeed_trainer_run,
+    fsdp_trainer_run,
+    trainer_run,
+    unprepared_loop,
+)
 from ranks import run_ranks
 from test_launchers import DEEPSPEED, needs_deepspeed, needs_fsdp2
 
@@ -117,6 +124,15 @@ def test_processes_whose_gradients_differ_take_one_lr_and_are_told(tmp_path):
     assert main["scale"] is not None
     assert sum("the gradients of the processes differ" in note for note in main["notes"]) == 1
     assert not any("differ" in note for note in other["notes"])
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.24])
+def test_what_torch_clips_is_seen_under_ddp(limit):
+    """Both of the first steps, or the first one alone, whose gradient is the larger one."""
+    (free,) = run_ranks(clipped_loop, 1e3, processes=1)
+    for seen in run_ranks(clipped_loop, limit):
+        assert seen["obstacle"] is None
+        assert seen["scale"]["polyak"] == pytest.approx(free["scale"]["polyak"], rel=0.05)  # AdamW's epsilon counts
 
 
 @pytest.mark.once

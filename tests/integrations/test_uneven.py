@@ -49,6 +49,15 @@ def test_all_ranks_go_back_together_where_one_was_alone_at_the_cap():
         assert torch.equal(a, b)
 
 
+def test_without_a_range_the_lr_stays_the_optimizers():
+    """Neither the scale nor a range can be looked at where no collective may be issued."""
+    for seen in run_ranks(uneven_loop, options={"scale": True}, epochs=4):
+        assert seen["calls_inside"] == 0
+        assert seen["switch_step"] == 2
+        assert max(seen["lrs"]) == 1e-3
+        assert seen["lr"] == 0.0
+
+
 def test_even_batches_give_every_rank_as_many():
     """accelerate's default repeats samples, so that no rank runs out before another."""
     ranks = run_ranks(uneven_loop, options=FAST, even=True)

@@ -125,12 +125,11 @@ class Course:
             Whether the course has changed, so that it has to be planned anew.
         """
         approach, done = self.approach, step // self._ticks
-        if done < self._next_look:
-            return False
-        if approach is None or self.is_blind:  # from the start
-            return True
+        if approach is None or done < self._next_look or self.is_blind:  # the latter: from the start
+            return done >= self._next_look
         if held and (approach.scale is None or approach.way.is_held):
             approach.give_up("the processes may be at different steps", done)
+            approach.search.is_blind = approach.scale is None  # nor could a range be tested
         elif held or not approach.wants_losses(done):
             self._next_look = approach.next_look(done)
             return False

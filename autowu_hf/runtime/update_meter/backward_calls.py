@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ from .update import rows_of, square_of
 _LOSS_SCALE = 256.0
 """A gradient that is so many times smaller at the step was not only clipped, where torch's scaler may have undone its
 scale.
+"""
+
+_COUNTS, _ALIKE = 1e-3, 0.03
+"""The share of ||g||^2 from which a parameter counts, and by how much the divisors of squares may differ that are the
+same but for the rounding of half precision.
 """
 
 
@@ -79,13 +84,15 @@ class BackwardCalls:
         """Whether there was a gradient, was set to None, and was there again."""
         return any(heard.anew > 1 for heard in self._heard.values())
 
-    def clipping(self, norm: float) -> float | None:
+    def clipping(self, norm: float, alike: Mapping[int, float] | None = None) -> float | None:
         """By what the gradient was divided between its backward and the step; None where that cannot be told.
 
         Args:
             norm: ||g|| at the step.
+            alike: ||g||^2 of each parameter at the step, by its id, where only a divisor of all alike counts: a loop
+                may have averaged gradients over processes by itself, which makes them smaller, too.
         """
-        if not self._heard or norm <= 0.0:
+        if not self._heard or norm <= 0.0 or (alike is not None and not self._are_divided_alike(alike)):
             return 1.0
         squares = rows_of([own.square.reshape(1) for own in self._heard.values() if own.square is not None], 1)
         ratio = math.sqrt(float(squares.sum())) / norm
@@ -96,6 +103,14 @@ class BackwardCalls:
         if (is_power or ratio >= _LOSS_SCALE) and _anybody_scales():
             return 1.0 if is_power else None  # the scale of a gradient scaler is a power of two
         return ratio
+
+    def _are_divided_alike(self, squares: Mapping[int, float]) -> bool:
+        """Whether all gradients that count are the same multiple of what they were; ``squares`` as above."""
+        total = sum(squares.values())
+        heard = {key: own.square for key, own in self._heard.items() if own.square is not None}
+        counted = [key for key in heard if squares.get(key, 0.0) > _COUNTS * total]
+        ratios = [float(heard[key]) / squares[key] for key in counted]
+        return bool(ratios) and max(ratios) - min(ratios) <= _ALIKE * max(ratios)
 
 
 def _anybody_scales() -> bool:

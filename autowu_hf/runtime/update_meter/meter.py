@@ -90,9 +90,8 @@ class UpdateMeter:
             return
         self._trial = trial_of(self.optimizer)
         self._hooks = step_hooks(self, self.optimizer)
-        if collective.num_processes() == 1:  # else what a backward leaves is not yet the mean over the processes
-            leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf and not is_lazy(p)]
-            self._hooks += gradient_hooks(self, leaves)
+        leaves = [p for p in self._parameters() if p.requires_grad and p.is_leaf and not is_lazy(p)]
+        self._hooks += gradient_hooks(self, leaves, at_end=collective.num_processes() > 1)
         self._backward_calls.listen(True)
 
     def hold_start(self, weights: Sequence[Tensor] = ()) -> None:
@@ -196,8 +195,9 @@ class UpdateMeter:
             self._aside.take()
 
     def hear(self, parameter: Tensor) -> None:
-        """Notes that a parameter has got a gradient."""
-        self._backward_calls.hear(parameter)
+        """Notes that a parameter has got a gradient, unless what the processes have of one has yet to be added up."""
+        if collective.num_processes() == 1 or not (self._shares.is_shared or self._stepped.zero):
+            self._backward_calls.hear(parameter)
 
     @torch.no_grad()
     def look_after(self) -> None:
@@ -230,7 +230,9 @@ class UpdateMeter:
         if zero is not None:
             clipping = zero.clipping()
         elif clipping is None:
-            clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())))
+            keys = [id(p) for p in self._parameters() if id(p) in parts]
+            alike = dict(zip(keys, rows[:, 2].tolist(), strict=True)) if collective.num_processes() > 1 else None
+            clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())), alike)
         sums, layers = over_processes(rows, have_part, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back and zero is None else []:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -48,17 +49,37 @@ def step_hooks(meter: Listener, optimizer: Optimizer) -> list[Any]:
     return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
 
-def gradient_hooks(meter: Listener, leaves: Iterable[Tensor]) -> list[Any]:
+def gradient_hooks(meter: Listener, leaves: Iterable[Tensor], at_end: bool = False) -> list[Any]:
     """Has ``meter`` hear of each gradient that a backward adds up in the leaves, unless it rests.
+
+    Args:
+        meter: the listener.
+        leaves: the parameters.
+        at_end: whether to wait for the end of the backward, where DDP puts the mean over the processes.
 
     Returns:
         The hooks' handles.
     """
-    this = weakref.ref(meter)
+    this, engine = weakref.ref(meter), torch.autograd.Variable._execution_engine
+    waiting: list[tuple[int, Tensor]] = []
+
+    def hear_all() -> None:
+        meter = this()
+        for _, parameter in waiting:
+            if meter is not None:
+                meter.hear(parameter)
+        waiting.clear()
 
     def accumulated(parameter: Tensor) -> None:
-        meter = this()
-        if meter is not None and not meter.rests:
+        meter, backward = this(), torch._C._current_graph_task_id()
+        if meter is None or meter.rests:
+            return
+        if not at_end:
             meter.hear(parameter)
+            return
+        if not waiting or waiting[0][0] != backward:  # the one before may have ended in an error
+            waiting.clear()
+            engine.queue_callback(lambda: engine.queue_callback(hear_all))  # DDP's own is queued in between
+        waiting.append((backward, parameter))
 
     return [leaf.register_post_accumulate_grad_hook(accumulated) for leaf in leaves]  # type: ignore[no-untyped-call]

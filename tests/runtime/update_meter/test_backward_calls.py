@@ -46,6 +46,18 @@ def test_the_clipping_is_what_the_step_lacks_of_the_gradient():
     assert calls.clipping(6.0 / 1024) == pytest.approx(1024.0)
 
 
+def test_gradients_that_were_divided_by_different_numbers_were_not_clipped():
+    """Where it has to be told from a mean over processes, which makes some smaller than others."""
+    calls, first, second, tiny = BackwardCalls(), parameter(), parameter(), parameter()
+    backward(calls, first, second, size=3.0)
+    backward(calls, tiny, size=1e-3)
+    norm = (2 * 36.0) ** 0.5
+    alike = {id(first): 9.0, id(second): 9.0, id(tiny): 1e-9}
+    assert calls.clipping(norm / 2, alike) == pytest.approx(2.0, rel=1e-3)
+    assert calls.clipping(norm / 2, alike | {id(second): 12.0}) == 1.0
+    assert calls.clipping(norm / 2, {}) == 1.0
+
+
 def test_only_a_scaler_that_is_in_use_hides_a_clipping():
     calls, p = BackwardCalls(), parameter()
     backward(calls, p, size=3.0)  # its norm is 6

@@ -48,8 +48,8 @@ LEAST_DENSITY = 0.1
 """What is left of the LR at least."""
 
 SEEM_CLIPPED = (
-    "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; with "
-    "several processes only Accelerator.clip_grad_norm_ can be"
+    "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; clip with "
+    "Accelerator.clip_grad_norm_"
 )
 """Why there is no scale then, as a part of a sentence."""
 
