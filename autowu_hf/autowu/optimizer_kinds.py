@@ -88,7 +88,8 @@ def steps_of(optimizer: Any) -> float:
     """The steps that an optimizer has made, by its own count; 0 where it keeps none."""
     optimizer = innermost(optimizer)
     of_weights = [own["step"] for own in optimizer.state.values() if isinstance(own, dict) and "step" in own]
-    counts = of_weights or [group["step"] for group in optimizer.param_groups if "step" in group]
+    in_groups = [group.get("step", group.get("k")) for group in optimizer.param_groups]  # k: of schedule-free ones
+    counts = of_weights or [count for count in in_groups if count is not None]
     return max(map(float, counts), default=0.0)
 
 

@@ -113,6 +113,39 @@ def two_classes(seed: int) -> PreparedRun:
     return PreparedRun(cut_minilm(2), batch, 300, len(train) // 8, cross_entropy, evaluate)
 
 
+def rare_class(seed: int) -> PreparedRun:
+    """Finds the few docstrings of one module among those of all. The first thing that the head learns is that they are
+    rare, which halves the loss. The metric is the share of pairs, one of either kind, of which the module's own gets
+    the higher score.
+    """
+    texts, labels = docstrings()
+    order = random.Random(0).sample(range(len(texts)), len(texts))
+    own, others = ([i for i in order if (labels[i] == 0) == is_own] for is_own in (True, False))
+    held_out = (own[: len(own) // 3], others[:200])
+    train = own[len(own) // 3 :] + others[200:]
+    draw = shuffled(len(train), 16, seed)
+    encoder = pretrained_minilm()
+    encoder.config.num_labels = 1
+    model = BertForSequenceClassification(encoder.config)
+    model.bert = encoder
+
+    def loss_of(model: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(model(**batch[0]).logits[:, 0], batch[1])
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> Measured:
+        model.eval()
+        right, wrong = (model(**tokens([texts[i] for i in which])).logits[:, 0] for which in held_out)
+        margin = (right.unsqueeze(1) - wrong).reshape(-1)
+        return ranked_right(margin), float(-nn.functional.logsigmoid(margin).mean()), math.nan
+
+    def batch(step: int) -> tuple[Any, Tensor]:
+        which = [train[i] for i in draw(step).tolist()]
+        return tokens([texts[i] for i in which]), torch.tensor([float(labels[i] == 0) for i in which])
+
+    return PreparedRun(model, batch, 100, len(train) // 16, loss_of, evaluate)
+
+
 # Pairs of texts with a fresh head -------------------------------------------------------------------------------------
 
 
@@ -304,6 +337,7 @@ TASKS: dict[str, Callable[[int], PreparedRun]] = {
     "DPO, fresh GPT": preferences,
     "reward model": reward_model,
     "two classes, cut MiniLM": two_classes,
+    "rare class, MiniLM": rare_class,
     "cross-encoder, MiniLM": cross_encoder,
 }
 """Task -> what makes a run of it, for a seed that stands in the global random numbers already; cheap ones first."""

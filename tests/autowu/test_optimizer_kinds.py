@@ -79,6 +79,9 @@ def test_an_optimizer_without_a_count_of_its_steps_has_made_none():
     counting = one_weight(torch.optim.SGD, lr=0.1)
     counting.param_groups[0]["step"] = 7
     assert steps_of(counting) == 7.0
+    schedule_free = one_weight(torch.optim.SGD, lr=0.1)
+    schedule_free.param_groups[0]["k"] = 3  # as schedulefree's RAdam calls it, which rectifies by it
+    assert steps_of(schedule_free) == 3.0
 
 
 def test_the_momentum_is_that_by_which_updates_grow():

@@ -28,7 +28,7 @@ from ...runtime.param_groups import shares_out_of_reach
 from .breaks import BREAK_DIVISOR, Breaks, divisor_of
 from .later.lasting import may_be_raised
 from .later.later_measures import LaterMeasures
-from .later.transient import Transient
+from .later.transient import Transient, may_be_outgrown
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
 from .measures.scale import Scale
@@ -200,9 +200,9 @@ class Approach:
             self.way.begin_anew(step, self.transient.look(step, self.way, losses, share, is_busy))
             if not self.transient.is_over:
                 return
-        is_raised = self.way.raised > 1.0 or (self.transient.raised_at is not None and not self.way.has_gone_back)
-        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and not is_raised)
-        if may_grow and scale.density == 1.0 and 2.0 * self.way.peak_lr < scale.trust < math.inf:
+        is_done = self.way.raised > 1.0 or self.transient.raised_at is not None or bool(self.breaks.steps)
+        may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and not is_done)
+        if may_grow and may_be_outgrown(scale, self.way.peak_lr):
             self.sweep = self.way.sweep_to(scale.trust, step, has_learned=not is_noisy)
             self.unmoved = step if is_noisy and self.sweep is not None else None
         self.is_over, self.waits, self.has_fallen = self.sweep is not None, step >= self.end, seen.have_fallen(losses)

@@ -212,6 +212,8 @@ def are_broken(losses: Array, num_first: int, num_last: int, since: int, lift: f
     first = losses[:num_first][np.isfinite(losses[:num_first])]
     if len(last) < num_last or len(first) < 2:
         return False
-    start = divergence.median(first)
-    level = start + max(lift * abs(start), _NOISES * divergence.noise(first))
+    start, before = divergence.median(first), losses[: len(losses) - len(last)]
+    before = before[np.isfinite(before)]
+    noise = max(divergence.noise(part) for part in (first, before) if len(part) > 1)  # three first ones may be alike
+    level = start + max(lift * abs(start), _NOISES * noise)
     return divergence.median(np.where(np.isfinite(last), last, np.inf)) > level

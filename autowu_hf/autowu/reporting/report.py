@@ -223,6 +223,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     said = ", told by M and R since most weights are scale-invariant" if is_invariant else ""
     if (rectified := approach["scale"].get("rectified", 1.0)) < 1.0:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
+    if (narrowing := approach["scale"].get("narrowing", 1.0)) < 1.0:
+        said += f", times {narrowing:.2g} since the gradient lies in few weights"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding
         seen = lasting(approach["lasting"])
         said += f", times {approach['raised']:.2g} since later batches see {seen} of the promised fall"

@@ -13,6 +13,14 @@ def losses(*levels, length=10, noise=0.01):
     return np.concatenate([level + noise * rng.standard_normal(length) for level in levels])
 
 
+def test_noise_that_the_first_losses_do_not_show_by_chance_is_no_rise():
+    """Losses of few examples, most of them small: three in a row may be large at any LR."""
+    noisy = np.array([1.27, 1.15, 1.22, 0.36, 2.15, 0.4, 0.006, 1.9, 0.006, 3.25, 4.33, 1.76])
+    assert not are_broken(noisy, 3, 3, 0)
+    calm = np.array([1.27, 1.15, 1.22, 1.2, 1.21, 1.19, 1.18, 1.2, 1.17, 3.25, 4.33, 1.76])
+    assert are_broken(calm, 3, 3, 0)
+
+
 def test_the_window_grows_with_the_run():
     assert [window(steps) for steps in (10, 120, 200, 4000)] == [3, 3, 5, 10]
 

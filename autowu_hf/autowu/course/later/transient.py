@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ....runtime.update_meter import Update
 from ..legs import Way
-from ..measures.scale import FAR, POLYAK_SHARE, TRUST_SHARE, Scale
+from ..measures.first_steps import FARTHEST
+from ..measures.scale import POLYAK_SHARE, TRUST_SHARE, Scale
 from ..measures.scale_search import ScaleSearch
 from ..signs import Array, window
 from ..timetable import PATIENCE
@@ -41,11 +42,6 @@ must see. It is 0.34 to 0.72 with preferences, whose P has not.
 
 MOST_RISEN = 10.0
 """The most by which P counts as higher, per unit of LR, once it was a transient."""
-
-FARTHEST = 10.0 * FAR
-"""How far below R's LR that of P may lie. Farther below it are large pretrained models: 1000 times and more. Their P
-rises, too, once they have learned what is easy in their data, but R tells nothing of them.
-"""
 
 _SEEN = ("since", "is_over", "risen", "kept", "raised_at")
 
@@ -226,6 +222,12 @@ def goes_on(seen: Sequence[Update], loss: float, kept: float) -> bool:
     return kept < SURELY_KEPT and fallen > GOES_ON * kept**2
 
 
+def may_be_outgrown(scale: Scale, lr: float) -> bool:
+    """Whether there is room above an LR, up to R, and R tells something of most weights."""
+    return scale.density == scale.narrowing == 1.0 and 2.0 * lr < scale.trust < math.inf
+
+
 def may_be_transient(scale: Scale) -> bool:
-    """Whether P lies as far below R as in a transient, and no farther."""
-    return scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
+    """Whether P lies as far below R as in a transient, and no farther, and R tells something of most weights."""
+    is_far = scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
+    return is_far and scale.narrowing == 1.0

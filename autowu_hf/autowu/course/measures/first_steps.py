@@ -47,6 +47,20 @@ networks of ``examples/benchmarks/`` whose LR they hold.
 LEAST_DENSITY = 0.1
 """What is left of the LR at least."""
 
+FARTHEST = 300.0
+"""How far below R's LR that of P may lie for R to tell something. Farther below it are large pretrained models: 1000
+times and more. Their P rises once they have learned what is easy in their data, but R tells nothing of them.
+"""
+
+NARROW = 0.1
+"""The cosine of Adam's first update and the gradient below which the gradient lies in a hundredth of the weights or
+less, as it does where a fresh head sits on a large pretrained model. It is 0.02 to 0.09 there, and 0.2 to 0.7 in the
+networks of ``examples/benchmarks/``.
+"""
+
+NARROWING_POWER, LEAST_NARROWING = 1.5, 0.2
+"""The power of that cosine, as a share of ``NARROW``, with which the LR falls, and what is left of it at least."""
+
 SEEM_CLIPPED = (
     "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; clip with "
     "Accelerator.clip_grad_norm_"
@@ -146,6 +160,26 @@ def density(optimizer: Any, updates: Sequence[Update]) -> float:
     if math.isnan(spread) or not is_like_adam(optimizer):
         return 1.0
     return math.pow(LEAST_DENSITY, min(max((EVEN - spread) / (EVEN - UNEVEN), 0.0), 1.0))
+
+
+def narrowing(optimizer: Any, alignment: float, room: float) -> float:
+    """What is left of the LR that P allows where the gradient lies in few weights.
+
+    Adam's first update is as large in all others, of which the loss says nothing yet: a pretrained model below a fresh
+    head, which P and R know nothing of.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+        alignment: of the first update, see ``Update``; NaN where it is not known.
+        room: how many times the LR of P the lower one of R's and M's is.
+
+    Returns:
+        A share, from ``LEAST_NARROWING`` to 1; 1 for an optimizer that is not like Adam, where R or M holds the LR, and
+        where P is that of a large pretrained model.
+    """
+    if not alignment < NARROW or not 1.0 < room <= FARTHEST or not is_like_adam(optimizer):
+        return 1.0
+    return max(math.pow(max(alignment, 0.0) / NARROW, NARROWING_POWER), LEAST_NARROWING)
 
 
 def _hardly_moves(update: Update, others: Sequence[Update]) -> bool:

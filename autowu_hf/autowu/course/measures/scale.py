@@ -27,11 +27,8 @@ from .scale_invariant import BORNE, INVARIANT_FROM, least_lr
 POLYAK_SHARE = 0.3
 """The highest peak LR as a share of P."""
 
-LAYER_SHARE = 0.3
-"""The highest peak LR as a share of M."""
-
-TRUST_SHARE = 0.2
-"""The same as a share of R."""
+LAYER_SHARE, TRUST_SHARE = 0.3, 0.2
+"""The same as a share of M, and of R."""
 
 HORIZON, HORIZON_POWER = 100, 0.25
 """From so many optimizer steps on the peak LR falls with this power of them."""
@@ -66,7 +63,8 @@ class Scale:
             once these have grown (``first_steps.py``), where these are not too small for R to tell; False in a state of
             an older release.
         density: what is left of the LR where most tensors hardly have a gradient, should nothing be learned at all of
-            it (``first_steps.py``); 1 elsewhere, also where P leaves as little, and in a state of an older release.
+            it; 1 elsewhere, also where P leaves as little. It and the next one are 1 in a state of an older release.
+        narrowing: what is left of 0.3 P where the gradient lies in few weights; 1 elsewhere (``first_steps.py``).
     """
 
     polyak: float
@@ -80,6 +78,7 @@ class Scale:
     scale_invariant: float = 0.0
     others_follow: bool = False
     density: float = 1.0
+    narrowing: float = 1.0
 
     @classmethod
     def from_updates(
@@ -166,7 +165,9 @@ class Scale:
     def _bounds(self, num_steps: int) -> tuple[float, float]:
         """The LR that P allows in a run of so many optimizer steps, and that which M and R do."""
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
-        return POLYAK_SHARE * self.polyak / horizon, self.trusted_lr / (horizon if self.is_aligned else 1.0)
+        return self.narrowing * POLYAK_SHARE * self.polyak / horizon, self.trusted_lr / (
+            horizon if self.is_aligned else 1.0
+        )
 
     def changed(self, before: int, num_steps: int) -> float:
         """By what the LR has to be multiplied where a run of ``before`` steps becomes one of ``num_steps``."""

@@ -11,7 +11,7 @@ from typing import Any
 from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
-from .first_steps import SEEM_CLIPPED, BlindLossesError, density
+from .first_steps import SEEM_CLIPPED, BlindLossesError, density, narrowing
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import POLYAK_SHARE, Scale
 
@@ -48,8 +48,7 @@ class ScaleSearch:
         self.scale: Scale | None = None
         self.obstacle: str | None = None
         self.first: Update | None = None
-        self.updates: list[Update] = []
-        self.losses: list[float] = []
+        self.updates, self.losses = list[Update](), list[float]()
         self.meter = UpdateMeter(optimizer, ratios, functools.partial(is_used, optimizer))
         self.momentum = max((momentum_of(group) for group in optimizer.param_groups), default=0.0)
         self._beta2 = rectified_by(optimizer)
@@ -57,8 +56,7 @@ class ScaleSearch:
         size = (self.meter.weight_size() if is_alone else 0.0) or USUAL_SIZE
         self._lr = MeasuringLR(self.meter.is_half, size)
         self.silence, self._steps, self._num_calls, self._num_unseen = _SIZES, 0, 0, 0
-        self._at_each: list[bool] = []
-        self.alignment, self.is_blind = math.nan, False
+        self.alignment, self.is_blind, self._at_each = math.nan, False, list[bool]()
         self.num_shares: Callable[[], int] = int
 
     @property
@@ -173,7 +171,9 @@ class ScaleSearch:
         is_other = scale.is_scale_invariant or scale.has_small_weights
         share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
         left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
-        return replace(scale, beta2=self._beta2, density=left)
+        room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
+        narrow = 1.0 if scale.others_follow else narrowing(self.meter.optimizer, scale.alignment, room)
+        return replace(scale, beta2=self._beta2, density=left, narrowing=narrow)
 
     def runs_out(self, step: int, num_steps: int, longest: int) -> bool:
         """Gives up where too many steps have said nothing.

@@ -22,6 +22,7 @@ from autowu_hf.autowu.course.later.transient import (
     MOST_RISEN,
     SURELY_KEPT,
     goes_on,
+    may_be_outgrown,
     may_be_transient,
     told_by,
 )
@@ -268,7 +269,8 @@ def test_what_was_learned_in_the_transient_does_not_count_later():
     assert first[0] < 0.5 * regression.losses[0]
 
 
-def test_after_a_way_back_from_the_raised_lr_it_may_grow_on_again():
+def test_after_a_way_back_from_the_raised_lr_it_does_not_grow_on_again():
+    """Its losses have halved long ago, and a line has said to how much it grows at most."""
     regression = Regression(steps=400).go(100)
     at = regression.approach["transient"]
     regression = Regression(steps=400).go(at + 12)
@@ -279,7 +281,8 @@ def test_after_a_way_back_from_the_raised_lr_it_may_grow_on_again():
     regression.times = 1.0
     approach = regression.go(120 - regression.done).approach
     assert approach["breaks"]
-    assert approach["sweep"] is not None
+    assert approach["sweep"] is None
+    assert max(leg["to_lr"] for leg in approach["legs"]) < regression.schedule.report()["approach"]["scale"]["trust"]
 
 
 def test_a_state_of_a_release_that_did_not_measure_goes_on():
@@ -366,6 +369,17 @@ def test_p_may_lie_thirty_to_three_hundred_times_below_r():
     for trust, is_one in ((25.0, False), (35.0, True), (290.0, True), (310.0, False), (math.inf, False)):
         assert may_be_transient(dataclasses.replace(SCALE, trust=trust / far)) is is_one
     assert not may_be_transient(dataclasses.replace(SCALE, alignment=1.0))
+
+
+def test_where_the_gradient_lies_in_few_weights_r_tells_nothing_of_the_others():
+    far = dataclasses.replace(SCALE, trust=150.0)
+    for narrowing, tells in ((1.0, True), (0.9, False), (0.2, False)):
+        scale = dataclasses.replace(far, narrowing=narrowing)
+        assert may_be_transient(scale) is tells
+        assert may_be_outgrown(scale, 0.1) is tells
+    assert not may_be_outgrown(far, 80.0)
+    assert not may_be_outgrown(dataclasses.replace(far, density=0.9), 0.1)
+    assert not may_be_outgrown(dataclasses.replace(far, trust=math.inf), 0.1)
 
 
 def test_a_raise_that_costs_what_was_learned_is_taken_back_and_said(caplog):

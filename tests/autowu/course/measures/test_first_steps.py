@@ -13,11 +13,15 @@ from autowu_hf import get_autowu_schedule, suggest_lr
 from autowu_hf.autowu.course.measures.first_steps import (
     BLIND_SHARE,
     EVEN,
+    FARTHEST,
     LEAST_DENSITY,
+    LEAST_NARROWING,
+    NARROW,
     UNEVEN,
     BlindLossesError,
     check_losses,
     density,
+    narrowing,
     others_follow,
     seen_norm,
     telling,
@@ -253,3 +257,20 @@ def test_the_less_even_the_slope_is_spread_the_less_is_left(spreads, left):
     weights = [nn.Parameter(torch.ones(2))]
     assert density(torch.optim.AdamW(weights), updates) == pytest.approx(left)
     assert density(torch.optim.RMSprop(weights), updates) == 1.0
+
+
+def test_the_fewer_weights_have_the_gradient_the_less_of_p_counts():
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    expected = {0.3: 1.0, NARROW: 1.0, 0.05: 0.5**1.5, 0.01: LEAST_NARROWING, 0.0: LEAST_NARROWING}
+    for alignment, left in expected.items():
+        assert narrowing(adam, alignment, room=40.0) == pytest.approx(left)
+    assert narrowing(adam, math.nan, room=40.0) == 1.0
+    assert narrowing(adam, 0.05, room=FARTHEST + 1.0) == 1.0  # a large pretrained model
+    assert narrowing(adam, 0.05, room=0.9) == 1.0  # R holds the LR
+    assert narrowing(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 0.05, room=40.0) == 1.0
+
+
+def test_it_lowers_the_lr_of_p_alone():
+    scale = Scale(polyak=1.0, trust=100.0, alignment=0.02, loss=1.0, num_steps=2)
+    assert replace(scale, narrowing=0.2).peak_lr == pytest.approx(0.2 * scale.peak_lr)
+    assert replace(scale, polyak=1e4, narrowing=0.2).peak_lr == 20.0  # R's
