@@ -165,9 +165,8 @@ class Scale:
     def _bounds(self, num_steps: int) -> tuple[float, float]:
         """The LR that P allows in a run of so many optimizer steps, and that which M and R do."""
         horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
-        return self.narrowing * POLYAK_SHARE * self.polyak / horizon, self.trusted_lr / (
-            horizon if self.is_aligned else 1.0
-        )
+        by_polyak = self.narrowing * POLYAK_SHARE * self.polyak / horizon
+        return by_polyak, self.trusted_lr / (horizon if self.is_aligned else 1.0)
 
     def changed(self, before: int, num_steps: int) -> float:
         """By what the LR has to be multiplied where a run of ``before`` steps becomes one of ``num_steps``."""
