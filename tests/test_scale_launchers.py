@@ -104,6 +104,20 @@ def test_deepspeed_finds_the_same_in_half_precision_and_clipped_and_accumulated(
 
 @pytest.mark.once
 @needs_deepspeed
+@pytest.mark.parametrize(("stage", "stopped"), [(2, 1), (3, 1), (2, 2)])
+def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(tmp_path, stage, stopped):
+    """Before there is a snapshot, which no checkpoint of shares has."""
+    saving = {"save_strategy": "steps", "save_steps": stopped}
+    whole = run_deepspeed(tmp_path / "whole", deepspeed_config(stage))
+    run_deepspeed(tmp_path / "part", deepspeed_config(stage), stop_at=stopped, **saving)
+    resumed = run_deepspeed(tmp_path / "part", deepspeed_config(stage), resume=True, **saving)
+    for seen, before in zip(resumed, whole, strict=True):
+        assert seen["approach"]["scale"] == before["approach"]["scale"]
+        assert seen["lrs"] == before["lrs"][stopped:]
+
+
+@pytest.mark.once
+@needs_deepspeed
 def test_deepspeed_counts_the_parts_that_each_process_has(tmp_path):
     """A group of its own for two tensors, of three shapes, so that a share begins within one of them."""
     config = deepspeed_config(3)

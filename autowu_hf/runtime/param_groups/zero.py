@@ -34,7 +34,8 @@ class Zero:
         parameters: the model's own, of those that are trained.
         pieces: of every parameter, this process's share of it, a view of a flat tensor; (0,) where it has none. It has
             the parameter's shape where it is all of it.
-        param_groups: the optimizer's, all of them, which DeepSpeed cuts down while it steps.
+        param_groups: the optimizer's, all of them, which DeepSpeed cuts down while it steps; each as it was when it was
+            stepped last, for a state that is loaded brings its own.
         groups: the pieces of every parameter group.
         num_shares: into how many shares the processes divide the weights.
 
@@ -56,7 +57,7 @@ class Zero:
         if not self.flats or any(flat.numel() < end for flat, end in zip(self.flats, ends, strict=True)):
             raise ValueError(_ELSEWHERE)
         self.pieces = self.cut(self.flats)
-        self.param_groups = innermost(optimizer).param_groups
+        self.param_groups = [*innermost(optimizer).param_groups]
         self.groups: list[list[Tensor]] = [[] for _ in self.param_groups]
         for (group, *_), piece in zip(self._places, self.pieces, strict=True):
             self.groups[group].append(piece)
@@ -99,6 +100,11 @@ class Zero:
 
     def begins(self, optimizer: Optimizer) -> bool:
         """Whether the step that the innermost optimizer makes now is the first of those that make up one of ZeRO's."""
+        group_of = {id(self.flats[flat]): group for group, flat, *_ in self._places}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in group_of:
+                    self.param_groups[group_of[id(parameter)]] = group
         return self._steps(optimizer, self.flats[0])
 
     def ends(self, optimizer: Optimizer) -> bool:

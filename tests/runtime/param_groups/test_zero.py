@@ -121,6 +121,16 @@ def test_gradients_are_shown_of_what_is_stepped_alone():
     assert not zero.ends(optimizer.optimizer)
 
 
+def test_the_groups_are_those_of_a_state_that_was_loaded_since():
+    optimizer, _ = made((3, 4), (2,))
+    zero = zero_of(optimizer)
+    inner = optimizer.optimizer
+    inner.load_state_dict(inner.state_dict())
+    inner.param_groups[0]["lr"] = 0.7
+    assert zero.begins(inner)
+    assert [group["lr"] for group in zero.param_groups] == [0.7]
+
+
 @pytest.mark.parametrize(
     ("limit", "norm", "divisor"), [(0.0, None, 1.0), (1.0, None, None), (1.0, 0.5, 1.0), (1.0, 3.0, 3.0 + 1e-6)]
 )
