@@ -195,9 +195,8 @@ class UpdateMeter:
             self._aside.take()
 
     def hear(self, parameter: Tensor) -> None:
-        """Notes that a parameter has got a gradient, unless what the processes have of one has yet to be added up."""
-        if collective.num_processes() == 1 or not (self._shares.is_shared or self._stepped.zero):
-            self._backward_calls.hear(parameter)
+        """Notes that a parameter has got a gradient."""
+        self._backward_calls.hear(parameter)
 
     @torch.no_grad()
     def look_after(self) -> None:
@@ -229,6 +228,8 @@ class UpdateMeter:
         clipping: float | None = 1.0 if divisors else told[0] if told else None
         if zero is not None:
             clipping = zero.clipping()
+        elif clipping is None and shares.is_shared:  # what a backward leaves has yet to be added up
+            clipping = 1.0
         elif clipping is None:
             keys = [id(p) for p in self._parameters() if id(p) in parts]
             alike = dict(zip(keys, rows[:, 2].tolist(), strict=True)) if collective.num_processes() > 1 else None
