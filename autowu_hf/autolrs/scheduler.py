@@ -76,12 +76,12 @@ class AutoLRSScheduler(AdaptiveScheduler):
         self._history: LossHistory = LossHistory(optimizer, missing=_MISSING, model=model)
         self._search = Search(optimizer, self.settings, self._history)
         self._seeks_models = False
-        self._check_optimizer(optimizer)
+        self.meet(optimizer)
         self._plan()
         self._history.open()
         self._start(optimizer)
 
-    def _check_optimizer(self, optimizer: Any) -> None:
+    def meet(self, optimizer: Any) -> None:
         obstacle = weights_out_of_reach(optimizer)
         if obstacle is not None:
             raise ValueError(f"AutoLRS cannot go back to the start of a search: {obstacle.reason}; {obstacle.remedy}")

@@ -175,7 +175,7 @@ class AutoWUScheduler(Reported):
             return self._rule.own_lr if self._course.is_blind else self._course.lr(step)
         return self._curve.warmup(step - self._since)
 
-    def _check_optimizer(self, optimizer: Any) -> None:
+    def meet(self, optimizer: Any) -> None:
         obstacle = shares_out_of_reach(optimizer, self.optimizer)
         if obstacle is not None:
             self.rewind.refuse(obstacle)

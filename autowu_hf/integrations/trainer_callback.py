@@ -78,6 +78,8 @@ class AutoWUCallback(TrainerCallback):
                 )
             tell_steps_per_epoch(kwargs.get("lr_scheduler"), steps)
             return
+        if kwargs.get("optimizer") is not None:  # transformers 4 does not prepare the schedule under DeepSpeed
+            scheduler.meet(kwargs["optimizer"])
         if state.global_step and not scheduler.last_epoch:
             self._restart(state, scheduler)
         elif not scheduler.last_epoch:

@@ -171,13 +171,13 @@ class AdaptiveScheduler(InheritsWarmup):
             optimizers: the optimizer, with its wraps.
         """
         for optimizer in optimizers:
-            self._check_optimizer(optimizer)
+            self.meet(optimizer)
         self.ticks_per_step = ticks_per_step
         self._fit_warmup()
         self._plan()
 
-    def _check_optimizer(self, optimizer: Any) -> None:
-        """Raises a ValueError where the schedule cannot work with this optimizer."""
+    def meet(self, optimizer: Any) -> None:
+        """Tells of the wraps of its optimizer; a ValueError where the schedule cannot work with these."""
 
     @property
     def takes_losses(self) -> bool:

@@ -78,12 +78,12 @@ class SalsaScheduler(AdaptiveScheduler):
         self._losses = LeakyBucket(s.keep)
         self._deltas = LeakyBucket(s.keep)
         self._searched = False
-        self._check_optimizer(optimizer)
+        self.meet(optimizer)
         self._plan()
         self._tap = UpdateTap(self._inner, self._ratios)
         self._start(optimizer)
 
-    def _check_optimizer(self, optimizer: Any) -> None:
+    def meet(self, optimizer: Any) -> None:
         refuse(optimizer, self.settings.line_search)
 
     def _plan(self) -> None:
