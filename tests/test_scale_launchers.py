@@ -118,7 +118,7 @@ def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(tmp_path, stage,
 @pytest.mark.once
 @needs_deepspeed
 def test_deepspeed_counts_the_parts_that_each_process_has(tmp_path):
-    """A group of its own for two tensors, of three shapes, so that a share begins within one of them."""
+    """Also where its optimizer steps the weights in several parts, one after the other."""
     config = deepspeed_config(3)
     config["zero_optimization"]["sub_group_size"] = 20
     whole, small = (

@@ -99,7 +99,9 @@ class Zero:
             piece.grad = None
 
     def begins(self, optimizer: Optimizer) -> bool:
-        """Whether the step that the innermost optimizer makes now is the first of those that make up one of ZeRO's."""
+        """Whether the step that the innermost optimizer makes now is the first of those that make up one of ZeRO's;
+        takes notice of the groups that it steps.
+        """
         group_of = {id(self.flats[flat]): group for group, flat, *_ in self._places}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -165,7 +167,9 @@ def _of_zero_3(optimizer: Any) -> _Found:
             own = min(max(int(parameter.ds_numel) - rank * length, 0), length)
             places.append((optimizer.sub_group_to_group_id[flat], flat, start, own))
             start += length
-    if any(copy is None for copy in optimizer.fp16_partitioned_groups_flat):  # they lie on a disk
+    is_on_disk = any(copy is None for copy in optimizer.fp16_partitioned_groups_flat)
+    has_second = getattr(optimizer, "offload_optimizer", False) and getattr(optimizer, "partial_offload", 1.0) < 1.0
+    if is_on_disk or has_second:  # a second optimizer has a state of its own
         raise ValueError(_ELSEWHERE)
     found = [p for parameters in optimizer.fp16_groups for p in parameters]
     return [*optimizer.fp32_partitioned_groups_flat], found, places, int(optimizer.partition_count)

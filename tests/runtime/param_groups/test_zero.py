@@ -165,9 +165,14 @@ def test_what_is_kept_in_another_way_is_out_of_reach(monkeypatch, change):
     assert "out of reach" in shares_out_of_reach(optimizer).reason
 
 
-def test_experts_and_a_disk_under_zero_3_are_out_of_reach():
+@pytest.mark.parametrize(
+    "kept",
+    [{"fp16_partitioned_groups_flat": [None]}, {"offload_optimizer": True, "partial_offload": 0.5}],
+    ids=["on a disk", "by a second optimizer"],
+)
+def test_what_zero_3_keeps_elsewhere_is_out_of_reach(kept):
     optimizer, _ = made((7,), (3,), kind=DeepSpeedZeroOptimizer_Stage3)
-    optimizer.fp16_partitioned_groups_flat = [None]
+    vars(optimizer).update(kept)
     assert shares_out_of_reach(optimizer).reason == zero_module._ELSEWHERE
 
 
