@@ -111,6 +111,8 @@ def first_level(losses: Array, num: int) -> float | None:
 
 
 def has_just_broken(first: float, now: float, losses: Array) -> bool:
-    """Whether a few of the losses (n,), the newest, have lost what had been learned, which the other ones hide yet."""
+    """Whether a few of the losses (n,), the newest, have lost what had been learned, or one is not finite, which the
+    other ones hide yet.
+    """
     newest = losses[-(FEWEST_LOSSES // 2) :]
-    return is_lost(first, now, level(newest), newest, len(newest))
+    return not np.isfinite(newest).all() or is_lost(first, now, level(newest), newest, len(newest))

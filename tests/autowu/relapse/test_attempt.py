@@ -77,3 +77,5 @@ def test_a_few_losses_tell_what_has_just_broken():
     assert not has_just_broken(2.0, 1.0, losses)  # a spike may be one
     losses[-3:] = 3.0
     assert has_just_broken(2.0, 1.0, losses)
+    losses[-3:] = [1.0, np.nan, 1.0]  # one is enough, for it is in the weights from then on
+    assert has_just_broken(2.0, 1.0, losses)

@@ -245,6 +245,19 @@ def test_weights_that_break_are_taken_back_at_once(steps, at, caplog):
     assert "the losses are not finite" in caplog.text
 
 
+@pytest.mark.parametrize("at", range(78, 90))
+def test_weights_that_have_just_become_nan_do_not_take_the_place_of_sound_ones(at):
+    """The first renewal is after 81 steps, and the median of many losses hides the one or two that tell."""
+    run = Run(wear=0.0, harder=lambda step: 1.0 - step / STEPS).go(at)
+    with torch.no_grad():
+        run.model.weight.fill_(math.nan)
+    run.go()
+    (attempt,) = run.attempts
+    assert attempt["was_lost"]
+    assert attempt["back_to"] <= at
+    assert math.isfinite(run.losses[-1])
+
+
 def test_it_is_said(worn, caplog):
     caplog.set_level(logging.INFO, "autowu_hf")
     (attempt,) = Run().go().attempts
