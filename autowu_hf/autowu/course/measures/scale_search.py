@@ -12,6 +12,7 @@ from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .first_steps import SEEM_CLIPPED, BlindLossesError, density, narrowing
+from .linear import without_bounds
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import POLYAK_SHARE, Scale
 
@@ -168,6 +169,7 @@ class ScaleSearch:
     def scale_of(self, losses: Sequence[float]) -> Scale:
         """What the measured updates say with such losses in their steps; see ``Scale.from_updates``."""
         scale = Scale.from_updates(losses, self.updates, self.alignment, self.momentum, self.first)
+        scale = without_bounds(scale, self.meter.optimizer)
         is_other = scale.is_scale_invariant or scale.has_small_weights
         share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
         left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0

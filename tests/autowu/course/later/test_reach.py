@@ -334,13 +334,24 @@ def test_the_lr_is_not_raised_where_updates_of_the_same_size_get_less_far():
     assert reach_factor(BY_P, 0.05, 49, (0.7, 0.7)) == 1.0
 
 
+class TwoHeads(nn.Module):
+    """One linear layer in two modules: of one alone, P would hold the LR."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 10), nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.first(x[:, :32]) + self.second(x[:, 32:])
+
+
 def trained_head():
     """Its gradients go one way for long, for hardly any of them is noise."""
     digits = load_digits()
     x, y = torch.tensor(digits.data, dtype=torch.float32) / 16.0, torch.tensor(digits.target)
     torch.manual_seed(0)
     features = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU()).requires_grad_(False)(x)
-    head = nn.Linear(64, 10)
+    head = TwoHeads()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     schedule = get_autowu_schedule(optimizer, 100)
     for _ in range(40):

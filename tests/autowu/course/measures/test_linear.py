@@ -1,0 +1,124 @@
+"""One linear layer that is trained alone: P bounds its LR, and neither R nor M."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autowu_hf import get_autowu_schedule, suggest_lr
+from autowu_hf.autowu.course.measures.linear import is_one_layer, without_bounds
+from autowu_hf.autowu.course.measures.scale import Scale
+from tests.margins import assert_below
+
+SCALE = Scale(polyak=1.0, trust=0.1, alignment=0.7, loss=2.3, num_steps=2, layer_trust=0.1)
+
+WIDTH, CLASSES = 24, 6
+
+
+def optimizer_of(*parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+
+
+def layer(*shapes):
+    return optimizer_of(*(nn.Parameter(torch.ones(shape)) for shape in shapes))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ([(3, 8), (3,)], True),
+        ([(3,), (3, 8)], True),  # the order is the optimizer's
+        ([(3, 8)], False),  # embeddings or a prompt may lie below many layers
+        ([(3, 8), (8,)], False),  # a norm before it
+        ([(3, 8), (3,), (4, 3), (4,)], False),
+        ([(3, 8, 1, 1), (3,)], False),
+        ([(3, 8), (3, 3)], False),  # a product of two
+        ([(27,)], False),  # flat
+    ],
+)
+def test_a_matrix_and_its_bias_are_one_layer(shapes, expected):
+    assert is_one_layer(layer(*shapes)) is expected
+
+
+def test_what_is_frozen_does_not_count_and_groups_do_not_matter():
+    frozen, weight, bias = (nn.Parameter(torch.ones(shape)) for shape in ((9, 9), (3, 8), (3,)))
+    frozen.requires_grad_(False)
+    assert is_one_layer(torch.optim.AdamW([{"params": [frozen, weight]}, {"params": [bias], "weight_decay": 0.0}]))
+
+
+def test_p_alone_is_left():
+    found = without_bounds(SCALE, layer((3, 8), (3,)))
+    assert found == dataclasses.replace(SCALE, trust=math.inf, layer_trust=found.layer_trust)
+    assert found.held_by == "polyak"
+    assert found.peak_lr == pytest.approx(0.3)
+    assert without_bounds(SCALE, layer((3, 8))) is SCALE
+
+
+class Features:
+    """A classifier of frozen features, whose weights begin small."""
+
+    def __init__(self, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        centres = torch.randn(CLASSES, WIDTH, generator=generator)
+        self.y = torch.randint(0, CLASSES, (600,), generator=generator)
+        x = centres[self.y] + 1.5 * torch.randn(600, WIDTH, generator=generator)
+        self.x = nn.functional.normalize(x, dim=1)
+        torch.manual_seed(seed)
+        self.model = nn.Linear(WIDTH, CLASSES)
+        nn.init.normal_(self.model.weight, std=0.02)
+
+    def loss(self, step):
+        chosen = torch.randint(0, 600, (16,), generator=torch.Generator().manual_seed(step))
+        return nn.functional.cross_entropy(self.model(self.x[chosen]), self.y[chosen])
+
+    @torch.no_grad()
+    def final(self):
+        return float(nn.functional.cross_entropy(self.model(self.x), self.y))
+
+    def trained(self, schedule_of, steps):
+        optimizer = optimizer_of(*self.model.parameters())
+        schedule = schedule_of(optimizer, steps)
+        for step in range(steps):
+            loss = self.loss(step)
+            loss.backward()
+            optimizer.step()
+            schedule.step(*[loss] if hasattr(schedule, "peak_lr") else [])
+            optimizer.zero_grad()
+        return schedule
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_learns_as_at_the_best_lr_of_a_grid(seed, caplog):
+    features = Features(seed)
+    start = features.final()
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        schedule = features.trained(get_autowu_schedule, 80)
+    found = []
+    for lr in (1e-3, 1e-2, 1e-1, 1.0):
+        other = Features(seed)
+        other.trained(lambda optimizer, steps, lr=lr: lr_of(optimizer, lr, steps), 80)
+        found.append(other.final())
+    assert_below(features.final(), start - 0.8 * (start - min(found)), start)
+    assert schedule._course.scale.held_by == "polyak"
+    assert "P held the LR at first" in caplog.text
+
+
+def lr_of(optimizer, lr, steps):
+    """A linear decay from an LR."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+
+
+def test_suggest_lr_knows_it_too():
+    features = Features()
+    optimizer = optimizer_of(*features.model.parameters())
+    before = [p.detach().clone() for p in features.model.parameters()]
+    found = suggest_lr(features.model, optimizer, lambda model, step: features.loss(step), range(16))
+    assert found.scale.held_by == "polyak"
+    assert all(map(torch.equal, before, features.model.parameters()))
