@@ -6,7 +6,7 @@ run, it measures how far steps take the weights, and corrects the LR where that 
 would. From there on the losses say what remains to be done:
 
 * they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
-* what was learned is lost, or nothing is, and it is no plateau: the same, at a third or a tenth;
+* what was learned is lost, or nothing is, and it is no plateau: the same, at a half to a tenth;
 * they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
 * they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
@@ -161,7 +161,7 @@ class Approach:
         if not (self.wants_back or self.is_over):
             self.looks.ask(step)
             self.is_over = self.waits and not self.looks.are_awaited(step)
-            if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step):
+            if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step, self.scale):
                 self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
         if self.is_over:
             self.looks.stop()

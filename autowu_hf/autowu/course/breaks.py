@@ -1,7 +1,8 @@
-"""Where the losses of the approach have risen too far, or given back what was learned: was it the LR, or the loss?"""
+"""Where the losses of the approach have risen too far, given back what was learned, or not fallen: was it the LR?"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from .timetable import FEWEST_AFTER
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run."""
 
-STALL_DIVISOR = 3.0
-"""The same where it has taught the run nothing, or nothing that lasts."""
+LOST_DIVISOR = 3.0
+"""The same where it has taught the run nothing that lasts, or by the end nothing at all."""
+
+STALL_DIVISOR = 2.0
+"""The same where it has taught SGD nothing."""
 
 LEAST_DIVISOR = 2.0
 """For less the run does not go back: the steps that are lost cost more."""
 
-RISEN, NOT_FINITE, LOST, ABOVE = "risen", "not finite", "lost", "above"
+RISEN, NOT_FINITE, LOST, ABOVE, UNLEARNED = "risen", "not finite", "lost", "above", "unlearned"
 """Why the run had to go back: what the losses were."""
 
 _MOST = 2
@@ -42,13 +46,22 @@ def divisor_of(scale: Scale, is_stalled: bool = True, is_ruined: bool = False) -
     return divisor if divisor >= LEAST_DIVISOR else 1.0
 
 
+def must_teach(scale: Scale, way: Way) -> bool:
+    """Whether the LR teaches the run something, unless it is too high: where it is that of P, which is told by most
+    weights. R and M hold it on a plateau of the loss.
+    """
+    num_steps = way.times.num_steps
+    is_polyak = scale.held_by_for(num_steps) == "polyak" and scale.narrowing == 1.0 and not scale.is_aligned
+    return is_polyak and way.raised == 1.0 and math.isclose(way.peak_lr, scale.peak_lr_for(num_steps), rel_tol=0.01)
+
+
 class Breaks:
     """The breaks of one run, by losses of (n,), one per optimizer step, as they are since its start.
 
     Attributes:
         steps: the steps done at each break.
-        reasons: of each, ``RISEN`` far, ``NOT_FINITE``, or, at the end, what had been learned was ``LOST`` or they lay
-            ``ABOVE`` their start.
+        reasons: of each, ``RISEN`` far, ``NOT_FINITE``, or, at the end, what had been learned was ``LOST``, they lay
+            ``ABOVE`` their start, or had not fallen (``UNLEARNED``).
         changes: the steps done each time that it was the loss that had changed.
         are_too_many: whether the losses are too high still, although the LR was divided as often as it ever is.
     """
@@ -73,13 +86,14 @@ class Breaks:
     @property
     def divisor(self) -> float:
         """By what the LR is divided for the last break."""
-        return STALL_DIVISOR if self.reasons[-1] in (LOST, ABOVE) else BREAK_DIVISOR
+        return LOST_DIVISOR if self.reasons[-1] in (LOST, ABOVE, UNLEARNED) else BREAK_DIVISOR
 
     def find_change(self, losses: Array, seen: Signs, step: int) -> float | None:
         """By what the LR was divided for the last break, if that was none: with the weights from before the losses are
         as high. Losses count from there on then. None otherwise.
         """
-        if not self._is_back or len(self.changes) == _MOST or len(losses) - self._sound_since < FEWEST_BACK:
+        is_told = self._is_back and self.reasons[-1] != UNLEARNED and len(self.changes) < _MOST
+        if not is_told or len(losses) - self._sound_since < FEWEST_BACK:
             return None
         self._is_back, divisor = False, self.divisor
         lost = self._lost if self.reasons[-1] in (LOST, ABOVE) else None
@@ -113,17 +127,25 @@ class Breaks:
                 return True
         return is_broken and not self.are_too_many
 
-    def find_at_end(self, losses: Array, way: Way, step: int) -> bool:
+    def find_at_end(self, losses: Array, way: Way, step: int, scale: Scale | None = None) -> bool:
         """Whether the run has to go back although the approach is over: a raised LR has broken it, or it has lost what
-        it had learned, once; not where the loss has changed before. The arguments are those of ``find``.
+        it had learned, or learned nothing, once; not where the loss has changed before.
+
+        Args:
+            losses, way, step: as of ``find``.
+            scale: of the first updates, whose LR may have to teach something.
         """
         if way.raised > 1.0 and self.find(losses, way, step):
             return True
         is_late = way.times.longest - step <= FEWEST_AFTER
         if is_late or len(self.steps) == _MOST or self.changes or self._lost is not None:
             return False
-        if (lost := way.signs.lost(self.counted(losses), self._since(losses, way))) is None:
-            return False
+        counted, since = self.counted(losses), self._since(losses, way)
+        if (lost := way.signs.lost(counted, since)) is None:
+            if self.steps or scale is None or not must_teach(scale, way) or not way.signs.are_unlearned(counted, since):
+                return False
+            self._add(step, UNLEARNED)
+            return True
         self._lost, was_learned = lost
         self._add(step, LOST if was_learned else ABOVE)
         return True

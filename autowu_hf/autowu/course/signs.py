@@ -94,6 +94,18 @@ class Signs:
         num_last = (step - self.ramp_end) // 2
         return len(losses) >= self.num_first + num_last and _share(losses, self.num_first, num_last) >= LEARNED
 
+    def are_unlearned(self, losses: Array, since: int) -> bool:
+        """Whether the newer half of the losses (n,) from the place ``since`` on certainly lies no more than 2 % below
+        the first ones. Losses that are the same to the last digit say nothing.
+        """
+        later = losses[since:]
+        last = later[len(later) // 2 :]
+        if self.num_steps < FEWEST_STEPS or len(last) < FEWEST_IN_LEVEL or not np.isfinite(last).all():
+            return False
+        noise = divergence.MEDIAN_ERROR * divergence.noise(last) / math.sqrt(len(last))
+        is_certain = 0.0 < noise < (1.0 - LEARNED) * abs(level(losses[: self.num_first]))
+        return is_certain and _share(losses, self.num_first, len(last)) >= LEARNED
+
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""
         last = window(self.num_steps)

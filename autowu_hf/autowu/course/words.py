@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
-from .breaks import ABOVE, LOST, NOT_FINITE, RISEN
+from .breaks import ABOVE, LOST, NOT_FINITE, RISEN, UNLEARNED
 from .later.transient import MOST_RISEN
 from .measures.first_steps import is_without_bound
 from .signs import FEWEST_STEPS
@@ -130,12 +130,14 @@ _SETBACKS = {
     NOT_FINITE: "are not finite",
     LOST: "have given back half or more of what had been learned",
     ABOVE: "lie above their start",
+    UNLEARNED: "have not fallen",
 }
 _WERE = {
     RISEN: "a tenth of it since the losses rose too far",
     NOT_FINITE: "a tenth of it since the losses were not finite",
     LOST: "a third of it since the losses had given back what had been learned",
     ABOVE: "a third of it since the losses lay above their start",
+    UNLEARNED: "a third of it since the losses had not fallen",
 }
 
 

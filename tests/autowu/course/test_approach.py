@@ -63,7 +63,7 @@ def test_a_loss_that_has_soon_fallen_to_half_is_followed_to_its_cliff():
 def test_the_lr_does_not_grow_on_where_the_gradient_lies_in_few_weights(others, grows):
     """Of inputs of which nearly all are next to nothing: an update is as large in their weights all the same."""
     torch.manual_seed(0)
-    model = nn.Linear(600, 3)
+    model = nn.Linear(600, 3, bias=False)  # with a bias, R and M would say nothing
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = get_autowu_schedule(optimizer, 200)
     for step, loss in enumerate(0.02 * quickly(200)):  # so that P holds the LR
@@ -140,11 +140,11 @@ def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, caplog
     assert "peak LR 1.0e-3, which the optimizer was given" in said
 
 
-def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_third(caplog):
+def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_half(caplog):
     model, optimizer, schedule = made(400, make=partial(torch.optim.SGD, momentum=0.9))
     with caplog.at_level(logging.INFO, "autowu_hf"):
         run(model, optimizer, schedule, flat(400))
-    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(400) / 3)
+    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(400) / 2)
     assert 0 < schedule.num_steps_lost <= 0.15 * 400
     assert "have not fallen" in caplog.text
     assert "lowered since nothing had been learned by step" in caplog.text
@@ -861,3 +861,32 @@ def test_large_gradients_are_measured_at_a_smaller_lr_and_their_optimizer_is_not
     assert scales[1] == pytest.approx(scales[0], rel=0.2)
     assert lrs[-1] < 1e-2 * lrs[0]
     assert "has no effect" not in caplog.text
+
+
+@pytest.mark.parametrize("steps", [50, 200])
+def test_an_lr_of_p_at_which_the_losses_have_not_fallen_by_the_end_is_a_third(steps, caplog):
+    model, optimizer, schedule = made(steps)
+    before = [p.detach().clone() for p in model.parameters()]
+    size = 0.06  # so that P holds the LR, and is not so low that it may be noise
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run(model, optimizer, schedule, size * flat(steps)[: round(0.3 * steps) + 1])
+        now = [p.detach() for p in model.parameters()]
+        back = max(float((p - b).abs().max()) for p, b in zip(now, before, strict=True))
+        run(model, optimizer, schedule, size * flat(steps), since=round(0.3 * steps) + 1)
+    scale = schedule._course.scale
+    assert scale.held_by == "polyak"
+    assert not scale.may_be_noise
+    assert schedule.peak_lr == pytest.approx(scale.peak_lr_for(steps) / 3.0)
+    assert back < scale.peak_lr_for(steps)  # the weights are those from before the growth
+    (step,) = schedule.report()["approach"]["breaks"]
+    assert step == round(0.3 * steps)
+    assert schedule.report()["approach"]["break_reasons"] == ["unlearned"]
+    assert f"by step {step} the losses have not fallen, at learning rate" in caplog.text
+    assert "a third of it since the losses had not fallen" in caplog.text
+
+
+def test_losses_that_are_always_the_same_say_nothing_of_the_lr():
+    model, optimizer, schedule = made(60)
+    run(model, optimizer, schedule, np.full(60, 0.14))
+    assert schedule._course.scale.held_by == "polyak"
+    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(60))

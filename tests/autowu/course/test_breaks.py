@@ -6,14 +6,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from autowu_hf.autowu.course.breaks import (
     ABOVE,
     BREAK_DIVISOR,
     LOST,
+    LOST_DIVISOR,
     NOT_FINITE,
     RISEN,
     STALL_DIVISOR,
+    UNLEARNED,
     Breaks,
     divisor_of,
 )
@@ -108,7 +111,7 @@ def test_data_that_became_harder_took_nothing_away():
     assert breaks.find_at_end(losses[:60], WAY, 60)
     breaks.go_back(60)
     breaks.went_back(60)
-    assert breaks.find_change(losses, SEEN, 63) == STALL_DIVISOR
+    assert breaks.find_change(losses, SEEN, 63) == LOST_DIVISOR
     assert (breaks.steps, breaks.reasons, breaks.changes) == ([], [], [63])
     assert not breaks.find_at_end(np.append(losses, given_back()), WAY, 126)  # they may change again
 
@@ -122,6 +125,40 @@ def test_losses_that_lie_above_their_start_in_the_end_send_the_run_back_too():
     breaks = Breaks()
     assert breaks.find_at_end(np.append(GOOD[:20], GOOD + 0.1), WAY, 80)
     assert breaks.reasons == [ABOVE]
+
+
+BY_P = Scale(polyak=0.01, trust=0.2, alignment=0.3, loss=1.0, num_steps=2, layer_trust=0.1)
+
+
+def at(factor=1.0, raised=1.0):
+    """A way at that LR, or at a part of it."""
+    return SimpleNamespace(**{**vars(WAY), "raised": raised, "peak_lr": factor * BY_P.peak_lr_for(400)})
+
+
+def test_an_lr_of_p_that_has_taught_nothing_by_the_end_is_too_high():
+    breaks, losses = Breaks(), np.append(GOOD, GOOD)
+    assert not breaks.find_at_end(losses, at(), 120)  # nobody knows whether it should have
+    assert breaks.find_at_end(losses, at(), 120, BY_P)
+    assert (breaks.steps, breaks.reasons, breaks.divisor) == ([120], [UNLEARNED], LOST_DIVISOR)
+    breaks.go_back(120)
+    breaks.went_back(120)
+    again = np.append(losses, GOOD)
+    assert not breaks.find_change(again, SEEN, 180)  # that the losses are as high as before says nothing
+    assert not breaks.find_at_end(again, at(1.0 / LOST_DIVISOR), 180, BY_P)
+
+
+@pytest.mark.parametrize(
+    ("scale", "way"),
+    [
+        (replace(BY_P, layer_trust=1e-4), at()),  # M holds it, as on the plateau of a transformer
+        (replace(BY_P, narrowing=0.5), at()),
+        (replace(BY_P, alignment=1.0), at()),  # SGD has its own rule
+        (BY_P, at(factor=0.5)),  # it was lowered before
+        (BY_P, at(raised=2.0)),  # or raised, since most of the gradient is noise
+    ],
+)
+def test_elsewhere_losses_that_have_not_fallen_say_nothing(scale, way):
+    assert not Breaks().find_at_end(np.append(GOOD, GOOD), way, 120, scale)
 
 
 def test_a_run_that_learns_nothing_goes_back_where_the_scale_is_less_sure():
@@ -141,7 +178,7 @@ def test_a_raise_after_a_transient_that_costs_what_was_learned_is_taken_back():
     breaks = Breaks()
     assert not breaks.find(raised_at()[:49], WAY, 49, raised_at=40)  # too few to say
     assert breaks.find(raised_at(), WAY, 50, raised_at=40)
-    assert (breaks.steps, breaks.reasons, breaks.divisor) == ([50], [LOST], STALL_DIVISOR)
+    assert (breaks.steps, breaks.reasons, breaks.divisor) == ([50], [LOST], LOST_DIVISOR)
     assert not breaks.find(raised_at(), WAY, 51, raised_at=40)  # once
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,26 @@ def test_a_run_is_judged_once_and_is_not_stalled_where_nothing_can_be_known():
     assert not seen.are_stalled(np.concatenate([np.full(30, 2.0), np.full(18, 1.9)]), 48)
     assert Signs(30, 3).stall_step == 11
     assert not Signs(20, 3).are_stalled(np.full(11, 2.0), Signs(20, 3).stall_step)
+
+
+@pytest.mark.parametrize(
+    ("change", "noise", "expected"),
+    [
+        (0.0, 0.01, True),
+        (0.5, 0.01, True),  # higher is not lower
+        (-0.03, 0.01, True),  # 1.5 % of the first ones
+        (-0.06, 0.01, False),  # 3 %
+        (0.0, 0.3, False),  # a fall of 2 % could not be told
+        (0.0, 0.0, False),  # such losses say nothing
+        (math.nan, 0.01, False),
+    ],
+)
+def test_losses_that_certainly_have_not_fallen(change, noise, expected):
+    losses = 2.0 + noise * np.random.default_rng(0).standard_normal(60)
+    losses[20:] += change
+    assert Signs(200, 10).are_unlearned(losses, 12) is expected
+    assert not Signs(29, 4).are_unlearned(losses, 12)
+    assert not Signs(200, 10).are_unlearned(losses[:18], 12)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1000.0])
