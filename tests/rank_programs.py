@@ -225,11 +225,11 @@ def allow_fsdp_on_a_cpu() -> None:
     state["distributed_type"], state["device"] = DistributedType.MULTI_XPU, torch.device("cpu")
 
 
-def fsdp_trainer_run(folder: str, version: int, **options: Any) -> dict[str, Any]:
-    """``trainer_run`` under FSDP1 or FSDP2."""
+def fsdp_trainer_run(folder: str, version: int, use_orig_params: bool = True, **options: Any) -> dict[str, Any]:
+    """``trainer_run`` under FSDP1 or FSDP2; the former has flat parameters without ``use_orig_params``."""
     config: dict[str, Any] = {"version": version, "state_dict_type": "SHARDED_STATE_DICT"}
     if version == 1:
-        config |= {"use_orig_params": True, "sync_module_states": False}
+        config |= {"use_orig_params": use_orig_params, "sync_module_states": False}
     os.environ["FSDP_STATE_DICT_TYPE"] = config["state_dict_type"]  # where transformers 4 reads it
     return trainer_run(
         folder,

@@ -91,6 +91,7 @@ ZERO = {
     [
         *((launcher, rule) for launcher in ("1 process", "DDP") for rule in ("minimum", "cliff")),
         *(pytest.param("FSDP2", rule, marks=needs_fsdp2) for rule in ("minimum", "cliff")),
+        pytest.param("FSDP1 with flat parameters", "cliff", marks=pytest.mark.once),
         *(pytest.param(launcher, "cliff", marks=[needs_deepspeed, *marks]) for launcher, marks in ZERO.items()),
     ],
 )
@@ -98,7 +99,8 @@ def test_rewind_goes_back_bit_for_bit(tmp_path, launcher, rule):
     """Parameters, optimizer state and buffers, of every process its own share; under DDP batch norm's buffers too;
     under ZeRO its own weights, and those in half precision that the model computes with.
     """
-    function, arguments = (fsdp_trainer_run, (2,)) if launcher == "FSDP2" else (trainer_run, ())
+    is_fsdp = launcher.startswith("FSDP")
+    function, arguments = (fsdp_trainer_run, (int(launcher[4]), False)) if is_fsdp else (trainer_run, ())
     environment, is_half = None, launcher.endswith("bf16")
     if launcher.startswith("ZeRO"):
         config = deepspeed_config(int(launcher[5])) | ({"bf16": {"enabled": True}} if is_half else {})
@@ -128,10 +130,13 @@ def test_trainer_ddp(tmp_path, one_process, processes):
     check_trains_with_one_lr_and_resumes(tmp_path, one_process, trainer_run, processes=processes, saved_at=saved_at)
 
 
-def test_trainer_fsdp1(tmp_path, one_process):
+@pytest.mark.parametrize("use_orig_params", [True, pytest.param(False, marks=pytest.mark.once)])
+def test_trainer_fsdp1(tmp_path, one_process, use_orig_params):
     """transformers 5 loses the optimizer's state under FSDP1, which it is about to drop, with any schedule."""
     later = {"saved_at": SAVED_AT[1:], "exact": False} if IS_TRANSFORMERS_5 else {}
-    check_trains_with_one_lr_and_resumes(tmp_path, one_process, fsdp_trainer_run, 1, tolerance=1e-4, **later)
+    check_trains_with_one_lr_and_resumes(
+        tmp_path, one_process, fsdp_trainer_run, 1, use_orig_params, tolerance=1e-4, **later
+    )
 
 
 @needs_fsdp2

@@ -64,8 +64,10 @@ def test_ddp(one_process, whole):
 
 
 @pytest.mark.once
-def test_fsdp1(tmp_path, one_process):
-    check_finds_the_same(run(fsdp_trainer_run, tmp_path, 1), one_process, tolerance=1e-2)
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_fsdp1(tmp_path, one_process, use_orig_params):
+    ranks = run(fsdp_trainer_run, tmp_path, 1, use_orig_params=use_orig_params)
+    check_finds_the_same(ranks, one_process, tolerance=1e-2)
 
 
 @pytest.mark.once

@@ -1,6 +1,7 @@
 """The parameter groups of an optimizer: their learning rates, and the optimizers behind its wraps."""
 
 from .added import match_ratios, restore_added
+from .flat import cut, num_tensors
 from .foreign import ForeignLR, ForeignLRWarning
 from .groups import (
     Obstacle,
@@ -27,12 +28,14 @@ __all__ = [
     "Obstacle",
     "Stepped",
     "common_lr",
+    "cut",
     "device_of",
     "innermost",
     "keep_own_lrs",
     "layers",
     "lr_ratios",
     "match_ratios",
+    "num_tensors",
     "own_lr",
     "parameters_of",
     "partitioned_by",

@@ -39,8 +39,8 @@ def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tu
 
     Args:
         rows: (n, NUM_SUMS), ``sums_of`` each tensor with a gradient, or this process's share of it.
-        have_row: (m,), of each of the optimizer's parameters, whether it has one of the rows, which are in their order;
-            m is the same on every process.
+        have_row: (m,), of each tensor that the optimizer's parameters are made of, whether it has one of the rows,
+            which are in their order; m is the same on every process.
         shares: how the processes share them.
 
     Returns:

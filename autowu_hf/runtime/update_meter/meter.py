@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from .. import collective
 from ..finite import numbers_of
-from ..param_groups import Stepped
+from ..param_groups import Stepped, cut, num_tensors
 from .backward_calls import BackwardCalls
 from .layers import over_processes, told_by
 from .obstacles import obstacle_in, obstacle_of, why_idle
@@ -131,7 +131,8 @@ class UpdateMeter:
 
     def weight_size(self) -> float:
         """The root mean square of the weights, without the tensors that are zero; 0 where it cannot be had."""
-        return root_mean_square(map(numbers_of, self._parameters()))
+        readable = ((p, numbers_of(p)) for p in self._parameters())
+        return root_mean_square(piece for p, weights in readable if weights is not None for piece in cut(p, weights))
 
     def has_gradients(self) -> bool:
         """Whether any parameter has a gradient, or has had one since the last step."""
@@ -221,20 +222,22 @@ class UpdateMeter:
             w, g, start = weights.to(now.device), left.to(now.device), numbers_of(self._start.get(id(parameter)))
             if divisors:  # not all of them were clipped together
                 g = g * divisors[id(parameter)]
-            w0 = None if start is None else start.to(now.device)
-            parts[id(parameter)] = sums_of(w, now, g, *rates[id(parameter)], w0) / shares.copies_of(parameter)
-        have_part = [id(p) in parts for p in self._parameters()]
-        rows = rows_of([parts[id(p)] for p in self._parameters() if id(p) in parts])
+            given = [w, now, g] + ([] if start is None else [start.to(now.device)])
+            copies, own = shares.copies_of(parameter), rates[id(parameter)]
+            pieces = zip(*(cut(parameter, tensor) for tensor in given), strict=True)
+            parts[id(parameter)] = [sums_of(a, b, c, *own, *w0) / copies for a, b, c, *w0 in pieces]
+        have_row = [id(p) in parts for p in self._parameters() for _ in range(num_tensors(p))]
+        rows = rows_of([row for p in self._parameters() for row in parts.get(id(p), [])])
         clipping: float | None = 1.0 if divisors else told[0] if told else None
         if zero is not None:
             clipping = zero.clipping()
         elif clipping is None and shares.is_shared:  # what a backward leaves has yet to be added up
             clipping = 1.0
         elif clipping is None:
-            keys = [id(p) for p in self._parameters() if id(p) in parts]
-            alike = dict(zip(keys, rows[:, 2].tolist(), strict=True)) if collective.num_processes() > 1 else None
+            squares = {key: sum(float(row[2]) for row in own) for key, own in parts.items()}
+            alike = squares if collective.num_processes() > 1 else None
             clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())), alike)
-        sums, layers = over_processes(rows, have_part, shares)
+        sums, layers = over_processes(rows, have_row, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back and zero is None else []:
             now = numbers_of(parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import gc
 import math
@@ -10,9 +11,10 @@ import weakref
 
 import pytest
 import torch
+from stand_ins.flat import flat_parameter
 from torch import nn
 
-from autowu_hf.runtime import update_meter
+from autowu_hf.runtime import collective, update_meter
 from autowu_hf.runtime.update_meter import UpdateMeter
 
 
@@ -382,3 +384,40 @@ def test_a_parameter_that_has_its_first_gradient_later_has_a_start():
         sum(part.sum() for part in parts).backward()
         optimizer.step()
     assert [update.fallen for update in meter.updates] == pytest.approx([0.0, 0.0, 3 * 0.11], rel=1e-3)
+
+
+def update_of_flat(tensors, gradients, num_shares, monkeypatch):
+    """The update of AdamW that processes measure together of FSDP1's shares of some tensors."""
+    told: list[torch.Tensor] = []
+    monkeypatch.setattr(collective, "gather_sum", lambda numbers: told.append(numbers) or sum(told))
+    for rank in range(num_shares):
+        share = flat_parameter(tensors, rank, num_shares)
+        share.grad = flat_parameter(gradients, rank, num_shares).detach()
+        optimizer = torch.optim.AdamW([share], lr=1e-4, weight_decay=0.0)
+        meter = UpdateMeter(optimizer, [1.0])
+        meter.arm(lambda: num_shares)
+        optimizer.step()
+    return meter.updates[0]  # the last one has heard of all others
+
+
+@pytest.mark.parametrize("num_shares", [1, 2, 3])
+def test_flat_parameters_are_measured_tensor_by_tensor(monkeypatch, num_shares):
+    """Among them one of zeros, which counts in no norm, and shares that are padded."""
+    monkeypatch.setattr(collective, "num_processes", lambda: num_shares)
+    torch.manual_seed(0)
+    tensors = [torch.randn(6, 5), torch.zeros(7), 8.0 * torch.randn(4, 4), 1.0 + torch.rand(3)]
+    gradients = [torch.randn_like(tensor) for tensor in tensors]
+    parameters = [nn.Parameter(tensor.clone()) for tensor in tensors]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    flat = update_of_flat(tensors, gradients, num_shares, monkeypatch)
+    assert dataclasses.asdict(flat) == pytest.approx(dataclasses.asdict(meter.updates[0]), rel=1e-5)
+
+
+def test_the_size_of_weights_leaves_tensors_of_zeros_out_of_flat_parameters_too():
+    flat = flat_parameter([torch.full((2, 2), 3.0), torch.zeros(12)], 0, 1)
+    assert UpdateMeter(torch.optim.SGD([flat], lr=0.1), [1.0]).weight_size() == pytest.approx(3.0)
