@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any
 
 from . import autolrs, autowu, rex, salsa  # noqa: F401  (each registers its method; a new method needs its import here)
-from .integrations import accelerate_hooks
+from .integrations import accelerate_hooks, deepspeed_hooks
 from .integrations.late_import import forget, on_import
 from .runtime.methods import METHODS
 
@@ -23,11 +23,12 @@ _DIFFUSERS = "diffusers.optimization"
 
 def register() -> None:
     """Makes ``lr_scheduler_type="autowu"`` and the other names of ``METHODS`` known to transformers and diffusers
-    (where they are installed; to diffusers once somebody imports it) and losses known to AutoWU.
+    (where they are installed; to diffusers once somebody imports it), and losses and clipping known to AutoWU.
 
     Idempotent. Called by ``import autowu_hf``. A name that a library has come to use itself is left to it.
     """
     accelerate_hooks.install()
+    deepspeed_hooks.install()
     on_import(_DIFFUSERS, _add_names)
     if importlib.util.find_spec("transformers") is None:
         return
@@ -40,8 +41,9 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Undoes ``register``: transformers, diffusers and accelerate are as they were without this package."""
+    """Undoes ``register``: transformers, diffusers, accelerate and DeepSpeed are as they were without this package."""
     accelerate_hooks.remove()
+    deepspeed_hooks.remove()
     forget(_DIFFUSERS, _add_names)
     if _DIFFUSERS in sys.modules:
         _remove_names(sys.modules[_DIFFUSERS])

@@ -63,7 +63,7 @@ NARROWING_POWER, LEAST_NARROWING = 1.5, 0.2
 
 SEEM_CLIPPED = (
     "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; clip with "
-    "Accelerator.clip_grad_norm_"
+    "Accelerator.clip_grad_norm_, or under DeepSpeed by gradient_clipping in its config"
 )
 """Why there is no scale then, as a part of a sentence."""
 
