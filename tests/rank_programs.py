@@ -300,6 +300,7 @@ def trainer_run(
         state += [torch.as_tensor(value) for own in optimizer.state.values() for value in own.values()]
         for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
             state += getattr(optimizer.optimizer, name, [])  # DeepSpeed's own weights
+        state += itertools.chain(*getattr(optimizer.optimizer, "fp32_groups", []))
         states[step] = [getattr(t, "_local_tensor", t).detach().clone() for t in state]
         if scheduler.switch_step is not None:
             then = states[scheduler.rewound_to // scheduler._cadence.ticks_per_step]

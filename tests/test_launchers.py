@@ -80,6 +80,7 @@ class WithBatchNorm(TinyClassifier):
 ZERO = {
     "ZeRO 2": [],
     "ZeRO 3": [],
+    "ZeRO 0 in bf16": [pytest.mark.once],
     "ZeRO 1 in bf16": [pytest.mark.once],
     "ZeRO 2 in bf16": [pytest.mark.once],
     "ZeRO 3 in bf16": [pytest.mark.once],

@@ -93,11 +93,12 @@ def test_deepspeed(tmp_path, one_process, stage):
 @needs_deepspeed
 def test_deepspeed_finds_the_same_in_half_precision_and_clipped_and_accumulated(tmp_path, one_process):
     """Half precision rounds the gradients; an accumulated step has other examples."""
-    half = {**deepspeed_config(3), "bf16": {"enabled": True}}
+    half, half_0 = ({**deepspeed_config(stage), "bf16": {"enabled": True}} for stage in (3, 0))
     check_finds_the_same(run_deepspeed(tmp_path / "half", half), one_process, tolerance=5e-2)
-    for stage in (0, 2):  # the first clips in the engine, the other in its optimizer
-        clipped = {**deepspeed_config(stage), "gradient_clipping": "auto"}
-        ranks = run_deepspeed(tmp_path / f"clipped {stage}", clipped, max_grad_norm=0.01)
+    # The first clips in the engine, the others in DeepSpeed's optimizers.
+    for name, config in (("0", deepspeed_config(0)), ("2", deepspeed_config(2)), ("0 half", half_0)):
+        clipped = {**config, "gradient_clipping": "auto"}
+        ranks = run_deepspeed(tmp_path / f"clipped {name}", clipped, max_grad_norm=0.01)
         check_finds_the_same(ranks, one_process, tolerance=5e-2)
     accumulated = {"gradient_accumulation_steps": 4, "samples": 1920}
     (expected,) = run(trainer_run, tmp_path / "one", processes=1, **accumulated)

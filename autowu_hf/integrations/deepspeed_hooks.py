@@ -1,5 +1,5 @@
-"""What DeepSpeed's engine tells a schedule where it clips gradients itself, as it does without ZeRO in single
-precision: one function, wrapped once, which does nothing more where none is in use.
+"""What DeepSpeed tells a schedule where it clips gradients without ZeRO: a function of its engine, and a method of its
+optimizer for half precision, each wrapped once, which do nothing more where no schedule is in use.
 
 DeepSpeed is not imported here. ``install`` and ``remove`` are called by registration.
 """
@@ -15,7 +15,12 @@ from ..runtime.update_meter import tell_clipping
 from ..runtime.wrapping import Function, Wrap, unwrap, wrap
 from .late_import import forget, on_import
 
-_ENGINE, _NAME = "deepspeed.runtime.engine", "clip_grad_norm_"
+_ENGINE, _FUNCTION = "deepspeed.runtime.engine", "clip_grad_norm_"
+_UNFUSED, _CLASS, _METHOD = (
+    "deepspeed.runtime.fp16.unfused_optimizer",
+    "FP16_UnfusedOptimizer",
+    "unscale_and_clip_grads",
+)
 
 
 def _clip_grad_norm(this: Wrap) -> Function:
@@ -30,18 +35,38 @@ def _clip_grad_norm(this: Wrap) -> Function:
     return clip_grad_norm_
 
 
-def _wrap(engine: Any) -> None:
-    if hasattr(engine, _NAME):  # not in any release
-        wrap(engine, _NAME, _clip_grad_norm)
+def _unscale_and_clip(this: Wrap) -> Function:
+    def unscale_and_clip_grads(self: Any, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
+        scale = this.original(self, total_norm, *args, **kwargs)
+        if this.is_active and self.clip_grad > 0.0:
+            masters = [parameter for group in self.fp32_groups for parameter in group]
+            tell_clipping(masters, total_norm / self.loss_scale, self.clip_grad)
+        return scale
+
+    return unscale_and_clip_grads
+
+
+def _wrap_engine(module: Any) -> None:
+    if hasattr(module, _FUNCTION):  # which another release may lack
+        wrap(module, _FUNCTION, _clip_grad_norm)
+
+
+def _wrap_unfused(module: Any) -> None:
+    if hasattr(getattr(module, _CLASS, None), _METHOD):
+        wrap(getattr(module, _CLASS), _METHOD, _unscale_and_clip)
 
 
 def install() -> None:
-    """Wraps the function, once somebody imports DeepSpeed; does nothing where that is done already."""
-    on_import(_ENGINE, _wrap)
+    """Wraps both, once somebody imports DeepSpeed; does nothing where that is done already."""
+    on_import(_ENGINE, _wrap_engine)
+    on_import(_UNFUSED, _wrap_unfused)
 
 
 def remove() -> None:
-    """Puts DeepSpeed's own function back."""
-    forget(_ENGINE, _wrap)
+    """Puts DeepSpeed's own back."""
+    forget(_ENGINE, _wrap_engine)
+    forget(_UNFUSED, _wrap_unfused)
     if _ENGINE in sys.modules:
-        unwrap(sys.modules[_ENGINE], _NAME)
+        unwrap(sys.modules[_ENGINE], _FUNCTION)
+    if hasattr(sys.modules.get(_UNFUSED), _CLASS):
+        unwrap(getattr(sys.modules[_UNFUSED], _CLASS), _METHOD)

@@ -1,4 +1,4 @@
-"""A stand-in for DeepSpeed's engine; ``test_scale_launchers`` runs the real one."""
+"""Stand-ins for DeepSpeed's engine and optimizer; ``test_scale_launchers`` runs the real ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,42 @@ CLIP = torch.nn.utils.clip_grad_norm_
 
 
 @pytest.fixture
-def engine(monkeypatch):
-    """A module in the place of DeepSpeed's, which has been imported, and the hook."""
-    module = ModuleType("deepspeed.runtime.engine")
-    module.clip_grad_norm_ = CLIP
-    deepspeed_hooks.remove()
-    monkeypatch.setitem(sys.modules, "deepspeed.runtime.engine", module)
-    deepspeed_hooks.install()
-    yield module
+def put_in_place(monkeypatch):
+    """Puts modules in the place of DeepSpeed's, as if they had been imported, and wraps what is in them."""
+
+    def put(**modules):
+        deepspeed_hooks.remove()
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, f"deepspeed.runtime.{name.replace('__', '.')}", module)
+        deepspeed_hooks.install()
+
+    yield put
     deepspeed_hooks.remove()
     monkeypatch.undo()
     deepspeed_hooks.install()
+
+
+@pytest.fixture
+def engine(put_in_place):
+    module = ModuleType("engine")
+    module.clip_grad_norm_ = CLIP
+    put_in_place(engine=module)
+    return module
+
+
+class Unfused:
+    """The masters of an optimizer, whose gradients are scaled by 8."""
+
+    clip_grad, loss_scale = 0.5, 8.0
+
+    def __init__(self, masters):
+        self.fp32_groups = [[*masters]]
+
+    def unscale_and_clip_grads(self, total_norm, apply_scale=True):
+        scale = max((total_norm / self.loss_scale + 1e-6) / self.clip_grad, 1.0) * self.loss_scale
+        for master in self.fp32_groups[0]:
+            master.grad /= scale
+        return scale
 
 
 def clipping(clip):
@@ -59,6 +84,34 @@ def test_it_is_put_back_and_whoever_holds_it_still_clips(engine):
 
 def test_one_tensor_is_clipped_too(engine):
     assert clipping(lambda weights, limit: engine.clip_grad_norm_(next(weights), limit)) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 8.0), (10.0, 1.0)])
+def test_what_the_optimizer_for_half_precision_clips_is_told(put_in_place, limit, expected):
+    kind = type("FP16_UnfusedOptimizer", (Unfused,), {"clip_grad": limit})
+    module = ModuleType("unfused")
+    module.FP16_UnfusedOptimizer = kind
+    put_in_place(fp16__unfused_optimizer=module)
+    scales = []
+
+    def clip(weights, _):
+        (weight,) = weights
+        weight.grad *= 8.0
+        scales.append(kind([weight]).unscale_and_clip_grads(4.0 * 8.0))
+
+    assert clipping(clip) == pytest.approx(expected)
+    assert scales == pytest.approx([8.0 * expected], rel=1e-5)
+    deepspeed_hooks.remove()
+    assert kind.unscale_and_clip_grads is Unfused.unscale_and_clip_grads
+
+
+def test_where_it_clips_nothing_nothing_is_told(put_in_place):
+    kind = type("FP16_UnfusedOptimizer", (Unfused,), {"clip_grad": 0.0})
+    kind.unscale_and_clip_grads = lambda self, total_norm: 1.0
+    module = ModuleType("unfused")
+    module.FP16_UnfusedOptimizer = kind
+    put_in_place(fp16__unfused_optimizer=module)
+    assert clipping(lambda weights, _: kind(weights).unscale_and_clip_grads(4.0)) == 1.0
 
 
 def test_a_release_without_that_function_is_left_alone(engine):

@@ -17,7 +17,7 @@ def test_optimizers_that_do_not_follow_the_gradient_are_refused():
     class DeepSpeedZeroOptimizer(torch.optim.SGD):
         pass
 
-    with pytest.raises(ValueError, match="move them, here: DeepSpeedZeroOptimizer keeps partitions of weights"):
+    with pytest.raises(ValueError, match="move them, here: DeepSpeed's DeepSpeedZeroOptimizer may keep weights"):
         get_salsa_schedule(DeepSpeedZeroOptimizer(model.parameters(), lr=0.1), 100)
 
 

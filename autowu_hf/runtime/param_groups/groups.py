@@ -215,7 +215,7 @@ def weights_out_of_reach(optimizer: Any) -> Obstacle | None:
     """
     wrap = partitioned_by(optimizer)
     if wrap is not None:
-        return Obstacle(f"{wrap} keeps partitions of weights and state to itself", "use DDP or FSDP")
+        return Obstacle(f"DeepSpeed's {wrap} may keep weights and state to itself", "use DDP or FSDP")
     names = {type(layer).__name__ for layer in layers(optimizer)}
     if names & {"Lomo", "AdaLomo"}:
         return Obstacle("LOMO changes the weights inside the backward", "use another optimizer")

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .groups import Obstacle, innermost, layers, partitioned_by, weights_out_of_reach
+from .masters import KIND, half_copies, has_masters
 
 _ELSEWHERE = "DeepSpeed keeps some of the weights, or of the optimizer's state, out of reach"
+_ALONE = "DeepSpeed has an optimizer of its own, {}, which may keep weights and state to itself"
 _OTHER = "DeepSpeed has put an optimizer of its own in the place of the one that the schedule was made for"
 _REMEDY = "use ZeRO without experts, tensor parallelism, NVMe and partial offload, or DDP or FSDP"
 
@@ -208,15 +210,19 @@ def zero_of(optimizer: Any) -> Zero | None:
 
 
 def parameters_of(optimizer: Any) -> list[Tensor]:
-    """All tensors that training changes of an optimizer's weights: its parameters; under ZeRO, see ``Zero.trained``."""
+    """All tensors that training changes of an optimizer's weights: its parameters, and what DeepSpeed copies them to;
+    under ZeRO, see ``Zero.trained``.
+    """
     zero = zero_of(optimizer)
-    return zero.trained() if zero is not None else [p for group in optimizer.param_groups for p in group["params"]]
+    if zero is not None:
+        return zero.trained()
+    return [*(p for group in optimizer.param_groups for p in group["params"]), *half_copies(optimizer)]
 
 
 def trained_ids(optimizer: Any) -> set[int]:
     """The ids of the model's parameters that an optimizer trains."""
     zero = zero_of(optimizer)
-    own: Iterable[Tensor] = [] if zero is None else zero.parameters
+    own: Iterable[Tensor] = half_copies(optimizer) if zero is None else zero.parameters
     return {id(p) for group in optimizer.param_groups for p in group["params"]} | {id(p) for p in own}
 
 
@@ -233,6 +239,11 @@ def shares_out_of_reach(optimizer: Any, made_for: Any = None) -> Obstacle | None
     names = [type(layer).__name__ for layer in layers(optimizer)]
     if any(name in _KINDS for name in names):
         return Obstacle(_ELSEWHERE, _REMEDY)
-    obstacle = weights_out_of_reach(optimizer)
-    is_whole = names[:-1] == ["DeepSpeedOptimizerWrapper"] and partitioned_by(innermost(optimizer)) is None
-    return None if is_whole else obstacle  # ZeRO 0 in single precision: accelerate's wrap around torch's optimizer
+    if partitioned_by(optimizer) is None:
+        return weights_out_of_reach(optimizer)
+    # Without ZeRO: accelerate's wrap around torch's optimizer, and DeepSpeed's between them in half precision.
+    strange = [name for name in names[:-1] if name not in ("DeepSpeedOptimizerWrapper", KIND)]
+    strange += names[-1:] if partitioned_by(innermost(optimizer)) is not None else []
+    if not strange and (KIND not in names or has_masters(optimizer)):
+        return None
+    return Obstacle(_ALONE.format(*strange, KIND), "use ZeRO 1, 2 or 3, DDP or FSDP")

@@ -188,10 +188,19 @@ def test_the_wrap_of_accelerate_alone_divides_nothing():
     class DeepSpeedOptimizerWrapper(Stand):
         pass
 
-    class FP16_UnfusedOptimizer(Stand):  # noqa: N801, DeepSpeed's name
+    class FP16_Optimizer(Stand):  # noqa: N801, DeepSpeed's name
         pass
 
-    FP16_UnfusedOptimizer.__module__ = "deepspeed.runtime.fp16.unfused_optimizer"
+    FP16_Optimizer.__module__ = "deepspeed.runtime.fp16.fused_optimizer"
     inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
     assert shares_out_of_reach(DeepSpeedOptimizerWrapper(inner)) is None
-    assert shares_out_of_reach(DeepSpeedOptimizerWrapper(FP16_UnfusedOptimizer(inner))) is not None
+    obstacle = shares_out_of_reach(DeepSpeedOptimizerWrapper(FP16_Optimizer(inner)))
+    assert "an optimizer of its own, FP16_Optimizer," in obstacle.reason
+
+    class FusedAdam(torch.optim.SGD):
+        pass
+
+    FusedAdam.__module__ = "deepspeed.ops.adam.fused_adam"
+    fused = FusedAdam([nn.Parameter(torch.ones(1))], lr=0.1)
+    for optimizer in (fused, DeepSpeedOptimizerWrapper(fused)):
+        assert "an optimizer of its own, FusedAdam," in shares_out_of_reach(optimizer).reason
