@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .runtime.checks import check_number, plain, whole
 from .runtime.methods import register_method
-from .runtime.param_groups import common_lr, match_ratios
+from .runtime.param_groups import common_lr, drop_empty, have_weights, match_ratios
 from .shapes import rex_decay
 
 SAMPLINGS = ("step", "epoch")
@@ -79,7 +79,11 @@ def get_rex_schedule_with_warmup(
 
 
 class RexLR(LambdaLR):
-    """torch's ``LambdaLR``, which takes in parameter groups that are added in mid-run."""
+    """torch's ``LambdaLR``, which takes in parameter groups that are added in mid-run, and lets go of empty ones."""
+
+    def __init__(self, optimizer: Any, factor: Any, last_epoch: int) -> None:
+        self._had_weights = have_weights(optimizer)
+        super().__init__(optimizer, factor, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:  # type: ignore[override, unused-ignore]
         """The LR of every parameter group for the next step."""
@@ -94,6 +98,8 @@ class RexLR(LambdaLR):
     def _match_groups(self) -> None:
         if len(self.optimizer.param_groups) == len(self.base_lrs):
             return
+        for number in reversed(drop_empty(self.base_lrs, self.optimizer, self._had_weights)):
+            del self.lr_lambdas[number]
         lrs = [float(lr) for lr in self.base_lrs]
         own = common_lr(self.optimizer, lrs) or 1.0  # of zeros
         ratios = [lr / own for lr in lrs]

@@ -514,7 +514,10 @@ def sharded_loop(
             optimizer, lr_scheduler_callable=lambda made: get_schedule(made, steps, **options)
         )
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        groups = [{"params": [*model.parameters()]}]
+        if kind == "deepspeed":  # which drops groups that are empty, as that of no weights that decay under LoRA
+            groups.insert(0, {"params": [], "lr": 2e-3})
+        optimizer = torch.optim.AdamW(groups, lr=1e-3)
         scheduler = get_schedule(optimizer, steps * ticks, **options)
     model, optimizer, data, scheduler = accelerator.prepare(model, optimizer, data, scheduler)
     inner = scheduler.scheduler

@@ -63,10 +63,9 @@ class AdaptiveScheduler(InheritsWarmup):
         self._ratios, self._own_lr = param_groups.lr_ratios(optimizer), param_groups.own_lr(optimizer)
         param_groups.refuse_to_maximize(optimizer, self.name)
         self._foreign_lr = param_groups.ForeignLR(self.name)
-        self._num_given = len(self._ratios)  # groups; those beyond were added
+        self._had_weights = param_groups.have_weights(optimizer)  # the groups; those beyond were added
         param_groups.keep_own_lrs(optimizer)
-        self.ticks_per_step = 1
-        self.last_epoch = 0  # until torch's constructor sets it
+        self.ticks_per_step, self.last_epoch = 1, 0  # the latter until torch's constructor sets it
         self._history: LossHistory | None = None  # of a subclass that takes losses in
 
     def _start(self, optimizer: Optimizer) -> None:
@@ -132,7 +131,7 @@ class AdaptiveScheduler(InheritsWarmup):
         """
         if others:
             refuse_others(others)
-        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr)
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
             if step == 0:
@@ -158,7 +157,7 @@ class AdaptiveScheduler(InheritsWarmup):
         self._set_lrs()
 
     def _set_lrs(self) -> None:
-        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr)
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
         self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
         param_groups.set_lrs(self.optimizer, lrs)
 
@@ -170,6 +169,7 @@ class AdaptiveScheduler(InheritsWarmup):
             ticks_per_step: how often in a row the scheduler is stepped for one optimizer step, at least 1.
             optimizers: the optimizer, with its wraps.
         """
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
         for optimizer in optimizers:
             self.meet(optimizer)
         self.ticks_per_step = ticks_per_step
@@ -248,13 +248,13 @@ class AdaptiveScheduler(InheritsWarmup):
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit; loads with ``torch.load(weights_only=True)``. No collective."""
         head = {"version": self.state_version, "last_epoch": self.last_epoch, "step_count": self._step_count}
-        return {**head, **closed({**self._state(), "added": [self._num_given, self._ratios[self._num_given :]]})}
+        return {**head, **closed({**self._state(), "added": param_groups.added_ones(self._ratios, self._had_weights)})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what ``state_dict`` returned; a ValueError where it is another scheduler's, or version's."""
         check_state(state_dict, type(self).__name__, self.state_version, self.state_key)
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         state = opened(state_dict)
-        self._num_given = param_groups.restore_added(self._ratios, self.optimizer, self._own_lr, state.get("added"))
+        param_groups.restore_added(self._ratios, self.optimizer, self._own_lr, state.get("added"), self._had_weights)
         self._load_state(state)
         self._set_lrs()

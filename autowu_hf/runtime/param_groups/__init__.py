@@ -1,6 +1,6 @@
 """The parameter groups of an optimizer: their learning rates, and the optimizers behind its wraps."""
 
-from .added import match_ratios, restore_added
+from .added import added_ones, drop_empty, have_weights, match_ratios, restore_added
 from .flat import cut, num_tensors
 from .foreign import ForeignLR, ForeignLRWarning
 from .groups import (
@@ -27,9 +27,12 @@ __all__ = [
     "ForeignLRWarning",
     "Obstacle",
     "Stepped",
+    "added_ones",
     "common_lr",
     "cut",
     "device_of",
+    "drop_empty",
+    "have_weights",
     "innermost",
     "keep_own_lrs",
     "layers",

@@ -1,10 +1,13 @@
-"""Parameter groups that are added in mid-run, to unfreeze layers say: what their learning rate is meant to be."""
+"""Parameter groups that are added in mid-run, to unfreeze layers say: what their learning rate is meant to be; and
+empty ones that are gone.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -18,7 +21,32 @@ _NEAR = 1e-6  # LRs may be float32
 _HIGH = 10.0  # a ratio above it is no likely wish, however round: the LR at the start may be one that matters to nobody
 
 
-def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
+def have_weights(optimizer: Optimizer) -> list[bool]:
+    """Of every group of an optimizer, whether there is a parameter in it."""
+    return [bool(group["params"]) for group in optimizer.param_groups]
+
+
+def drop_empty(ratios: list[Any], optimizer: Optimizer, had_weights: list[bool]) -> list[int]:
+    """Leaves out the ratios of groups that are gone since a schedule was made because they were empty, as DeepSpeed
+    drops them; none where others must be gone, too.
+
+    Args:
+        ratios: of the groups known so far; changed in place.
+        optimizer: any torch optimizer, or accelerate's wrap of one.
+        had_weights: of every group that it had then, whether there was a parameter in it; changed as the ratios are.
+
+    Returns:
+        The places that they had.
+    """
+    empty = [number for number, had in enumerate(had_weights) if not had]
+    if not empty or len(optimizer.param_groups) != len(ratios) - len(empty):
+        return []
+    for number in reversed(empty):
+        del ratios[number], had_weights[number]
+    return empty
+
+
+def match_ratios(ratios: list[float], optimizer: Optimizer, own: float, had_weights: list[bool] | None = None) -> None:
     """Takes in parameter groups that were added since a schedule was made, each with the ratio of its LR to that of the
     others, which the log says.
 
@@ -31,12 +59,15 @@ def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
         ratios: of the groups known so far; those of the new ones are appended.
         optimizer: any torch optimizer, or accelerate's wrap of one; its LRs are still those of the moment.
         own: its own LR when the schedule was made.
+        had_weights: as in ``drop_empty``, which is done then.
 
     Raises:
         ValueError: it has fewer groups than then, or the LR of a new one is not finite.
     """
     groups = optimizer.param_groups
     if len(groups) == len(ratios):
+        return
+    if len(groups) < len(ratios) and drop_empty(ratios, optimizer, had_weights or []):
         return
     if len(groups) < len(ratios):
         raise ValueError(
@@ -63,7 +94,18 @@ def match_ratios(ratios: list[float], optimizer: Optimizer, own: float) -> None:
     keep_own_lrs(optimizer)
 
 
-def restore_added(ratios: list[float], optimizer: Optimizer, own: float, added: tuple[int, list[float]] | None) -> int:
+def added_ones(ratios: list[float], had_weights: list[bool]) -> list[Any]:
+    """What ``restore_added`` takes: how many groups there were at first, and the ratios of those that were added."""
+    return [len(had_weights), ratios[len(had_weights) :]]
+
+
+def restore_added(
+    ratios: list[float],
+    optimizer: Optimizer,
+    own: float,
+    added: tuple[int, list[float]] | None,
+    had_weights: list[bool],
+) -> None:
     """Gives groups that had been added before a checkpoint the ratios that they had then. A script that goes on from it
     makes them with the others, at LRs which say nothing of the moment at which they were added.
 
@@ -72,19 +114,16 @@ def restore_added(ratios: list[float], optimizer: Optimizer, own: float, added: 
         optimizer: as in ``match_ratios``.
         own: the same.
         added: how many groups there were at first, and the ratios of those that were added; None: not known.
-
-    Returns:
-        How many groups there were at first.
+        had_weights: as in ``drop_empty``; afterwards as long as there were groups at first.
     """
-    num_known = len(ratios)
-    match_ratios(ratios, optimizer, own)
+    match_ratios(ratios, optimizer, own, had_weights)
     if added is None:
-        return num_known
+        return
     first, restored = added
     for number, ratio in enumerate(restored, start=first):
         if number < len(ratios):
             ratios[number], optimizer.param_groups[number]["initial_lr"] = ratio, own * ratio
-    return first
+    had_weights[:] = [*had_weights, *[True] * first][: min(first, len(ratios))]
 
 
 def _ratio(lr: float, own: float, present: float, known: Sequence[float]) -> float:

@@ -17,7 +17,8 @@ class Stepped:
 
     Args:
         optimizer: with accelerate's wraps or without.
-        ratios: of every parameter group, its LR per unit of the common LR.
+        ratios: of every parameter group, its LR per unit of the common LR; a list is held, and may change with the
+            groups.
 
     Attributes:
         optimizer: the innermost one, whose calls are heard.
@@ -26,7 +27,7 @@ class Stepped:
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
-        self.outermost, self.ratios = optimizer, [*ratios]
+        self.outermost, self.ratios = optimizer, ratios if isinstance(ratios, list) else [*ratios]
         self.optimizer: Optimizer = innermost(optimizer)
 
     @property

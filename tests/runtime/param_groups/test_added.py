@@ -12,7 +12,7 @@ from autowu_hf import (
     get_rex_schedule_with_warmup,
     get_salsa_schedule,
 )
-from autowu_hf.runtime.param_groups import lr_ratios, match_ratios, own_lr, set_lrs
+from autowu_hf.runtime.param_groups import drop_empty, lr_ratios, match_ratios, own_lr, set_lrs
 
 
 def groups_of(*lrs: float, default: float) -> torch.optim.Optimizer:
@@ -145,3 +145,62 @@ def test_a_resumed_run_keeps_the_ratio_of_a_group_that_was_added(is_made_with_it
     assert [group["lr"] for group in other.param_groups] == lrs
     assert go_on(other, resumed, 20) == expected
     assert resumed.state_dict()["added"] == schedule.state_dict()["added"]
+
+
+def with_an_empty_group(*lrs):
+    """An optimizer whose first group is empty, as that of the weights that decay may be under LoRA."""
+    members = [[], *([torch.nn.Parameter(torch.ones(2))] for _ in lrs[1:])]
+    return torch.optim.SGD([{"params": p, "lr": lr} for p, lr in zip(members, lrs, strict=True)], lr=lrs[-1])
+
+
+def drop(optimizer):
+    """What DeepSpeed's engine does when it is made."""
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+def test_groups_that_were_empty_may_go_and_no_others():
+    optimizer = groups_of(1e-3, 1e-4, default=1e-3)
+    ratios, had_weights = [1.0, 0.5, 0.1, 0.2], [True, False, True, False]
+    assert drop_empty(ratios, optimizer, had_weights) == [1, 3]
+    assert (ratios, had_weights) == ([1.0, 0.1], [True, True])
+    assert drop_empty(ratios, optimizer, had_weights) == []
+    for other, flags in (([1.0, 0.1, 0.2], [True] * 3), ([1.0, 0.5, 0.1, 0.2], [True, False, True, True])):
+        with pytest.raises(ValueError, match="must keep its"):
+            match_ratios([*other], optimizer, 1e-3, flags)
+
+
+def made_with_an_empty_group(name, is_dropped):
+    """An optimizer and a schedule that accelerate has prepared, which may have dropped the group."""
+    optimizer = with_an_empty_group(3e-3, 1e-3, 1e-4)
+    if name == "rex":
+        schedule = get_rex_schedule_with_warmup(optimizer, 0, 60)
+    else:
+        schedule = get_autowu_schedule(optimizer, 60, scale=name == "scale")
+    if is_dropped:
+        drop(optimizer)
+    if name != "rex":
+        schedule.prepared(1, [optimizer])
+    return optimizer, schedule
+
+
+@pytest.mark.parametrize("name", ["scale", "range", "rex"])
+def test_a_schedule_goes_on_without_a_group_that_was_empty_and_is_gone(name):
+    def run(is_dropped):
+        optimizer, schedule = made_with_an_empty_group(name, is_dropped)
+        seen = []
+        for step in range(20):
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                parameter.grad = parameter.detach().clone()
+            optimizer.step()
+            schedule.step(*([] if name == "rex" else [2.0 + 1.0 / (1 + step)]))
+            seen.append([group["lr"] for group in optimizer.param_groups][-2:])
+        return schedule, seen
+
+    schedule, seen = run(is_dropped=True)
+    assert seen == run(is_dropped=False)[1]
+    assert seen[-1][1] == pytest.approx(0.1 * seen[-1][0])
+    state = schedule.state_dict()
+    _, resumed = made_with_an_empty_group(name, is_dropped=True)
+    resumed.load_state_dict(state)
+    assert resumed.get_last_lr() == seen[-1]
+    assert resumed.state_dict().get("added") == state.get("added")
