@@ -25,7 +25,7 @@ from .sketch import kind_of, sketch
 from .state_aside import StateAside
 from .step_hooks import gradient_hooks, step_hooks
 from .trials import trial_of
-from .update import HALF, Update, on_host, root_mean_square, rows_of, seen_share, sums_of
+from .update import HALF, Update, on_host, root_mean_square, rows_of, seen_share, summed, sums_of
 
 
 class UpdateMeter:
@@ -227,6 +227,7 @@ class UpdateMeter:
             pieces = zip(*(cut(parameter, tensor) for tensor in given), strict=True)
             parts[id(parameter)] = [sums_of(a, b, c, *own, *w0) / copies for a, b, c, *w0 in pieces]
         have_row = [id(p) in parts for p in self._parameters() for _ in range(num_tensors(p))]
+        owners = [id(p) for p in self._parameters() for _ in parts.get(id(p), [])]
         rows = rows_of([row for p in self._parameters() for row in parts.get(id(p), [])])
         clipping: float | None = 1.0 if divisors else told[0] if told else None
         if zero is not None:
@@ -234,8 +235,7 @@ class UpdateMeter:
         elif clipping is None and shares.is_shared:  # what a backward leaves has yet to be added up
             clipping = 1.0
         elif clipping is None:
-            squares = {key: sum(float(row[2]) for row in own) for key, own in parts.items()}
-            alike = squares if collective.num_processes() > 1 else None
+            alike = summed(owners, rows[:, 2].tolist()) if collective.num_processes() > 1 else None
             clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())), alike)
         sums, layers = over_processes(rows, have_row, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from

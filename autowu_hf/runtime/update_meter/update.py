@@ -190,6 +190,14 @@ def square_of(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def summed(keys: Iterable[int], values: Iterable[float]) -> dict[int, float]:
+    """The sum of the values of each key."""
+    found: dict[int, float] = {}
+    for key, value in zip(keys, values, strict=True):
+        found[key] = found.get(key, 0.0) + value
+    return found
+
+
 def root_mean_square(tensors: Iterable[Tensor | None]) -> float:
     """That of all numbers of some tensors, without those that are zero throughout; 0 where it cannot be had."""
     squares, count = 0.0, 0

@@ -6,12 +6,26 @@ import pytest
 import torch
 
 from autowu_hf.runtime.update_meter import update
-from autowu_hf.runtime.update_meter.update import NUM_SUMS, Update, product, rows_of, seen_share, square_of, sums_of
+from autowu_hf.runtime.update_meter.update import (
+    NUM_SUMS,
+    Update,
+    product,
+    rows_of,
+    seen_share,
+    square_of,
+    summed,
+    sums_of,
+)
 
 
 def moved(weights, gradient, change, own_lr=0.1):
     w = torch.tensor(weights)
     return sums_of(w, w + torch.tensor(change), torch.tensor(gradient), own_lr)
+
+
+def test_values_are_summed_by_their_keys():
+    assert summed([3, 3, 5], [1.0, 2.0, 4.0]) == {3: 3.0, 5: 4.0}
+    assert summed([], []) == {}
 
 
 def test_an_update_is_made_of_the_sums_over_its_tensors_per_unit_of_the_lr():
