@@ -204,6 +204,6 @@ def require_finite_parameters(
             "overflow in the model"
         )
     raise DivergedError(
-        f"training has diverged: parameters are infinite or NaN after step {step}. The warm-up ended at learning rate "
-        f"{last_lr:.1e}, and {remedy}"
+        f"training has diverged: parameters are infinite or NaN after step {step}. The warm-up's last learning "
+        f"rate was {last_lr:.1e}, and {remedy}"
     )

@@ -218,8 +218,8 @@ def _transient(approach: Approach, step: int) -> str:
     """Why the LR grows on although the losses have halved at the scale's."""
     found = times(approach.transient.kept, approach.transient.risen)
     return (
-        f"AutoWU: the losses have fallen to half by step {step}, and P, per unit of the way that the weights go, is "
-        f"{found} what it was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
+        f"AutoWU: the losses have fallen to half by step {step}, but P, which falls with what is learned, is {found} "
+        f"what it was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
     )
 
 

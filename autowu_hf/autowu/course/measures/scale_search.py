@@ -11,10 +11,10 @@ from typing import Any
 from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
-from .first_steps import SEEM_CLIPPED, BlindLossesError, density, narrowing
-from .linear import without_bounds
+from .bounds import bounded
+from .first_steps import SEEM_CLIPPED, BlindLossesError
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
-from .scale import POLYAK_SHARE, Scale
+from .scale import Scale
 
 PATIENCE = 0.1
 """The share of the run until which there must be a scale, where the first steps have no gradients or do not happen."""
@@ -169,13 +169,7 @@ class ScaleSearch:
     def scale_of(self, losses: Sequence[float]) -> Scale:
         """What the measured updates say with such losses in their steps; see ``Scale.from_updates``."""
         scale = Scale.from_updates(losses, self.updates, self.alignment, self.momentum, self.first)
-        scale = without_bounds(scale, self.meter.optimizer)
-        is_other = scale.is_scale_invariant or scale.has_small_weights
-        share = 1.0 if is_other else density(self.meter.optimizer, self.updates)
-        left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
-        room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
-        narrow = 1.0 if scale.others_follow else narrowing(self.meter.optimizer, scale.alignment, room)
-        return replace(scale, beta2=self._beta2, density=left, narrowing=narrow)
+        return replace(bounded(scale, self.meter.optimizer, self.updates), beta2=self._beta2)
 
     def runs_out(self, step: int, num_steps: int, longest: int) -> bool:
         """Gives up where too many steps have said nothing.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, suggest_lr
-from autowu_hf.autowu.course.measures.linear import is_one_layer, without_bounds
+from autowu_hf.autowu.course.measures.bounds import is_one_layer, without_bounds
 from autowu_hf.autowu.course.measures.scale import Scale
 from tests.margins import assert_below
 

@@ -1,0 +1,59 @@
+"""How far the bounds of a scale go: where R and M hold not at all, or are unsure, and where less of P counts. (Ours.)
+
+R and M bound how far an update turns a weight, for what the other layers make of that. Where one linear layer is
+trained alone, as the head on frozen features, there are none: cross entropy and squared error are convex in its
+weights, which may begin as small as they like. P bounds the LR.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ....runtime.param_groups import innermost
+from ....runtime.update_meter import Update
+from .first_steps import density, narrowing
+from .scale import POLYAK_SHARE, Scale
+
+
+def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
+    """The scale with what is known of its bounds.
+
+    Args:
+        scale: of the first updates.
+        optimizer: with accelerate's wraps or without.
+        updates: (n,), these, n at least 1.
+    """
+    scale = without_bounds(scale, optimizer)
+    is_other = scale.is_scale_invariant or scale.has_small_weights
+    share = 1.0 if is_other else density(optimizer, updates)
+    left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
+    room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
+    narrow = 1.0 if scale.others_follow else narrowing(optimizer, scale.alignment, room)
+    return replace(scale, density=left, narrowing=narrow)
+
+
+def without_bounds(scale: Scale, optimizer: Any) -> Scale:
+    """The scale without R and M, where one linear layer is trained alone.
+
+    Args:
+        scale: of the first updates.
+        optimizer: with accelerate's wraps or without.
+    """
+    return replace(scale, trust=math.inf, layer_trust=math.nan) if is_one_layer(optimizer) else scale
+
+
+def is_one_layer(optimizer: Any) -> bool:
+    """Whether all that an optimizer trains is one matrix of (out, in), and a bias of (out,).
+
+    Not a matrix alone, for that may be embeddings or a prompt, which many layers come after; nor where the weights are
+    in one flat tensor (FSDP1, ZeRO).
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    groups = innermost(optimizer).param_groups
+    shapes = sorted((tuple(p.shape) for group in groups for p in group["params"] if p.requires_grad), key=len)
+    return [*map(len, shapes)] == [1, 2] and shapes[0][0] == shapes[1][0]
