@@ -47,7 +47,7 @@ def test_after_a_transient_the_lr_grows_on_and_that_is_said(caplog):
     assert max(regression.lrs) == pytest.approx(wanted)
     assert regression.schedule.num_steps_lost == 0
     assert regression.schedule.ended_by == "scale"
-    assert f"half by step {at}, and P, per unit" in caplog.text
+    assert f"half by step {at}, but P, which falls with what is learned" in caplog.text
     assert f"is {approach['kept']:.2g} times what it was, so that this was a transient" in caplog.text
     assert f"was {approach['kept']:.2g} times as high after a transient, at step {at}" in caplog.text
 
