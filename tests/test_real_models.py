@@ -31,6 +31,11 @@ def adapters(load):
     return load("adapter_tasks")
 
 
+@pytest.fixture(scope="module")
+def heads(load):
+    return load("head_tasks")
+
+
 def with_weights(load, task):
     lacking = load("pretrained").missing(task.packages)
     if lacking:
@@ -197,9 +202,9 @@ def test_a_row_of_the_fine_tuned_vit(real_models):
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["pairs", "efficientnet"])
-def test_a_row_of_a_real_model(real_models, tasks, adapters, load, monkeypatch, name):
+def test_a_row_of_a_real_model(real_models, tasks, heads, load, monkeypatch, name):
     task = tasks.pairs_task(4) if name == "pairs" else tasks.efficientnet_task(16, 4)
-    monkeypatch.setitem(adapters.ALL_TASKS, "short", with_weights(load, task))
+    monkeypatch.setitem(heads.ALL_TASKS, "short", with_weights(load, task))
     results = real_models.run(("short", "practice", task.practice, 10))
     assert (results["steps"], results["looked"], results["peak_lr"]) == (4, 0, task.practice)
     assert ("kept" in results) == (name == "pairs")
@@ -217,12 +222,14 @@ def test_a_row_of_a_real_model(real_models, tasks, adapters, load, monkeypatch, 
 # Adapters -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_adapters_have_rows_of_their_own(real_models, adapters, tasks, monkeypatch, capsys):
-    assert not set(adapters.ADAPTER_TASKS) & set(tasks.TASKS)
-    assert adapters.ALL_TASKS == {**tasks.TASKS, **adapters.ADAPTER_TASKS}
+def test_adapters_and_heads_have_rows_of_their_own(real_models, adapters, heads, tasks, monkeypatch, capsys):
+    apart = (tasks.TASKS, adapters.ADAPTER_TASKS, heads.HEAD_TASKS)
+    assert dict(task for own in apart for task in own.items()) == heads.ALL_TASKS
+    assert len(heads.ALL_TASKS) == sum(map(len, apart))
     assert {task.prepare.keywords["adapter"] for task in adapters.ADAPTER_TASKS.values()} == set(adapters.ADAPTERS)
     assert {task.prepare.keywords["steps"] for task in adapters.ADAPTER_TASKS.values()} == {60, 150}
-    for argument, own, other in (("--adapters", "OFT, 60 steps", VIT), ("--workers=1", VIT, "OFT, 60 steps")):
+    oft, head = "OFT, 60 steps", "head on MiniLM, 60 steps"
+    for argument, own, other in (("--adapters", oft, VIT), ("--heads", head, oft), ("--workers=1", VIT, head)):
         monkeypatch.setattr(sys, "argv", ["real_models.py", argument, "--table"])
         real_models.main()
         printed = capsys.readouterr().out
@@ -273,10 +280,49 @@ def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, 
     assert f"<!-- real models -->\n{printed}\n<!-- end real models -->" in readme
 
 
-def test_the_tables_of_the_adapters_are_too(real_models, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["real_models.py", "--adapters", "--table"])
+# Heads ----------------------------------------------------------------------------------------------------------------
+
+
+def given_features(classes=3):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(classes, (400,), generator=generator)
+    x = torch.randn(classes, 16, generator=generator)[y] + torch.randn(400, 16, generator=generator)
+    return (x[:200], y[:200]), (x[200:300], y[200:300]), (x[300:], y[300:])
+
+
+def test_a_row_of_a_head(real_models, heads, monkeypatch):
+    monkeypatch.setitem(heads.FEATURES, "given", (given_features, ()))
+    monkeypatch.setitem(heads.ALL_TASKS, "short", heads.head_task("given", 60))
+    results = real_models.run(("short", "autowu", None, 10))
+    assert_above(results["test"], results["start"], 1.0)
+    assert "kept" not in results
+    run = heads.head(10, "given", 60)
+    assert [tuple(own.shape) for own in run.model.parameters()] == [(3, 16), (3,)]
+    assert run.batches(0)[0].shape == (heads.BATCH, 16)
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")
+def test_features_are_those_of_the_frozen_models(heads, load):
+    for name, width, classes in (("MiniLM", 384, 20), ("MiniLM, normalized", 384, 20)):
+        make, packages = heads.FEATURES[name]
+        if load("pretrained").missing(packages):
+            pytest.skip(f"needs {', '.join(packages)}")
+        parts = make()
+        assert [len(x) == len(y) > 0 for x, y in parts] == [True] * 3
+        assert {x.shape[1] for x, _ in parts} == {width}
+        assert len(parts[0][1].unique()) == classes
+        assert not any(x.requires_grad for x, _ in parts)
+    assert float((parts[0][0].norm(dim=1) - 1.0).abs().max()) < 1e-5  # the last ones are normalized
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"), [("adapters", "LoRA, q and v, 150 steps"), ("heads", "head on EfficientNet, 200 steps")]
+)
+def test_the_tables_of_adapters_and_heads_are_too(real_models, monkeypatch, capsys, kind, known):
+    monkeypatch.setattr(sys, "argv", ["real_models.py", f"--{kind}", "--table"])
     real_models.main()
     printed = capsys.readouterr().out.strip()
-    assert "LoRA, q and v, 150 steps" in printed
+    assert known in printed
     readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- adapters -->\n{printed}\n<!-- end adapters -->" in readme
+    assert f"<!-- {kind} -->\n{printed}\n<!-- end {kind} -->" in readme

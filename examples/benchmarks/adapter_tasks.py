@@ -11,7 +11,7 @@ import torch
 from data import stdlib_bytes
 from fine_tuning_tasks import Measured, PreparedRun
 from pretrained import with_adapter
-from real_model_tasks import PRACTICE, SIX, TASKS, Task
+from real_model_tasks import PRACTICE, SIX, Task
 from real_model_texts import token_loss
 from torch import Tensor, nn
 from training import beside, train
@@ -121,5 +121,3 @@ ADAPTER_TASKS = {
     for adapter in adapters
 }
 """Task -> what it is."""
-
-ALL_TASKS = {**TASKS, **ADAPTER_TASKS}

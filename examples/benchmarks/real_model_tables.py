@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 
-from adapter_tasks import ALL_TASKS
+from head_tasks import ALL_TASKS
 from runs import Row
 
 Results = dict[tuple[str, str], list[Row]]
@@ -85,7 +85,8 @@ def show(results: Results, methods: Iterable[str], autowu: Iterable[str]) -> Non
         rows = [row for own in by_method.values() for row in own]
         if any(row["kept_start"] for row in rows):
             lines.append([name, mean(rows, "kept_start"), *(mean(own, "kept") for own in by_method.values())])
-    print_table("What is kept of the pretraining; the mean over the seeds", ["task", "before", *methods], lines)
+    if lines:  # of a frozen model all is
+        print_table("What is kept of the pretraining; the mean over the seeds", ["task", "before", *methods], lines)
 
     def warm_up(rows: list[Row]) -> str:
         if not rows:

@@ -5,6 +5,7 @@
     python examples/benchmarks/real_models.py           # all that is not in the CSV yet; two worker processes
     ACCELERATE_USE_CPU=false python examples/benchmarks/real_models.py --workers 8  # on a GPU, ten times faster
     python examples/benchmarks/real_models.py --adapters  # PEFT's adapters on a small Llama, which needs no weights
+    python examples/benchmarks/real_models.py --heads   # one linear layer on frozen MiniLM and EfficientNet
     python examples/benchmarks/real_models.py --quick   # two cheap tasks, one seed
     python examples/benchmarks/real_models.py --table   # the CSV as tables
 
@@ -34,8 +35,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
-from adapter_tasks import ADAPTER_TASKS, ALL_TASKS
+from adapter_tasks import ADAPTER_TASKS
 from fine_tuning_tasks import PreparedRun
+from head_tasks import ALL_TASKS, HEAD_TASKS
 from methods import WARM_UP
 from pretrained import PIP, missing
 from real_model_tables import Results, show
@@ -55,7 +57,7 @@ RUNS = RunTable(
         *("peak_lr", "switch", "ended_by", "rewound_to", "looked", "seconds", "versions"),
     ),
 )
-ADAPTERS_CSV = RUNS.path.with_name("adapters.csv")
+ADAPTERS_CSV, HEADS_CSV = (RUNS.path.with_name(name) for name in ("adapters.csv", "heads.csv"))
 QUICK_CSV = Path("output") / "real_models_quick.csv"
 QUICK_TASKS = ("MiniLM, pairs, 10 steps", "ViT, 3 epochs")
 
@@ -163,23 +165,27 @@ def reported(rows: list[Row], seeds: list[int] | None = None) -> Results:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", action="store_true", help="adapters of PEFT on a small Llama, into adapters.csv")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--adapters", action="store_true", help="adapters of PEFT on a small Llama, into adapters.csv")
+    kinds.add_argument("--heads", action="store_true", help="a linear layer on a frozen model, into heads.csv")
     parser.add_argument("--tasks", nargs="*", choices=list(ALL_TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of those of each task")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--csv", type=Path, help="instead of real_models.csv, or adapters.csv")
+    parser.add_argument("--csv", type=Path, help="instead of real_models.csv, adapters.csv or heads.csv")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, and run nothing")
     parser.add_argument("--quick", action="store_true", help="two cheap tasks, one seed")
     options = parser.parse_args()
     if options.quick:
         options.tasks, options.seeds = list(QUICK_TASKS), [THREE[0]]
-    own = ADAPTER_TASKS if options.adapters else TASKS
+    kind = "--adapters" if options.adapters else "--heads" if options.heads else ""
+    own, usual = {"--adapters": (ADAPTER_TASKS, ADAPTERS_CSV), "--heads": (HEAD_TASKS, HEADS_CSV)}.get(
+        kind, (TASKS, RUNS.path)
+    )
     options.tasks = options.tasks or list(own)
     if others := [name for name in options.tasks if name not in own]:
-        remedy = "these are no adapters, leave out --adapters" if options.adapters else "adapters need --adapters"
+        remedy = f"these need another run, without {kind}" if kind else "adapters need --adapters, heads --heads"
         parser.error(f"{', '.join(others)}: {remedy}")
-    usual = ADAPTERS_CSV if options.adapters else RUNS.path
     table = RUNS.at(options.csv or (QUICK_CSV if options.quick else usual))
     if not options.table:
         if lacking := missing(tuple(package for name in options.tasks for package in ALL_TASKS[name].packages)):
