@@ -178,10 +178,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.tasks, options.seeds = list(QUICK_TASKS), [THREE[0]]
-    kind = "--adapters" if options.adapters else "--heads" if options.heads else ""
-    own, usual = {"--adapters": (ADAPTER_TASKS, ADAPTERS_CSV), "--heads": (HEAD_TASKS, HEADS_CSV)}.get(
-        kind, (TASKS, RUNS.path)
-    )
+    kind, own, usual = "", TASKS, RUNS.path
+    if options.adapters:
+        kind, own, usual = "--adapters", ADAPTER_TASKS, ADAPTERS_CSV
+    elif options.heads:
+        kind, own, usual = "--heads", HEAD_TASKS, HEADS_CSV
     options.tasks = options.tasks or list(own)
     if others := [name for name in options.tasks if name not in own]:
         remedy = f"these need another run, without {kind}" if kind else "adapters need --adapters, heads --heads"

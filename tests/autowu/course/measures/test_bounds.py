@@ -8,12 +8,12 @@ import math
 
 import pytest
 import torch
+from margins import assert_below
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, suggest_lr
 from autowu_hf.autowu.course.measures.bounds import is_one_layer, without_bounds
 from autowu_hf.autowu.course.measures.scale import Scale
-from tests.margins import assert_below
 
 SCALE = Scale(polyak=1.0, trust=0.1, alignment=0.7, loss=2.3, num_steps=2, layer_trust=0.1)
 
