@@ -69,7 +69,7 @@ class SuggestedLR:
         if scale.momentum > 0.0:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
         if scale.others_follow:
-            which += ", over the root of 2 since products begin at zero, of which both factors will move"
+            which += ", over 2 since products begin at zero, of which both factors will move"
         if scale.narrowing < 1.0 and scale.held_by == "polyak":
             which += f", times {scale.narrowing:.2g} since the gradient lies in few weights"
         if self.lr != scale.peak_lr:

@@ -32,11 +32,10 @@ _NOTHING = 0.01
 taken back, they do not in the later ones either: then they will move as far as those that are zero.
 """
 
-BOTH = math.sqrt(2.0)
-"""How much farther a product goes with two factors than with one of them, if both turn as far, and their ways are
-independent: what the LR is divided by.
+BOTH = 2.0
+"""How much farther a product goes with two factors than with one of them, if both turn as far, and their ways add up,
+for both go down the same gradient: what the LR is divided by.
 """
-
 
 EVEN, UNEVEN = 0.3, 0.22
 """How evenly the slope of Adam's update has to be spread over its tensors for R and M to be sure, and where no more

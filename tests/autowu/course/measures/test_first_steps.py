@@ -118,7 +118,7 @@ def test_r_is_told_by_the_later_step_and_the_lr_divided_for_the_second_factor():
     assert scale.trust == 8.0 / 4.0
     by_m = replace(scale, layer_trust=0.1)
     for own, lowest in ((scale, 0.2 * 2.0), (replace(scale, polyak=1.0), 0.3 * 1.0), (by_m, 0.3 * 0.1)):
-        assert own.peak_lr == pytest.approx(lowest / math.sqrt(2.0))
+        assert own.peak_lr == pytest.approx(lowest / 2.0)
         assert replace(own, others_follow=False).peak_lr == pytest.approx(lowest)
     assert scale_of([USUAL, USUAL], first=ALONE) == replace(scale, layer_trust=pytest.approx(math.nan, nan_ok=True))
 
@@ -202,7 +202,7 @@ def test_a_run_of_a_product_knows_and_says_it():
     scale = report["approach"]["scale"]
     assert scale["others_follow"]
     assert scale["held_by"] == "trust"
-    assert schedule.peak_lr == pytest.approx(0.2 * scale["trust"] / math.sqrt(2.0))
+    assert schedule.peak_lr == pytest.approx(0.2 * scale["trust"] / 2.0)
     by_sizes = Adapted().a.weight.norm().item() / math.sqrt(2 * 4 * 20)  # Adam's steps are near 1
     assert 0.7 * by_sizes < scale["trust"] < 1.5 * by_sizes
     assert report["curve"]["decay_type"] == "rex"
@@ -238,7 +238,7 @@ def test_a_suggestion_goes_by_it_as_well():
     suggested = suggest_lr(model, optimizer, loss_of, [batch_of(step) for step in range(20)])
     assert suggested.scale.others_follow
     assert suggested.lr == pytest.approx(suggested.scale.peak_lr)
-    assert "the suggestion is 0.2 R, over the root of 2 since products begin at zero" in str(suggested)
+    assert "the suggestion is 0.2 R, over 2 since products begin at zero" in str(suggested)
 
 
 @pytest.mark.parametrize(
