@@ -5,10 +5,8 @@ where later batches say that the first gradients were mostly noise, and stays th
 run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
 would. From there on the losses say what remains to be done:
 
-* they have risen far, or the gradients say that the growth went too far: back to before it, at a tenth of the LR;
-* what was learned is lost, or nothing is, and it is no plateau: the same, at a half to a tenth;
+* they have risen far, what was learned is lost, or nothing is and it is no plateau: back, at a half to a tenth of it;
 * they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
-* they have not fallen where P lies far below R: it grows on, too;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
 
@@ -124,7 +122,7 @@ class Approach:
     @property
     def end(self) -> int:
         """The steps done when the approach is over at the latest."""
-        return self.way.end(bool(self.later.reaches))
+        return max(self.way.end(bool(self.later.reaches)), self.transient.end(self.way))
 
     def lr(self, step: float) -> float:
         """The LR after ``step`` steps, in optimizer units, for a group of ratio 1."""
@@ -161,8 +159,10 @@ class Approach:
         if not (self.wants_back or self.is_over):
             self.looks.ask(step)
             self.is_over = self.waits and not self.looks.are_awaited(step)
-            if self.is_over and self.sweep is None and self.breaks.find_at_end(losses, self.way, step, self.scale):
-                self._go_back(step, len(losses), self.way.peak_lr / self.breaks.divisor)
+            if self.is_over and self.sweep is None:
+                lr = self.breaks.lr_at_end(losses, self.way, step, self.scale, self.transient.raised_at)
+                if lr is not None:
+                    self._go_back(step, len(losses), lr)
         if self.is_over:
             self.looks.stop()
 

@@ -26,6 +26,7 @@ LEAST_DIVISOR = 2.0
 """For less the run does not go back: the steps that are lost cost more."""
 
 RISEN, NOT_FINITE, LOST, ABOVE, UNLEARNED = "risen", "not finite", "lost", "above", "unlearned"
+THIN, NO_LOWER = "thin", "no lower"
 """Why the run had to go back: what the losses were."""
 
 _MOST = 2
@@ -61,7 +62,8 @@ class Breaks:
     Attributes:
         steps: the steps done at each break.
         reasons: of each, ``RISEN`` far, ``NOT_FINITE``, or, at the end, what had been learned was ``LOST``, they lay
-            ``ABOVE`` their start, or had not fallen (``UNLEARNED``).
+            ``ABOVE`` their start, had not fallen (``UNLEARNED``; ``THIN`` where most tensors hardly had a gradient), or
+            were ``NO_LOWER`` than when the LR was raised after a transient.
         changes: the steps done each time that it was the loss that had changed.
         are_too_many: whether the losses are too high still, although the LR was divided as often as it ever is.
     """
@@ -92,7 +94,7 @@ class Breaks:
         """By what the LR was divided for the last break, if that was none: with the weights from before the losses are
         as high. Losses count from there on then. None otherwise.
         """
-        is_told = self._is_back and self.reasons[-1] != UNLEARNED and len(self.changes) < _MOST
+        is_told = self._is_back and self.reasons[-1] in (RISEN, NOT_FINITE, LOST, ABOVE) and len(self.changes) < _MOST
         if not is_told or len(losses) - self._sound_since < FEWEST_BACK:
             return None
         self._is_back, divisor = False, self.divisor
@@ -127,28 +129,39 @@ class Breaks:
                 return True
         return is_broken and not self.are_too_many
 
-    def find_at_end(self, losses: Array, way: Way, step: int, scale: Scale | None = None) -> bool:
-        """Whether the run has to go back although the approach is over: a raised LR has broken it, or it has lost what
-        it had learned, or learned nothing, once; not where the loss has changed before.
+    def lr_at_end(
+        self, losses: Array, way: Way, step: int, scale: Scale | None = None, raised_at: int | None = None
+    ) -> float | None:
+        """The LR at which the run has to go on from before the growth although the approach is over: a raised LR has
+        broken it, or it has lost what it had learned, or learned nothing, once; not where the loss has changed before.
+        None where it has not.
 
         Args:
-            losses, way, step: as of ``find``.
+            losses, way, step, raised_at: as of ``find``.
             scale: of the first updates, whose LR may have to teach something.
         """
         if way.raised > 1.0 and self.find(losses, way, step):
-            return True
+            return way.peak_lr / self.divisor
         is_late = way.times.longest - step <= FEWEST_AFTER
         if is_late or len(self.steps) == _MOST or self.changes or self._lost is not None:
-            return False
+            return None
         counted, since = self.counted(losses), self._since(losses, way)
-        if (lost := way.signs.lost(counted, since)) is None:
-            if self.steps or scale is None or not must_teach(scale, way) or not way.signs.are_unlearned(counted, since):
-                return False
-            self._add(step, UNLEARNED)
-            return True
-        self._lost, was_learned = lost
-        self._add(step, LOST if was_learned else ABOVE)
-        return True
+        if (lost := way.signs.lost(counted, since)) is not None:
+            self._lost, was_learned = lost
+            self._add(step, LOST if was_learned else ABOVE)
+            return way.peak_lr / self.divisor
+        if self.steps or scale is None:
+            return None
+        if raised_at is not None and not way.has_gone_back:
+            if not way.signs.are_no_lower(counted, raised_at - self.start(losses)):
+                return None
+            self._add(step, NO_LOWER)
+            return way.lr_before(raised_at)
+        is_thin = scale.density < 1.0 and not way.has_gone_back
+        if not (is_thin or must_teach(scale, way)) or not way.signs.are_unlearned(counted, since):
+            return None
+        self._add(step, THIN if is_thin else UNLEARNED)
+        return way.peak_lr / (divisor_of(scale) if is_thin else self.divisor)
 
     def _since(self, losses: Array, way: Way) -> int:
         """The place among the counted losses of the first one that may count as one of the last."""

@@ -159,6 +159,10 @@ class Way:
         begun = [pair for pair in zip(self.legs, ends, strict=True) if pair[0].since < num_steps]
         return max((leg.lr(min(end, num_steps) - 1) for leg, end in begun), default=0.0)
 
+    def lr_before(self, step: int) -> float:
+        """The LR that the leg led to which was the last one before that of ``step``."""
+        return [leg for leg in self.legs if leg.since < step][-1].to_lr
+
     def fit(self, times: Timetable, factor: float | None) -> None:
         """Fits the last leg, which may be of another run, to a run; its LR changes by a factor. None: it stays."""
         self.times = times

@@ -36,6 +36,11 @@ momentum of the optimizer swings in, losses rise a little and come back.
 FEWEST_BACK = 3
 """The losses after a way back that say whether the loss has changed."""
 
+LOWER, COMPARED = 0.05, 0.08
+"""How far below those at which the LR was raised the losses must lie once it was tried, as a share of them;
+and the share of the run whose losses are compared.
+"""
+
 FEWEST_IN_LEVEL, LEVEL = 4, 1.0 / 6.0
 """The losses that make a level where they are looked at once, at the end: the fewest, and the share of all."""
 
@@ -152,6 +157,14 @@ class Signs:
         now = level(losses[-num:])
         is_told = math.isfinite(now) and is_lost(first, best, now, losses[-num:], num)
         return now - best if is_told else None
+
+    def are_no_lower(self, losses: Array, since: int) -> bool:
+        """Whether the last losses (n,) lie no more than ``LOWER`` below those at which the LR was raised, which are
+        those before the place ``since``; False where too few tell.
+        """
+        num = max(window(self.num_steps), round(COMPARED * self.num_steps))
+        before, last = losses[max(since - num, 0) : max(since, 0)], losses[since:][-num:]
+        return len(before) == len(last) == num and level(last) >= (1.0 - LOWER) * level(before)
 
     def have_changed(self, losses: Array, since: int, lost: float | None = None) -> bool:
         """Whether the first losses after a way back, which is before the place ``since``, are too high already: these

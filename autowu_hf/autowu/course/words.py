@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from ...runtime import collective
 from ..settings import AutoWUSettings
 from .approach import Approach
-from .breaks import ABOVE, LOST, NOT_FINITE, RISEN, UNLEARNED
+from .breaks import ABOVE, LOST, NO_LOWER, NOT_FINITE, RISEN, THIN, UNLEARNED
 from .later.transient import MOST_RISEN
 from .measures.first_steps import is_without_bound
 from .signs import FEWEST_STEPS
@@ -48,7 +48,7 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
     last = approach.times.look_end(end)
     said = f"AutoWU measures the scale of the learning rate in the first {first} of {steps} steps"
     if steps >= FEWEST_STEPS:
-        said += f", grows to it by step {end}, and watches the losses until step {last} at most"
+        said += f", grows to it by step {end}, and watches the losses until step {last} or so"
         return f"{said}. The loss may rise on the way; {back}"
     judged = approach.times.judge_end(end + 1) if rewinds else None
     if judged is not None:
@@ -131,6 +131,8 @@ _SETBACKS = {
     LOST: "have given back half or more of what had been learned",
     ABOVE: "lie above their start",
     UNLEARNED: "have not fallen",
+    THIN: "have not fallen, and most tensors hardly had a gradient",
+    NO_LOWER: "are no lower than when the learning rate was raised, so that this was no transient",
 }
 _WERE = {
     RISEN: "a tenth of it since the losses rose too far",
@@ -138,6 +140,8 @@ _WERE = {
     LOST: "a third of it since the losses had given back what had been learned",
     ABOVE: "a third of it since the losses lay above their start",
     UNLEARNED: "a third of it since the losses had not fallen",
+    THIN: "lowered since nothing had been learned and most tensors hardly had a gradient",
+    NO_LOWER: "back to it since the losses were no lower",
 }
 
 

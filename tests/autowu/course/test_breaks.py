@@ -13,9 +13,11 @@ from autowu_hf.autowu.course.breaks import (
     BREAK_DIVISOR,
     LOST,
     LOST_DIVISOR,
+    NO_LOWER,
     NOT_FINITE,
     RISEN,
     STALL_DIVISOR,
+    THIN,
     UNLEARNED,
     Breaks,
     divisor_of,
@@ -25,7 +27,15 @@ from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.course.timetable import Timetable
 
 SEEN = Signs(400, 20)
-WAY = SimpleNamespace(signs=SEEN, since=2, raised=1.0, times=Timetable.of(400, None))
+WAY = SimpleNamespace(
+    signs=SEEN,
+    since=2,
+    raised=1.0,
+    peak_lr=0.3,
+    has_gone_back=False,
+    lr_before=lambda step: 0.3 / step,
+    times=Timetable.of(400, None),
+)
 GOOD = 1.0 + 0.01 * np.random.default_rng(0).standard_normal(60)
 
 
@@ -94,8 +104,8 @@ def given_back(now=0.9, back_at=1.0):
 def test_what_had_been_learned_is_looked_for_once_at_the_end():
     breaks, losses = Breaks(), given_back()
     assert not breaks.find(losses[:60], WAY, 60)
-    assert not breaks.find_at_end(given_back(now=0.7)[:60], WAY, 60)
-    assert breaks.find_at_end(losses[:60], WAY, 60)
+    assert breaks.lr_at_end(given_back(now=0.7)[:60], WAY, 60) is None
+    assert breaks.lr_at_end(losses[:60], WAY, 60) is not None
     assert (breaks.steps, breaks.reasons) == ([60], [LOST])
     breaks.go_back(60)
     breaks.went_back(60)
@@ -103,27 +113,27 @@ def test_what_had_been_learned_is_looked_for_once_at_the_end():
     again.load_state_dict(breaks.state_dict())
     for found in (breaks, again):
         assert not found.find_change(losses, SEEN, 63)
-        assert not found.find_at_end(np.append(losses, given_back()), WAY, 126)
+        assert found.lr_at_end(np.append(losses, given_back()), WAY, 126) is None
 
 
 def test_data_that_became_harder_took_nothing_away():
     breaks, losses = Breaks(), given_back(back_at=1.4)
-    assert breaks.find_at_end(losses[:60], WAY, 60)
+    assert breaks.lr_at_end(losses[:60], WAY, 60) is not None
     breaks.go_back(60)
     breaks.went_back(60)
     assert breaks.find_change(losses, SEEN, 63) == LOST_DIVISOR
     assert (breaks.steps, breaks.reasons, breaks.changes) == ([], [], [63])
-    assert not breaks.find_at_end(np.append(losses, given_back()), WAY, 126)  # they may change again
+    assert breaks.lr_at_end(np.append(losses, given_back()), WAY, 126) is None  # they may change again
 
 
 def test_nobody_goes_back_where_too_few_steps_are_left():
-    way = SimpleNamespace(signs=SEEN, since=2, raised=1.0, times=Timetable.of(400, 62))
-    assert not Breaks().find_at_end(given_back()[:60], way, 60)
+    way = SimpleNamespace(**{**vars(WAY), "times": Timetable.of(400, 62)})
+    assert Breaks().lr_at_end(given_back()[:60], way, 60) is None
 
 
 def test_losses_that_lie_above_their_start_in_the_end_send_the_run_back_too():
     breaks = Breaks()
-    assert breaks.find_at_end(np.append(GOOD[:20], GOOD + 0.1), WAY, 80)
+    assert breaks.lr_at_end(np.append(GOOD[:20], GOOD + 0.1), WAY, 80) is not None
     assert breaks.reasons == [ABOVE]
 
 
@@ -137,14 +147,35 @@ def at(factor=1.0, raised=1.0):
 
 def test_an_lr_of_p_that_has_taught_nothing_by_the_end_is_too_high():
     breaks, losses = Breaks(), np.append(GOOD, GOOD)
-    assert not breaks.find_at_end(losses, at(), 120)  # nobody knows whether it should have
-    assert breaks.find_at_end(losses, at(), 120, BY_P)
+    assert breaks.lr_at_end(losses, at(), 120) is None  # nobody knows whether it should have
+    assert breaks.lr_at_end(losses, at(), 120, BY_P) == BY_P.peak_lr_for(400) / LOST_DIVISOR
     assert (breaks.steps, breaks.reasons, breaks.divisor) == ([120], [UNLEARNED], LOST_DIVISOR)
     breaks.go_back(120)
     breaks.went_back(120)
     again = np.append(losses, GOOD)
     assert not breaks.find_change(again, SEEN, 180)  # that the losses are as high as before says nothing
-    assert not breaks.find_at_end(again, at(1.0 / LOST_DIVISOR), 180, BY_P)
+    assert breaks.lr_at_end(again, at(1.0 / LOST_DIVISOR), 180, BY_P) is None
+
+
+def test_where_most_tensors_hardly_had_a_gradient_an_lr_of_m_is_too_high_as_well():
+    losses, thin = np.append(GOOD, GOOD), replace(BY_P, layer_trust=1e-4, density=0.125)
+    breaks = Breaks()
+    assert breaks.lr_at_end(losses, WAY, 120, thin) == pytest.approx(0.3 / 8.0)
+    assert breaks.reasons == [THIN]
+    assert Breaks().lr_at_end(losses, SimpleNamespace(**{**vars(WAY), "has_gone_back": True}), 120, thin) is None
+    assert Breaks().lr_at_end(losses - 0.1 * (losses > 0.0) * (np.arange(120) > 60), WAY, 120, thin) is None
+
+
+@pytest.mark.parametrize(("later", "is_back"), [(0.5, True), (0.48, True), (0.46, False), (0.7, True)])
+def test_a_raise_has_to_bring_the_losses_down(later, is_back):
+    losses = np.concatenate([GOOD[:40], GOOD[:40] - 0.5, GOOD[:40] - 1.0 + later])
+    breaks = Breaks()
+    lr = breaks.lr_at_end(losses, WAY, 120, replace(BY_P, layer_trust=1e-4), raised_at=80)
+    assert lr == (0.3 / 80 if is_back else None)
+    assert breaks.reasons == ([NO_LOWER] if is_back else [])
+    breaks.go_back(120)
+    breaks.went_back(120)
+    assert breaks.find_change(np.append(losses, GOOD), SEEN, 180) is None
 
 
 @pytest.mark.parametrize(
@@ -158,7 +189,7 @@ def test_an_lr_of_p_that_has_taught_nothing_by_the_end_is_too_high():
     ],
 )
 def test_elsewhere_losses_that_have_not_fallen_say_nothing(scale, way):
-    assert not Breaks().find_at_end(np.append(GOOD, GOOD), way, 120, scale)
+    assert Breaks().lr_at_end(np.append(GOOD, GOOD), way, 120, scale) is None
 
 
 def test_a_run_that_learns_nothing_goes_back_where_the_scale_is_less_sure():

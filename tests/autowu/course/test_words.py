@@ -16,7 +16,7 @@ from autowu_hf.autowu.course.words import times
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        (400, "grows to it by step 20, and watches the losses until step 120 at most."),
+        (400, "grows to it by step 20, and watches the losses until step 120 or so."),
         (20, "grows to it by step 3, and may ask the batches until step 8 whether that was too far; where it was,"),
         (11, "first 2 of 11 steps, and grows to it"),
     ],

@@ -43,6 +43,11 @@ must see. It is 0.34 to 0.72 with preferences, whose P has not.
 MOST_RISEN = 10.0
 """The most by which P counts as higher, per unit of LR, once it was a transient."""
 
+TRIED = 0.4
+"""The share of the run after which the losses have to be lower than when the LR was raised. After a transient they rise
+at first, to twice that or more, and are at 0.8 times that at most by then.
+"""
+
 _SEEN = ("since", "is_over", "risen", "kept", "raised_at")
 
 
@@ -146,6 +151,14 @@ class Transient:
         factor = 0.0 if lr is None else lr / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
+
+    def end(self, way: Way) -> int:
+        """The steps done when the losses tell whether it was right to raise the LR; 0 where it was not raised, or the
+        run has gone back since.
+        """
+        if self.raised_at is None or way.has_gone_back:
+            return 0
+        return min(self.raised_at + round(TRIED * way.times.num_steps), way.times.longest)
 
     def start(self, losses: Array, first: int, way: Way) -> int:
         """The place of the first loss that counts, out of (n,): ``first``, or that of those after a transient. What was

@@ -21,6 +21,7 @@ from autowu_hf.autowu.course.later.transient import (
     KEPT,
     MOST_RISEN,
     SURELY_KEPT,
+    TRIED,
     goes_on,
     may_be_outgrown,
     may_be_transient,
@@ -50,6 +51,37 @@ def test_after_a_transient_the_lr_grows_on_and_that_is_said(caplog):
     assert f"half by step {at}, but P, which falls with what is learned" in caplog.text
     assert f"is {approach['kept']:.2g} times what it was, so that this was a transient" in caplog.text
     assert f"was {approach['kept']:.2g} times as high after a transient, at step {at}" in caplog.text
+
+
+def test_losses_that_fall_no_further_take_the_raise_back(caplog):
+    """A fresh head that has learned how often each class occurs looks like a transient, too."""
+    regression = Regression()
+    while regression.approach["transient"] is None:
+        regression.go(1)
+    at, weights = regression.done, copy.deepcopy(regression.model.state_dict())
+    level = float(np.median(regression.losses[-10:]))
+    regression.loss_of = lambda model, batch: level / (raw := Regression.loss_of(model, batch)).detach() * raw
+    tried = regression.schedule._course.approach.transient.end(regression.schedule._course.approach.way)
+    assert tried == at + round(TRIED * STEPS)
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        regression.go(tried - at)
+    assert regression.schedule.rewound_to is None  # it is restored at the next step, or is already
+    assert regression.approach["break_reasons"] == ["no lower"]
+    for name, own in regression.model.state_dict().items():
+        assert torch.equal(own, weights[name])
+    regression.go(STEPS - tried)
+    legs = regression.approach["legs"]
+    assert legs[-1]["to_lr"] == next(leg["to_lr"] for leg in reversed(legs) if leg["since"] < at)
+    assert regression.schedule.peak_lr == legs[-1]["to_lr"]
+    assert regression.schedule.num_steps_lost == tried - at
+    assert f"AutoWU: by step {tried} the losses are no lower than when the learning rate was raised" in caplog.text
+    assert f"back to it since the losses were no lower by step {tried}" in caplog.text
+
+
+def test_losses_that_fall_on_leave_it():
+    regression = Regression().go(STEPS)
+    assert regression.approach["breaks"] == []
+    assert regression.schedule.switch_step == regression.approach["transient"] + round(TRIED * STEPS)
 
 
 def test_the_raised_lr_trains_better_than_that_of_the_first_gradients():
