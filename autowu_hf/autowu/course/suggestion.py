@@ -65,7 +65,7 @@ class SuggestedLR:
         scale = self.scale
         found = f"{self.lr:.1e}: P = {scale.polyak:.1e}, R = {scale.trust:.1e}"
         found += "" if math.isnan(scale.layer_trust) else f", M = {scale.layer_trust:.1e}"
-        which = _HELD_BY[scale.held_by]
+        which = "0.6 P, of one linear layer" if scale.is_convex else _HELD_BY[scale.held_by]
         if scale.momentum > 0.0:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
         if scale.others_follow:

@@ -2,7 +2,7 @@
 
 R and M bound how far an update turns a weight, for what the other layers make of that. Where one linear layer is
 trained alone, as the head on frozen features, there are none: cross entropy and squared error are convex in its
-weights, which may begin as small as they like. P bounds the LR.
+weights, which may begin as small as they like. P bounds the LR, and an LR that is too high ruins nothing there.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
 
 
 def without_bounds(scale: Scale, optimizer: Any) -> Scale:
-    """The scale without R and M, where one linear layer is trained alone.
+    """The scale without R and M, and as that of a convex loss, where one linear layer is trained alone.
 
     Args:
         scale: of the first updates.
         optimizer: with accelerate's wraps or without.
     """
-    return replace(scale, trust=math.inf, layer_trust=math.nan) if is_one_layer(optimizer) else scale
+    return replace(scale, trust=math.inf, layer_trust=math.nan, is_convex=True) if is_one_layer(optimizer) else scale
 
 
 def is_one_layer(optimizer: Any) -> bool:

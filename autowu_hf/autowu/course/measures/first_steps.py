@@ -32,6 +32,11 @@ _NOTHING = 0.01
 taken back, they do not in the later ones either: then they will move as far as those that are zero.
 """
 
+CONVEX_SHARE, CONVEX_POWER, CONVEX_BORNE = 0.6, 0.5, 100.0
+"""Where one linear layer is trained alone, whose loss is convex: the highest peak LR as a share of P, the power of the
+run's length with which it falls, and how many times as far as elsewhere the losses may rise, which ruins nothing there.
+"""
+
 BOTH = 2.0
 """How much farther a product goes with two factors than with one of them, if both turn as far, and their ways add up,
 for both go down the same gradient: what the LR is divided by.

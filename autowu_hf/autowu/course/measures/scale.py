@@ -21,14 +21,11 @@ from typing import Any
 
 from ....runtime.update_meter import Update
 from ...optimizer_kinds import rectification
-from .first_steps import BOTH, check_losses, others_follow, trust_of
+from .first_steps import BOTH, CONVEX_BORNE, CONVEX_POWER, CONVEX_SHARE, check_losses, others_follow, trust_of
 from .scale_invariant import BORNE, INVARIANT_FROM, least_lr
 
-POLYAK_SHARE = 0.3
-"""The highest peak LR as a share of P."""
-
-LAYER_SHARE, TRUST_SHARE = 0.3, 0.2
-"""The same as a share of M, and of R."""
+POLYAK_SHARE, LAYER_SHARE, TRUST_SHARE = 0.3, 0.3, 0.2
+"""The highest peak LR as a share of P, of M, and of R."""
 
 HORIZON, HORIZON_POWER = 100, 0.25
 """From so many optimizer steps on the peak LR falls with this power of them."""
@@ -63,8 +60,9 @@ class Scale:
             once these have grown (``first_steps.py``), where these are not too small for R to tell; False in a state of
             an older release.
         density: what is left of the LR where most tensors hardly have a gradient, should nothing be learned at all of
-            it; 1 elsewhere, also where P leaves as little. It and the next one are 1 in a state of an older release.
+            it; 1 elsewhere, also where P leaves as little, and in a state of an older release. So is the next one.
         narrowing: what is left of 0.3 P where the gradient lies in few weights; 1 elsewhere (``first_steps.py``).
+        is_convex: whether one linear layer is trained alone, so that R and M say nothing (``bounds.py``).
     """
 
     polyak: float
@@ -79,6 +77,7 @@ class Scale:
     others_follow: bool = False
     density: float = 1.0
     narrowing: float = 1.0
+    is_convex: bool = False
 
     @classmethod
     def from_updates(
@@ -155,8 +154,8 @@ class Scale:
         """The LR for a run of so many optimizer steps.
 
         The best LR falls slowly with their number (Bjorck et al. 2024, arXiv 2409.19913, with a power of 0.32), and so
-        does 0.3 P. M and R bound how far the weights turn in one step, whatever the number; only where the updates are
-        the gradients, which grow once something is learned, does 0.2 R fall, too.
+        does 0.3 P; of a convex loss with the root (Nesterov 2004, section 3.2.3). M and R bound how far the weights
+        turn in one step, whatever the number; only where the updates are the gradients does 0.2 R fall, too.
         """
         by_polyak, by_trust = self._bounds(num_steps)
         lowest = min(max(by_polyak, self.least_lr), by_trust)
@@ -164,8 +163,9 @@ class Scale:
 
     def _bounds(self, num_steps: int) -> tuple[float, float]:
         """The LR that P allows in a run of so many optimizer steps, and that which M and R do."""
-        horizon = math.exp(HORIZON_POWER * math.log(max(1.0, num_steps / HORIZON)))
-        by_polyak = self.narrowing * POLYAK_SHARE * self.polyak / horizon
+        share, power = (CONVEX_SHARE, CONVEX_POWER) if self.is_convex else (POLYAK_SHARE, HORIZON_POWER)
+        horizon = math.exp(power * math.log(max(1.0, num_steps / HORIZON)))
+        by_polyak = self.narrowing * share * self.polyak / horizon
         return by_polyak, self.trusted_lr / (horizon if self.is_aligned else 1.0)
 
     def changed(self, before: int, num_steps: int) -> float:
@@ -209,7 +209,7 @@ class Scale:
     @property
     def borne(self) -> float:
         """How many times as far the losses may rise as elsewhere before the LR counts as too high."""
-        return BORNE if self.is_scale_invariant else 1.0
+        return CONVEX_BORNE if self.is_convex else BORNE if self.is_scale_invariant else 1.0
 
     @property
     def least_lr(self) -> float:
@@ -218,16 +218,14 @@ class Scale:
 
     @property
     def may_be_noise(self) -> bool:
-        """Whether P may be far too low, because it comes from gradients that are nearly all noise: where R would allow
-        an LR that is ``FAR`` times as high. On a plateau P is too high, and R is near or holds the LR.
-        """
+        """Whether P may be far too low, for its gradients are nearly all noise: R would allow ``FAR`` times as much."""
         is_far = FAR * POLYAK_SHARE * self.polyak < TRUST_SHARE * self.trust
         return is_far and not (self.is_aligned or self.is_scale_invariant) and self.beta2 == 0.0
 
     @property
     def has_small_weights(self) -> bool:
-        """Whether R and M may be far too low, because the weights began near zero: where P would allow an LR that is
-        ``FAR`` times as high (``later/small_weights.py``).
+        """Whether R and M may be far too low, for the weights began near zero (``later/small_weights.py``): P would
+        allow ``FAR`` times as much.
         """
         return FAR * self.trusted_lr < POLYAK_SHARE * self.polyak
 
@@ -256,5 +254,6 @@ class Scale:
             "peak_lr": self.peak_lr,
             "held_by": self.held_by_for(num_steps),
             "small_weights": self.has_small_weights,
+            "rectified": self.rectified(num_steps),
         }
-        return {**asdict(self), **found, "rectified": self.rectified(num_steps)}
+        return asdict(self) | found

@@ -53,9 +53,11 @@ def test_what_is_frozen_does_not_count_and_groups_do_not_matter():
 
 def test_p_alone_is_left():
     found = without_bounds(SCALE, layer((3, 8), (3,)))
-    assert found == dataclasses.replace(SCALE, trust=math.inf, layer_trust=found.layer_trust)
+    assert found == dataclasses.replace(SCALE, trust=math.inf, layer_trust=found.layer_trust, is_convex=True)
     assert found.held_by == "polyak"
-    assert found.peak_lr == pytest.approx(0.3)
+    assert found.peak_lr == pytest.approx(0.6)
+    assert found.peak_lr_for(400) == pytest.approx(0.3)  # by the root of its length
+    assert found.borne > SCALE.borne == 1.0
     assert without_bounds(SCALE, layer((3, 8))) is SCALE
 
 
@@ -121,4 +123,5 @@ def test_suggest_lr_knows_it_too():
     before = [p.detach().clone() for p in features.model.parameters()]
     found = suggest_lr(features.model, optimizer, lambda model, step: features.loss(step), range(16))
     assert found.scale.held_by == "polyak"
+    assert str(found).endswith("the suggestion is 0.6 P, of one linear layer")
     assert all(map(torch.equal, before, features.model.parameters()))
