@@ -70,6 +70,8 @@ class SuggestedLR:
             which += f", times {1.0 - scale.momentum:.2g} for the momentum"
         if scale.others_follow:
             which += ", over 2 since products begin at zero, of which both factors will move"
+        if scale.scaling < 1.0 and scale.held_by != "polyak":
+            which += f", times {scale.scaling:.2g} since factors of channels are trained alone"
         if scale.narrowing < 1.0 and scale.held_by == "polyak":
             which += f", times {scale.narrowing:.2g} since the gradient lies in few weights"
         if self.lr != scale.peak_lr:

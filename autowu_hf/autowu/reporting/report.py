@@ -223,6 +223,8 @@ def _corrections(approach: dict[str, Any] | None) -> str:
     said = ", told by M and R since most weights are scale-invariant" if is_invariant else ""
     if (rectified := approach["scale"].get("rectified", 1.0)) < 1.0:
         said += f", over {rectified:.2g} since the optimizer's rectified updates are as much smaller in this run"
+    if (scaling := approach["scale"].get("scaling", 1.0)) < 1.0 and approach["scale"].get("held_by") != "polyak":
+        said += f", times {scaling:.2g} since factors of channels are trained alone"
     if (narrowing := approach["scale"].get("narrowing", 1.0)) < 1.0:
         said += f", times {narrowing:.2g} since the gradient lies in few weights"
     if approach.get("raised", 1.0) > 1.001:  # a raise that was taken back leaves 1, to rounding

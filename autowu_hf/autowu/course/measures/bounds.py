@@ -12,10 +12,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from ....runtime.param_groups import innermost
 from ....runtime.update_meter import Update
 from .first_steps import density, narrowing
 from .scale import POLYAK_SHARE, Scale
+
+_ONE_SIGN = 0.5  # the share of the mean square that the square of the mean has at least, for numbers of one sign
+
+SCALING = 0.25
+"""What is left of 0.2 R and 0.3 M where factors of channels are trained alone. Each changes an output of a layer by as
+much for all inputs, whereas the changes by a matrix's weights partly cancel.
+"""
 
 
 def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
@@ -27,6 +36,8 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
         updates: (n,), these, n at least 1.
     """
     scale = without_bounds(scale, optimizer)
+    if are_factors(optimizer):
+        scale = replace(scale, scaling=SCALING)
     is_other = scale.is_scale_invariant or scale.has_small_weights
     share = 1.0 if is_other else density(optimizer, updates)
     left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
@@ -57,3 +68,24 @@ def is_one_layer(optimizer: Any) -> bool:
     groups = innermost(optimizer).param_groups
     shapes = sorted((tuple(p.shape) for group in groups for p in group["params"] if p.requires_grad), key=len)
     return [*map(len, shapes)] == [1, 2] and shapes[0][0] == shapes[1][0]
+
+
+def are_factors(optimizer: Any) -> bool:
+    """Whether all that an optimizer trains are vectors, and half of their numbers or more are in such as have one sign,
+    as factors have: the weights of norms, IA3's vectors. Not where tensors are divided among processes.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    groups = innermost(optimizer).param_groups
+    tensors: list[Tensor] = [p.detach() for group in groups for p in group["params"] if p.requires_grad]
+    if not tensors or any(hasattr(p, "to_local") or p.numel() != max(p.shape, default=1) for p in tensors):
+        return False
+    num_factors = sum(p.numel() for p in tensors if _has_one_sign(p.float()))
+    return 2 * num_factors >= sum(p.numel() for p in tensors)
+
+
+def _has_one_sign(numbers: Tensor) -> bool:
+    size = float(numbers.square().mean())
+    mean = float(numbers.mean())
+    return numbers.numel() > 1 and size > 0.0 and mean * mean > _ONE_SIGN * size

@@ -63,6 +63,7 @@ class Scale:
             it; 1 elsewhere, also where P leaves as little, and in a state of an older release. So is the next one.
         narrowing: what is left of 0.3 P where the gradient lies in few weights; 1 elsewhere (``first_steps.py``).
         is_convex: whether one linear layer is trained alone, so that R and M say nothing (``bounds.py``).
+        scaling: what is left of 0.2 R and 0.3 M where factors of channels are trained alone; 1 elsewhere.
     """
 
     polyak: float
@@ -78,6 +79,7 @@ class Scale:
     density: float = 1.0
     narrowing: float = 1.0
     is_convex: bool = False
+    scaling: float = 1.0
 
     @classmethod
     def from_updates(
@@ -136,7 +138,7 @@ class Scale:
         """The LR at which one update turns the weights as far as it may: 0.3 M, or 0.2 R where that is less. The update
         of plain gradients lies in the few tensors that have large ones, so that M says nothing there.
         """
-        return min(self._of_layers, TRUST_SHARE * self.trust)
+        return self.scaling * min(self._of_layers, TRUST_SHARE * self.trust)
 
     @property
     def _of_layers(self) -> float:
@@ -145,9 +147,7 @@ class Scale:
 
     @property
     def peak_lr(self) -> float:
-        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr`` where that is more, over ``factors``, times 1 - ``momentum``, for a
-        short run; of an optimizer that rectifies its updates, for its last ones.
-        """
+        """min(0.3 P, 0.3 M, 0.2 R), or ``least_lr``, over ``factors``, times 1 - ``momentum``, for a short run."""
         return self.peak_lr_for(1)
 
     def peak_lr_for(self, num_steps: int) -> float:

@@ -12,7 +12,7 @@ from margins import assert_below
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, suggest_lr
-from autowu_hf.autowu.course.measures.bounds import is_one_layer, without_bounds
+from autowu_hf.autowu.course.measures.bounds import SCALING, are_factors, is_one_layer, without_bounds
 from autowu_hf.autowu.course.measures.scale import Scale
 
 SCALE = Scale(polyak=1.0, trust=0.1, alignment=0.7, loss=2.3, num_steps=2, layer_trust=0.1)
@@ -59,6 +59,40 @@ def test_p_alone_is_left():
     assert found.peak_lr_for(400) == pytest.approx(0.3)  # by the root of its length
     assert found.borne > SCALE.borne == 1.0
     assert without_bounds(SCALE, layer((3, 8))) is SCALE
+
+
+ONES, MIXED = torch.ones(8), torch.linspace(-1.0, 1.0, 8)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ([0.5 * ONES, -ONES], True),  # norms that were trained
+        ([ONES + 0.5 * MIXED, MIXED], True),  # with their biases
+        ([ONES.reshape(1, 8), ONES.reshape(8, 1)], True),  # IA3
+        ([MIXED], False),  # biases, or a flat tensor
+        ([0.0 * ONES], False),
+        ([ONES, MIXED, MIXED], False),
+        ([ONES, ONES.reshape(2, 4)], False),
+        ([torch.tensor(1.0)], False),
+    ],
+)
+def test_factors_are_vectors_of_one_sign(tensors, expected):
+    assert are_factors(optimizer_of(*map(nn.Parameter, tensors))) is expected
+
+
+def test_where_factors_are_trained_alone_an_update_may_turn_them_a_quarter_as_far():
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 3))
+    for module in model:
+        module.requires_grad_(isinstance(module, nn.LayerNorm))
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 16), torch.randint(0, 3, (64,))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    found = suggest_lr(model, optimizer, lambda model, _: nn.functional.cross_entropy(model(x), y), range(16))
+    assert found.scale.scaling == SCALING
+    assert found.scale.trusted_lr == pytest.approx(0.25 * min(0.2 * found.scale.trust, 0.3 * found.scale.layer_trust))
+    assert found.scale.held_by == "trust"  # P lies far above, M hardly
+    assert "0.2 R, times 0.25 since factors of channels are trained alone" in str(found)
 
 
 class Features:
