@@ -13,7 +13,7 @@ NUMERICS := autowu loss_curve rewind \
 	autolrs/test_forecast.py autolrs/test_positions.py autolrs/test_proposal.py autolrs/test_restart.py \
 	autolrs/test_scheduler.py autolrs/test_search.py autolrs/test_stages.py \
 	runtime/losses/test_history.py runtime/losses/test_value.py \
-	runtime/test_checks.py runtime/test_finite.py runtime/test_random_state.py \
+	runtime/test_checks.py runtime/test_compiling.py runtime/test_finite.py runtime/test_random_state.py \
 	runtime/update_meter runtime/test_wrapping.py \
 	salsa/test_line_search.py salsa/test_optimizers.py salsa/test_sasa.py salsa/test_scheduler.py \
 	salsa/test_settings.py salsa/test_update_tap.py \

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
 
-_INSIDE = (__name__.partition(".")[0], "accelerate")
+_OWN = __name__.partition(".")[0]
+_INSIDE = re.compile(rf"({_OWN}|accelerate|torch\._dynamo)(\.|$)")  # the last calls what it does not trace
 
 
 def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch: Any) -> None:
@@ -153,8 +155,10 @@ def check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 def caller_level() -> int:
-    """The ``stacklevel`` of the first frame outside of this package and of accelerate: whoever steps the schedule."""
+    """The ``stacklevel`` of whoever steps the schedule: the first frame outside of this package, of accelerate and of
+    torch.compile.
+    """
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+    while frame.f_back is not None and _INSIDE.match(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
     return level

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..console import enable
 from . import param_groups
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
+from .compiling import untraced
 from .inherited_warmup import InheritsWarmup
 from .losses.history import LossHistory
 
@@ -117,6 +118,7 @@ class AdaptiveScheduler(InheritsWarmup):
     def _load_state(self, state: dict[str, Any]) -> None:
         """Restores what ``_state`` returned; the head is restored already, the LRs are set afterwards."""
 
+    @untraced
     def step(self, loss: Any = None, **others: Any) -> None:  # type: ignore[override]
         """Moves on by one scheduler step: takes in the loss of the optimizer step just done, decides, sets the LRs.
 
@@ -205,9 +207,7 @@ class AdaptiveScheduler(InheritsWarmup):
         """Takes this process to the step of the one that is furthest; all processes must join."""
 
     def set_steps_per_epoch(self, steps: int | None) -> None:
-        """Tells the length of an epoch in scheduler steps, where it was made without; None: there is no such length. A
-        ValueError where it needs another.
-        """
+        """Tells an epoch's scheduler steps, where it was made without, or None; a ValueError where it needs others."""
 
     def restart(self, num_training_steps: int) -> str:
         """Starts anew, before its first step: for a run resumed without this schedule's state.

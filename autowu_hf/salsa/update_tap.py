@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..runtime.compiling import untraced
+
 
 class UpdateTap:
     """Looks at an optimizer's weights after each of its steps, steps that a gradient scaler skips left out.
@@ -38,11 +40,13 @@ class UpdateTap:
         self._stepped = False
         this = weakref.ref(self)  # the optimizer must not keep a tap alive that nobody else holds
 
+        @untraced
         def before(*_: Any) -> None:
             tap = this()
             if tap is not None and tap._squares is None:
                 tap._squares = tap._squared_norms()
 
+        @untraced
         def after(*_: Any) -> None:
             tap = this()
             if tap is not None:

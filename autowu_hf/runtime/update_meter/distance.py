@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import collective
+from ..compiling import untraced
 from .meter import UpdateMeter
 
 
@@ -67,6 +68,7 @@ class Distance:
             self._hook.remove()
         this = weakref.ref(self)  # the optimizer must not keep it alive
 
+        @untraced
         def count(*args: Any) -> None:
             distance = this()
             if distance is None or distance._num_steps is None or distance._meter.rests:

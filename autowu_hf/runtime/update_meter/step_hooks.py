@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..compiling import untraced
+
 
 class Listener(Protocol):
     """What a meter is here."""
@@ -36,11 +38,13 @@ def step_hooks(meter: Listener, optimizer: Optimizer) -> list[Any]:
     """
     this = weakref.ref(meter)
 
+    @untraced
     def before(optimizer: Optimizer, args: Any, options: Any) -> None:
         meter = this()
         if meter is not None and not meter.rests:
             meter.look_before(has_closure=any(map(callable, (*args[1:], options.get("closure")))))
 
+    @untraced
     def after(optimizer: Optimizer, *args: Any) -> None:
         meter = this()
         if meter is not None and not meter.rests:
@@ -70,6 +74,7 @@ def gradient_hooks(meter: Listener, leaves: Iterable[Tensor], at_end: bool = Fal
                 meter.hear(parameter)
         waiting.clear()
 
+    @untraced
     def accumulated(parameter: Tensor) -> None:
         meter, backward = this(), torch._C._current_graph_task_id()
         if meter is None or meter.rests:
