@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,12 @@ from ..finite import numbers_of
 from .update import rows_of, square_of
 
 _LOSS_SCALE = 256.0
-"""A gradient that is so many times smaller at the step was not only clipped, where torch's scaler may have undone its
-scale.
+"""A gradient that is so many times smaller at the step was not only clipped, where a scaler of torch's may have undone
+its scale.
 """
+
+_SAME = 1e-4
+"""By how much two numbers may differ that are the same, in the exponent of 2."""
 
 _COUNTS, _ALIKE = 1e-3, 0.03
 """The share of ||g||^2 from which a parameter counts, and by how much the divisors of squares may differ that are the
@@ -44,6 +47,7 @@ class BackwardCalls:
     def __init__(self) -> None:
         self._heard: dict[int, _Heard] = {}
         self._told: dict[int, float] = {}
+        self._scalers: list[weakref.ref[GradScaler]] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._heard)
@@ -64,6 +68,7 @@ class BackwardCalls:
     def listen(self, does: bool) -> None:
         """Whether it takes in what ``tell_clipping`` tells."""
         (_listening.add if does else _listening.discard)(self)
+        self._scalers = None
 
     def told_clipping(self, parameters: Iterable[Tensor]) -> list[float]:
         """By what the gradient of each parameter was divided; none where nobody told of any of them."""
@@ -84,25 +89,44 @@ class BackwardCalls:
         """Whether there was a gradient, was set to None, and was there again."""
         return any(heard.anew > 1 for heard in self._heard.values())
 
-    def clipping(self, norm: float, alike: Mapping[int, float] | None = None) -> float | None:
+    def clipping(
+        self, norm: float, alike: Mapping[int, float] | None = None, optimizers: Iterable[Any] = ()
+    ) -> float | None:
         """By what the gradient was divided between its backward and the step; None where that cannot be told.
 
         Args:
             norm: ||g|| at the step.
             alike: ||g||^2 of each parameter at the step, by its id, where only a divisor of all alike counts: a loop
                 may have averaged gradients over processes by itself, which makes them smaller, too.
+            optimizers: the one that is stepped, and its wraps, of which a gradient scaler may know.
         """
         if not self._heard or norm <= 0.0 or (alike is not None and not self._are_divided_alike(alike)):
             return 1.0
         squares = rows_of([own.square.reshape(1) for own in self._heard.values() if own.square is not None], 1)
         ratio = math.sqrt(float(squares.sum())) / norm
         exponent = math.log2(ratio) if ratio > 0.0 and math.isfinite(ratio) else 0.0
-        if exponent < 1e-4:
+        if exponent < _SAME:
             return 1.0
-        is_power = abs(exponent - round(exponent)) < 1e-4
-        if (is_power or ratio >= _LOSS_SCALE) and _anybody_scales():
-            return 1.0 if is_power else None  # the scale of a gradient scaler is a power of two
+        scalers, scale = self._scalers_and_scale([*map(id, optimizers)])
+        if scale is not None:
+            left = exponent - math.log2(scale)
+            return 1.0 if left < _SAME else 2.0**left
+        is_power = abs(exponent - round(exponent)) < _SAME  # as the scale of a scaler is, usually
+        if scalers and (is_power or ratio >= _LOSS_SCALE):
+            return 1.0 if is_power else None
         return ratio
+
+    def _scalers_and_scale(self, optimizers: Sequence[int]) -> tuple[list[GradScaler], float | None]:
+        """The gradient scalers of torch's that are in use, and the scale of the one which steps an optimizer of such an
+        id; None where that cannot be told. A scaler changes its scale after the step only. The first look
+        takes some 0.2 s.
+        """
+        if self._scalers is None:
+            found = [each for each in gc.get_objects() if issubclass(type(each), GradScaler)]
+            self._scalers = [weakref.ref(scaler) for scaler in found]
+        in_use = [scaler for own in self._scalers if (scaler := own()) is not None and scaler.is_enabled()]
+        known = [own for own in in_use if any(key in getattr(own, "_per_optimizer_states", ()) for key in optimizers)]
+        return in_use, known[0].get_scale() if len(known) == 1 else None
 
     def _are_divided_alike(self, squares: Mapping[int, float]) -> bool:
         """Whether all gradients that count are the same multiple of what they were; ``squares`` as above."""
@@ -111,12 +135,6 @@ class BackwardCalls:
         counted = [key for key in heard if squares.get(key, 0.0) > _COUNTS * total]
         ratios = [float(heard[key]) / squares[key] for key in counted]
         return bool(ratios) and max(ratios) - min(ratios) <= _ALIKE * max(ratios)
-
-
-def _anybody_scales() -> bool:
-    """Whether there is a gradient scaler of torch's in this process that is in use; it takes some 0.2 s."""
-    scalers = [each for each in gc.get_objects() if issubclass(type(each), GradScaler)]
-    return any(scaler.is_enabled() for scaler in scalers)
 
 
 _listening: weakref.WeakSet[BackwardCalls] = weakref.WeakSet()

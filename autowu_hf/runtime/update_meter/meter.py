@@ -236,7 +236,8 @@ class UpdateMeter:
             clipping = 1.0
         elif clipping is None:
             alike = summed(owners, rows[:, 2].tolist()) if collective.num_processes() > 1 else None
-            clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())), alike)
+            steppers = (self._stepped.outermost, self.optimizer)
+            clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())), alike, steppers)
         sums, layers = over_processes(rows, have_row, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back and zero is None else []:

@@ -667,6 +667,28 @@ def test_steps_that_a_gradient_scaler_skips_do_not_count():
     assert schedule.report()["approach"]["scale"]["num_steps"] == 2
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_a_gradient_scaler_in_a_plain_loop_changes_nothing(clip):
+    def found(scaler):
+        model, optimizer, schedule = made(60)
+        for i in range(10):
+            x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+            loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+            scaler.scale(loss).backward()
+            if clip is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            schedule.step(loss.detach())
+        scale = schedule.report()["approach"]["scale"]
+        return [scale["polyak"], scale["peak_lr"], schedule.get_last_lr()[0]]
+
+    plain = found(torch.amp.GradScaler("cpu", enabled=False))
+    assert found(torch.amp.GradScaler("cpu", init_scale=1000.0)) == pytest.approx(plain, rel=1e-3)
+
+
 def test_an_lr_of_0_in_a_loaded_state_is_waited_out():
     model, optimizer, schedule = made(200)
     optimizer.param_groups[0]["lr"] = 0.0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -58,16 +60,42 @@ def test_gradients_that_were_divided_by_different_numbers_were_not_clipped():
     assert calls.clipping(norm / 2, {}) == 1.0
 
 
-def test_only_a_scaler_that_is_in_use_hides_a_clipping():
-    calls, p = BackwardCalls(), parameter()
-    backward(calls, p, size=3.0)  # its norm is 6
+def heard(p: torch.Tensor) -> BackwardCalls:
+    """Of a gradient whose norm is 6; it looks for scalers anew."""
+    calls, p.grad = BackwardCalls(), None
+    backward(calls, p, size=3.0)
+    return calls
+
+
+def knowing(optimizer: object, scale: float) -> torch.amp.GradScaler:
+    """A gradient scaler that is about to step an optimizer."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler.scale(torch.ones(()))  # which makes the scale
+    scaler._per_optimizer_states[id(optimizer)]
+    return scaler
+
+
+def test_the_scale_of_the_scaler_that_steps_the_optimizer_is_no_clipping():
+    p, optimizer, wrap = parameter(), object(), object()
+    scalers = [knowing(optimizer, 1000.0), knowing(object(), 3000.0)]
+    calls = heard(p)
+    found = [calls.clipping(6.0 / ratio, None, (wrap, optimizer)) for ratio in (990, 1000, 1500, 6000)]
+    assert found == [1.0, 1.0, pytest.approx(1.5), pytest.approx(6.0)]
+    assert calls.clipping(6.0, None, (optimizer,)) == 1.0
+    del scalers[0]._per_optimizer_states  # it is no part of what torch promises
+    assert calls.clipping(6.0 / 1500, None, (optimizer,)) is None
+
+
+def test_only_a_strange_scaler_that_is_in_use_hides_a_clipping():
+    p, ratios = parameter(), (2, 1024, 1500)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    assert [calls.clipping(6.0 / ratio) for ratio in (2, 1024, 1500)] == pytest.approx([2.0, 1024.0, 1500.0])
+    assert [heard(p).clipping(6.0 / ratio) for ratio in ratios] == pytest.approx([2.0, 1024.0, 1500.0])
     scaler = torch.amp.GradScaler("cpu")
     assert scaler.is_enabled()
+    calls = heard(p)
     assert [calls.clipping(6.0 / ratio) for ratio in (1024, 1500, 3)] == [1.0, None, pytest.approx(3.0)]
-    assert calls.clipping(6.0) == 1.0
     del scaler
+    gc.collect()
     assert calls.clipping(6.0 / 1024) == pytest.approx(1024.0)
 
 

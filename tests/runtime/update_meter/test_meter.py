@@ -103,11 +103,12 @@ def test_a_loss_a_thousand_times_larger_has_a_slope_as_much_larger():
     assert other.update_norm == pytest.approx(plain.update_norm, rel=1e-3)
 
 
+@pytest.mark.parametrize("scale", [2.0, 1000.0, 65536.0])
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_a_gradient_scaler_is_no_clipping_and_hides_it(clip):
+def test_a_gradient_scaler_is_no_clipping_and_hides_none(clip, scale):
     model, x, y = model_and_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     meter = UpdateMeter(optimizer, [1.0])
     meter.arm()
     scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
@@ -115,11 +116,23 @@ def test_a_gradient_scaler_is_no_clipping_and_hides_it(clip):
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     scaler.step(optimizer)
-    (update,) = meter.updates
-    if clip is None:
-        assert update.slope == pytest.approx(measured(torch.optim.AdamW).slope, rel=1e-3)
-    else:
-        assert "clipped in a way that cannot be seen" in update
+    scaler.update()
+    (update,), plain = meter.updates, measured(torch.optim.AdamW, clip=clip)
+    assert update.slope == pytest.approx(plain.slope, rel=1e-3)
+    assert update.clipping == pytest.approx(plain.clipping, rel=1e-3)
+
+
+def test_gradients_that_were_clipped_beside_strange_scalers_cannot_be_measured():
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (1024.0, 4096.0)]
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.arm()
+    scalers[0].scale(nn.functional.cross_entropy(model(x), y)).backward()
+    for parameter in model.parameters():
+        parameter.grad /= 3000.0
+    optimizer.step()  # by none of them
+    assert "clipped in a way that cannot be seen" in meter.updates[0]
 
 
 def test_a_step_that_the_scaler_skips_is_not_measured():
