@@ -18,7 +18,7 @@ from .clars import CLARS, per_sample_gradient_norms
 from .registration import register, unregister
 from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
-from .runtime.losses.doubts import LossOfStepWarning
+from .runtime.losses.doubts import DividedGradientsWarning, LossOfStepWarning
 from .runtime.losses.history import AccumulatedLossWarning, MissingLossWarning
 from .runtime.param_groups import ForeignLRWarning
 from .salsa import SalsaScheduler, get_salsa_schedule
@@ -38,6 +38,7 @@ __all__ = [
     "AutoWUCallback",
     "AutoWUScheduler",
     "DivergedError",
+    "DividedGradientsWarning",
     "ForeignLRWarning",
     "LossOfStepWarning",
     "MissingLossWarning",

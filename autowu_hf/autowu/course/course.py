@@ -57,6 +57,8 @@ class Course:
         self.sweep_start = self._next_look = 0  # the latter: in optimizer steps; before it, there is nothing to see
         self.losses_before: list[float] = []
         self.approach = Approach(optimizer, ratios, history.models, start) if settings.uses_scale else None
+        if self.approach is not None:
+            self.approach.search.is_divided = history.is_divided
         if self.approach is not None and self.approach.is_over:
             self._say_obstacle(self.approach)
 
@@ -177,12 +179,7 @@ class Course:
             say(no_scale(approach.search.obstacle, self._settings))
 
     def give_up(self, obstacle: str, is_blind: bool = False) -> None:
-        """There is no scale to be had.
-
-        Args:
-            obstacle: why, as a part of a sentence.
-            is_blind: whether a range tells no more.
-        """
+        """There is no scale to be had, for a reason, as a part of a sentence; ``is_blind``: a range tells no more."""
         if self.approach is not None and not self.approach.is_over and self.approach.scale is None:
             self.approach.give_up(obstacle)
             self.approach.search.is_blind = is_blind

@@ -11,6 +11,22 @@ class LossOfStepWarning(UserWarning):
     """Perhaps not all of the losses that were heard belong to the step that they count for, or some are missing."""
 
 
+class DividedGradientsWarning(UserWarning):
+    """The loss that a schedule was handed may not be the one whose gradients the optimizer got."""
+
+
+_DIVIDED = (
+    "the gradients were divided by {divisor:.4g} after the backward, and are taken for those of the loss that step() "
+    "was handed, which is divided, too, presumably. If it is not, pass it divided, scheduler.step(loss / n), or divide "
+    "the loss before its backward, and not the gradients. Where it is, filter this warning"
+)
+
+
+def warn_of_divisor(divisor: float) -> None:
+    """Warns that gradients which were divided after their backward are taken for those of a divided loss."""
+    warnings.warn(_DIVIDED.format(divisor=divisor), DividedGradientsWarning, stacklevel=caller_level())
+
+
 _OFTEN = 3
 """The steps in a row whose gradients were set to zero on the way, for a warning; now and then a batch is dropped."""
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from .. import collective
 from ..checks import caller_level
+from .doubts import warn_of_divisor
 from .tap import LossTap
 from .value import loss_value
 
@@ -89,7 +90,7 @@ class LossHistory:
         self._model = model
         self.gathered: Array = np.empty(0)
         self._pending: list[Tensor | float] = []
-        self._warned = self._said_accumulated = self._is_handed = False
+        self._warned = self._said_accumulated = self._said_divisor = self._is_handed = False
         self._num_first: int | None = None  # of the losses that the first scheduler step found, until the second one
         self._first: list[float] = []
         self._tap = LossTap(optimizer)
@@ -138,6 +139,15 @@ class LossHistory:
             self._said_accumulated = True
             said = (_STEPPED_AT_EACH if is_stepped_at_each else _ACCUMULATED).format(num=num_backwards)
             warnings.warn(said, AccumulatedLossWarning, stacklevel=caller_level())
+
+    def is_divided(self, divisor: float) -> bool:
+        """Whether gradients that a loop has divided after their backward are taken for those of the loss that was
+        handed in, and not for clipped ones; warns once where they are. ``divisor``: theirs.
+        """
+        if self._is_handed and not self._said_divisor:
+            self._said_divisor = True
+            warn_of_divisor(divisor)
+        return self._is_handed
 
     def _drop_earlier(self, num_new: int) -> None:
         """Drops the losses of optimizer steps before the schedule's first step: where that finds more of them than the

@@ -116,6 +116,21 @@ class BackwardCalls:
             return 1.0 if is_power else None
         return ratio
 
+    def clipping_and_divisor(
+        self, squares: Mapping[int, float], optimizers: Iterable[Any], is_averaged: bool
+    ) -> tuple[float | None, float]:
+        """The clipping, and the same once more where all gradients were divided alike, else 1.
+
+        Args:
+            squares: ||g||^2 of each parameter at the step, by its id.
+            optimizers: see ``clipping``.
+            is_averaged: whether gradients may have been averaged over processes.
+        """
+        norm = math.sqrt(sum(squares.values()))
+        clipping = self.clipping(norm, squares if is_averaged else None, optimizers)
+        is_divisor = clipping is not None and clipping > 1.0 and self._are_divided_alike(squares)
+        return clipping, clipping if is_divisor and clipping is not None else 1.0
+
     def _scalers_and_scale(self, optimizers: Sequence[int]) -> tuple[list[GradScaler], float | None]:
         """The gradient scalers of torch's that are in use, and the scale of the one which steps an optimizer of such an
         id; None where that cannot be told. A scaler changes its scale after the step only. The first look

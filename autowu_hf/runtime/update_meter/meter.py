@@ -43,6 +43,7 @@ class UpdateMeter:
         expected_lr: of the steps that are to be measured; at ten times that they are another schedule's.
         takes_back_from: the share of the weights from which an update of them is taken back in full precision, too.
         as_new: whether steps that may be taken back are, and made without the optimizer's state; None: not yet asked.
+        divides_loss: whether what all gradients are divided by after the backward is no clipping, but of the loss.
         num_backwards: how often gradients were added up for the last measured step; 0 where that cannot be told.
     """
 
@@ -51,7 +52,7 @@ class UpdateMeter:
         self.idle: str | None = None
         self.expected_lr = self.takes_back_from = math.inf
         self.as_new: bool | None = None
-        self.num_backwards, self._is_used = 0, is_used
+        self.num_backwards, self.divides_loss, self._is_used = 0, False, is_used
         self._stepped = Stepped(optimizer, ratios)
         self.optimizer = self._stepped.optimizer
         self._aside = StateAside(self.optimizer)
@@ -67,7 +68,7 @@ class UpdateMeter:
     def __getstate__(self) -> dict[str, Any]:
         """Without hooks, which belong to this process and its optimizer, and without copies of weights."""
         names = ("updates", "expected_lr", "takes_back_from", "as_new", "_is_used", "_num_shares", "_takes_back")
-        kept = {name: self.__dict__[name] for name in (*names, "_has_start")}
+        kept = {name: self.__dict__[name] for name in (*names, "_has_start", "divides_loss")}
         had = {"was_armed": bool(self._hooks), "had_start": bool(self._start)}
         return {**UpdateMeter(self._stepped.outermost, self._stepped.ratios).__dict__, **kept, **had}
 
@@ -229,15 +230,15 @@ class UpdateMeter:
         have_row = [id(p) in parts for p in self._parameters() for _ in range(num_tensors(p))]
         owners = [id(p) for p in self._parameters() for _ in parts.get(id(p), [])]
         rows = rows_of([row for p in self._parameters() for row in parts.get(id(p), [])])
-        clipping: float | None = 1.0 if divisors else told[0] if told else None
+        clipping, divisor = 1.0 if divisors else told[0] if told else None, 1.0
         if zero is not None:
             clipping = zero.clipping()
-        elif clipping is None and shares.is_shared:  # what a backward leaves has yet to be added up
+        elif clipping is None and (shares.is_shared or self.divides_loss):  # what a backward leaves is yet to be summed
             clipping = 1.0
         elif clipping is None:
-            alike = summed(owners, rows[:, 2].tolist()) if collective.num_processes() > 1 else None
-            steppers = (self._stepped.outermost, self.optimizer)
-            clipping = self._backward_calls.clipping(math.sqrt(float(rows[:, 2].sum())), alike, steppers)
+            squares, steppers = summed(owners, rows[:, 2].tolist()), (self._stepped.outermost, self.optimizer)
+            is_averaged = collective.num_processes() > 1
+            clipping, divisor = self._backward_calls.clipping_and_divisor(squares, steppers, is_averaged)
         sums, layers = over_processes(rows, have_row, shares)
         is_large = self.takes_back_from == 0.0 or seen_share(sums) >= self.takes_back_from
         for parameter, weights, _ in before if self._takes_back and zero is None else []:
@@ -252,7 +253,7 @@ class UpdateMeter:
         if obstacle is not None or clipping is None:
             self.updates.append(str(obstacle))
         else:
-            self.updates.append(Update.from_sums(sums, lr, clipping, **told_by(layers, lr)))
+            self.updates.append(Update.from_sums(sums, lr, clipping, divisor=divisor, **told_by(layers, lr)))
 
 
 START_IS_GONE = "the weights from before are gone"

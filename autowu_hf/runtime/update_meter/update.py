@@ -50,6 +50,7 @@ class Update:
         scale_invariant: the share of ||u||^2, or of the slope, in tensors whose rows' sizes change nothing
             (``layers.scale_invariant_share``).
         spread: how evenly its slope is spread over the tensors that it moves (``layers.spread_of``).
+        divisor: that of ``clipping``, where all gradients were divided alike and nobody has told of it; else 1.
     """
 
     slope: float
@@ -66,6 +67,7 @@ class Update:
     layer_trust: float = math.nan
     scale_invariant: float = 0.0
     spread: float = math.nan
+    divisor: float = 1.0
 
     def is_of_weights_of(self, other: Update) -> bool:
         """Whether none were frozen, or joined, since another update; True where an old state does not tell."""
@@ -76,6 +78,11 @@ class Update:
         sizes = {name: times * getattr(self, name) for name in ("slope", "update_norm", "whole_norm", "resolution")}
         return dataclasses.replace(self, **sizes, layer_trust=self.layer_trust / times)
 
+    def of_divided_loss(self) -> Update:
+        """The same update, where the gradients were not clipped, but are those of a loss that was divided as they."""
+        own = {name: getattr(self, name) / self.divisor for name in ("slope", "fallen", "clipping")}
+        return dataclasses.replace(self, **own, divisor=1.0)
+
     @classmethod
     def from_sums(cls, sums: Tensor, lr: float, clipping: float, **of_layers: float) -> Update:
         """The update of a step.
@@ -84,7 +91,7 @@ class Update:
             sums: (NUM_SUMS,), finite, the sum of ``sums_of`` over all tensors with a gradient.
             lr: the common LR of the step, positive.
             clipping: as above.
-            **of_layers: what single tensors tell, see ``layers.told_by``.
+            **of_layers: ``divisor``, and what single tensors tell, see ``layers.told_by``.
         """
         down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, *_ = sums.tolist()
         return cls(

@@ -23,6 +23,7 @@ from autowu_hf.autowu.course.measures.first_steps import LEAST_DENSITY, NARROW
 from autowu_hf.autowu.course.signs import Signs
 from autowu_hf.autowu.reporting.report import headline
 from autowu_hf.runtime.finite import DivergedError
+from autowu_hf.runtime.losses.doubts import DividedGradientsWarning
 from autowu_hf.runtime.losses.history import AccumulatedLossWarning, MissingLossWarning
 
 
@@ -687,6 +688,58 @@ def test_a_gradient_scaler_in_a_plain_loop_changes_nothing(clip):
 
     plain = found(torch.amp.GradScaler("cpu", enabled=False))
     assert found(torch.amp.GradScaler("cpu", init_scale=1000.0)) == pytest.approx(plain, rel=1e-3)
+
+
+def divided_run(num_tokens, state=None, until=40, clip=None):
+    """A run whose loop divides the gradients of a sum of losses by ``num_tokens(step)``, and hands in the loss divided;
+    0: the loss is divided before its backward. The LRs from the state on, P, and the state.
+    """
+    model, optimizer, schedule = made(200, seed=0 if state is None else 1)
+    for part, of in zip((model, optimizer, schedule), state or (), strict=False):
+        part.load_state_dict(of)
+    lrs = []
+    for i in range(schedule.last_epoch, until):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(i))
+        loss, num = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1)), num_tokens(i)
+        ((num or 1.0) * loss).backward()
+        for parameter in model.parameters():
+            parameter.grad /= num or 1.0
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        schedule.step(loss.detach())
+        optimizer.zero_grad()
+        lrs.append(schedule.get_last_lr()[0])
+    scale = schedule.report()["approach"]["scale"]
+    return lrs, scale and scale["polyak"], copy.deepcopy([part.state_dict() for part in (model, optimizer, schedule)])
+
+
+@pytest.mark.parametrize("num_tokens", [lambda step: 64.0, lambda step: 480.0 + 7 * step], ids=["same", "varies"])
+def test_gradients_divided_after_the_backward_are_those_of_the_loss_that_is_handed_in(num_tokens):
+    lrs, polyak, _ = divided_run(lambda step: 0.0)
+    with pytest.warns(DividedGradientsWarning, match="gradients were divided by .* after the backward") as caught:
+        found, as_found, _ = divided_run(num_tokens)
+    assert len(caught) == 1
+    assert as_found == pytest.approx(polyak, rel=1e-3)
+    assert found == pytest.approx(lrs, rel=1e-2)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 12])
+def test_a_resumed_run_knows_of_the_divisor(cut):
+    with pytest.warns(DividedGradientsWarning):
+        whole, *_ = divided_run(lambda step: 64.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DividedGradientsWarning)
+        first, _, state = divided_run(lambda step: 64.0, until=cut)
+        rest, *_ = divided_run(lambda step: 64.0, state)
+    assert first + rest == whole
+
+
+def test_gradients_that_are_divided_and_clipped_count_as_clipped():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, polyak, _ = divided_run(lambda step: 64.0, until=3, clip=1e-3)
+    assert polyak == pytest.approx(divided_run(lambda step: 0.0, until=3)[1] / 64.0, rel=1e-2)
 
 
 def test_an_lr_of_0_in_a_loaded_state_is_waited_out():

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from autowu_hf import get_autowu_schedule
-from autowu_hf.runtime.losses.doubts import LossOfStepWarning
+from autowu_hf.runtime.losses.doubts import DividedGradientsWarning, LossOfStepWarning, warn_of_divisor
 
 
 class Loop:
@@ -134,3 +134,9 @@ def test_no_doubt_about_losses_that_are_handed_in():
         mixes(loop, step)
         keeps_one_gradient_of_two(loop, step)
         loop.schedule.step(1.0 - 0.1 * step**0.5)
+
+
+def test_what_gradients_were_divided_by_is_said_where_the_schedule_is_stepped():
+    with pytest.warns(DividedGradientsWarning, match="divided by 64 after the backward") as caught:
+        warn_of_divisor(64.0)
+    assert caught[0].filename == __file__

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from autowu_hf import MissingLossWarning
+from autowu_hf import DividedGradientsWarning, MissingLossWarning
 from autowu_hf.runtime.losses.history import LossHistory
 
 pytestmark = pytest.mark.usefixtures("kept_as")
@@ -150,3 +150,13 @@ def test_a_quiet_history_warns_of_nothing():
             history.observe(float(epoch))
     history.flush()
     assert history.gathered.tolist() == [*range(10)]
+
+
+def test_a_divisor_belongs_to_losses_that_were_handed_in_and_is_said_once():
+    history = LossHistory()
+    assert not history.is_divided(64.0)
+    history.observe(1.0)
+    with pytest.warns(DividedGradientsWarning, match="divided by 64") as caught:
+        assert history.is_divided(64.0)
+        assert history.is_divided(64.0)
+    assert len(caught) == 1

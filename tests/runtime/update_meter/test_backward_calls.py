@@ -115,3 +115,14 @@ def test_what_was_told_of_clipping_belongs_to_the_parameters_that_were_clipped()
     calls.listen(False)
     tell_clipping([p], 5.0, 2.0)
     assert calls.told_clipping([p]) == []
+
+
+def test_a_divisor_is_that_of_all_gradients():
+    calls, first, second = BackwardCalls(), parameter(), parameter()
+    backward(calls, first, second, size=3.0)  # 36 is the square of either norm
+    both = {id(first): 36.0 / 64, id(second): 36.0 / 64}
+    assert calls.clipping_and_divisor(both, (), False) == pytest.approx((8.0, 8.0))
+    assert calls.clipping_and_divisor(both, (), True) == pytest.approx((8.0, 8.0))
+    one = both | {id(second): 36.0}
+    assert calls.clipping_and_divisor(one, (), False) == (pytest.approx((2 / (1 + 1 / 64)) ** 0.5), 1.0)
+    assert calls.clipping_and_divisor(one, (), True) == (1.0, 1.0)

@@ -434,3 +434,20 @@ def test_flat_parameters_are_measured_tensor_by_tensor(monkeypatch, num_shares):
 def test_the_size_of_weights_leaves_tensors_of_zeros_out_of_flat_parameters_too():
     flat = flat_parameter([torch.full((2, 2), 3.0), torch.zeros(12)], 0, 1)
     assert UpdateMeter(torch.optim.SGD([flat], lr=0.1), [1.0]).weight_size() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("belongs_to_loss", [False, True])
+def test_gradients_that_were_divided_are_clipped_or_those_of_a_divided_loss(belongs_to_loss):
+    model, x, y = model_and_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    meter = UpdateMeter(optimizer, [1.0])
+    meter.divides_loss = belongs_to_loss
+    meter.arm()
+    (16.0 * nn.functional.cross_entropy(model(x), y)).backward()
+    for parameter in model.parameters():
+        parameter.grad /= 16.0
+    optimizer.step()
+    (update,), plain = meter.updates, measured(torch.optim.AdamW)
+    assert update.slope == pytest.approx((1.0 if belongs_to_loss else 16.0) * plain.slope, rel=1e-3)
+    assert (update.clipping, update.divisor) == pytest.approx((1.0, 1.0) if belongs_to_loss else (16.0, 16.0))
+    assert copy.deepcopy(meter).divides_loss == belongs_to_loss

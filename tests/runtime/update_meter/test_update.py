@@ -103,3 +103,12 @@ def test_a_device_without_double_precision_adds_up_in_single(monkeypatch):
     assert product(w, w).dtype == torch.float32
     assert float(product(w, w)) == pytest.approx(exact, rel=1e-5)
     assert Update.from_sums(rows_of([moved([3.0, 4.0], [1.0, 2.0], [-0.1, -0.2])]).sum(0), 0.1, 1.0).weight_norm == 5.0
+
+
+def test_the_update_of_a_loss_that_was_divided_as_its_gradients_were():
+    sums = moved([1.0, 2.0], [0.5, -0.5], [-0.1, 0.1])
+    clipped, plain = Update.from_sums(sums, 0.1, 8.0, divisor=8.0), Update.from_sums(sums, 0.1, 1.0)
+    assert clipped.slope == pytest.approx(8.0 * plain.slope)
+    divided = clipped.of_divided_loss()
+    assert (divided.slope, divided.clipping, divided.divisor) == (pytest.approx(plain.slope), 1.0, 1.0)
+    assert plain.of_divided_loss() == plain

@@ -65,6 +65,16 @@ networks of ``examples/benchmarks/``.
 NARROWING_POWER, LEAST_NARROWING = 1.5, 0.2
 """The power of that cosine, as a share of ``NARROW``, with which the LR falls, and what is left of it at least."""
 
+_PARTS, _EXACT = 8, 2e-6
+"""A count of tokens, or of samples, is a whole number of such parts, for it may be one of each of some processes; and
+by how much a divisor of gradients may differ from it.
+"""
+
+_CONSTANT, _SAME_NORM, _SAME_NORM_HALF = 1e-3, 1e-3, 5e-3
+"""By how much divisors may differ that are the same, and norms that are clipped to the same; the last after half
+precision.
+"""
+
 SEEM_CLIPPED = (
     "the gradients of the first steps have the same norm, as if they were clipped where it cannot be seen; clip with "
     "Accelerator.clip_grad_norm_, or under DeepSpeed by gradient_clipping in its config"
@@ -101,6 +111,28 @@ def check_losses(losses: Sequence[float], fall: float) -> None:
 def is_without_bound(obstacle: str | None) -> bool:
     """Whether it is losses of 0 or below that stand in the way of a scale, by why there is none."""
     return obstacle is not None and "not positive" in obstacle
+
+
+def common_divisor(updates: Sequence[Update], is_half: bool) -> float | None:
+    """By what a loop divides all gradients after the backward, as by the number of tokens, or by a scale of its own.
+
+    Clipping by norm leaves the norms the same. A bound that moves leaves them different, and has divisors that are
+    different, too, and no whole numbers.
+
+    Args:
+        updates: (n,), n at least 1, of the first steps.
+        is_half: whether gradients are in half precision.
+
+    Returns:
+        The first step's; None where gradients were not divided alike, or were clipped, or were in one of the steps.
+    """
+    norms, divisors = ([getattr(own, of) for own in updates] for of in ("gradient_norm", "divisor"))
+    same_norm = _SAME_NORM_HALF if is_half else _SAME_NORM
+    if min(divisors) <= 1.0 + _CONSTANT or max(norms) - min(norms) <= same_norm * max(norms):
+        return None
+    is_constant = max(divisors) - min(divisors) <= _CONSTANT * max(divisors)
+    are_counts = all(abs(_PARTS * own - round(_PARTS * own)) <= _EXACT * _PARTS * own for own in divisors)
+    return float(divisors[0]) if is_constant or are_counts else None
 
 
 def telling(updates: Sequence[Update]) -> list[Update]:

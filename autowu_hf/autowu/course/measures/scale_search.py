@@ -12,7 +12,7 @@ from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .bounds import bounded
-from .first_steps import SEEM_CLIPPED, BlindLossesError
+from .first_steps import SEEM_CLIPPED, BlindLossesError, common_divisor
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import Scale
 
@@ -43,6 +43,7 @@ class ScaleSearch:
         momentum: of SGD, as the optimizer's groups have it.
         meter: measures the steps.
         silence: why the last step that said nothing did not, as a part of a sentence.
+        is_divided: called with what all gradients were divided by: whether the losses are, too (or it was clipping).
     """
 
     def __init__(self, optimizer: Any, ratios: Iterable[float]) -> None:
@@ -59,6 +60,7 @@ class ScaleSearch:
         self.silence, self._steps, self._num_calls, self._num_unseen = _SIZES, 0, 0, 0
         self.alignment, self.is_blind, self._at_each = math.nan, False, list[bool]()
         self.num_shares: Callable[[], int] = int
+        self.is_divided: Callable[[float], bool] = math.isnan  # which no divisor is
 
     @property
     def lr(self) -> float:
@@ -91,11 +93,7 @@ class ScaleSearch:
         self.meter.updates.clear()
 
     def give_up(self, obstacle: str) -> None:
-        """Measures no more; a scale that is known counts no longer.
-
-        Args:
-            obstacle: why, as a part of a sentence.
-        """
+        """Measures no more, for a reason, as a part of a sentence; a scale that is known counts no longer."""
         self.scale, self.obstacle = None, obstacle
         self.stop()
 
@@ -159,6 +157,9 @@ class ScaleSearch:
             if collective.num_processes() > 1 and seem_clipped(self.updates, self.meter.is_half):
                 self.obstacle = SEEM_CLIPPED
                 return
+            divisor = common_divisor(self.updates, self.meter.is_half)
+            if divisor is not None and self.is_divided(divisor):
+                self.meter.divides_loss, self.updates = True, [own.of_divided_loss() for own in self.updates]
             try:
                 self.scale = self.scale_of(self.losses)
             except ValueError as error:
@@ -227,6 +228,7 @@ class ScaleSearch:
             **self._lr.state_dict(),
             "steps": self._steps,
             "as_new": self.meter.as_new,
+            "divides_loss": self.meter.divides_loss,
             "first": None if self.first is None else asdict(self.first),
             "losses": [*self.losses],
             "updates": [asdict(update) for update in self.updates],
@@ -242,6 +244,7 @@ class ScaleSearch:
         """Restores what ``state_dict`` returned."""
         self._lr.load_state_dict(state)
         self._steps, self.obstacle = state["steps"], state["obstacle"]
+        self.meter.divides_loss = state.get("divides_loss", False)
         self.alignment, self.is_blind = state["alignment"], state.get("is_blind", False)
         self.losses, self.updates = [*state["losses"]], [Update(**numbers) for numbers in state["updates"]]
         first = state.get("first", next(iter(state["updates"]), None))  # a state may be older

@@ -20,6 +20,7 @@ from autowu_hf.autowu.course.measures.first_steps import (
     UNEVEN,
     BlindLossesError,
     check_losses,
+    common_divisor,
     density,
     narrowing,
     others_follow,
@@ -274,3 +275,28 @@ def test_it_lowers_the_lr_of_p_alone():
     scale = Scale(polyak=1.0, trust=100.0, alignment=0.02, loss=1.0, num_steps=2)
     assert replace(scale, narrowing=0.2).peak_lr == pytest.approx(0.2 * scale.peak_lr)
     assert replace(scale, polyak=1e4, narrowing=0.2).peak_lr == 20.0  # R's
+
+
+@pytest.mark.parametrize(
+    ("norms", "divisors", "found"),
+    [
+        ((1.0, 1.1), (64.0, 64.0), 64.0),
+        ((1.0, 1.1), (0.3 * 64, 0.3 * 64), 0.3 * 64),  # a scale of one's own
+        ((1.0, 1.1), (517.0, 480.5), 517.0),  # tokens, of two processes
+        ((1.0, 1.1), (517.3, 480.1), None),  # clipped at a bound that moves
+        ((1.0, 1.1), (64.0, 1.0), None),  # clipped in one of the steps
+        ((1.0, 1.0), (64.0, 64.0), None),  # clipped at the same norm
+        ((1.0, 1.0002), (64.0, 65.0), None),
+        ((1.0, 1.1), (1.0, 1.0), None),
+    ],
+)
+def test_a_divisor_of_the_loss_is_told_from_clipping(norms, divisors, found):
+    pairs = zip(norms, divisors, strict=True)
+    updates = [replace(USUAL, gradient_norm=norm, clipping=by, divisor=by) for norm, by in pairs]
+    assert common_divisor(updates, is_half=False) == found
+
+
+def test_norms_that_half_precision_has_rounded_are_the_same():
+    updates = [replace(USUAL, gradient_norm=norm, clipping=64.0, divisor=64.0) for norm in (1.0, 1.004)]
+    assert common_divisor(updates, is_half=False) == 64.0
+    assert common_divisor(updates, is_half=True) is None
