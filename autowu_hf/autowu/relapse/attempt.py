@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...loss_curve.lost import NOISES, is_lost, level
+from ...loss_curve.lost import NOISES, error, is_lost, level
 from ...runtime.losses.history import Array
 
 WINDOW, FEWEST_LOSSES = 0.04, 10
@@ -79,21 +79,50 @@ class Attempt:
         """
         return num if self.tried is None else num // 2
 
-    def take(self, found: float, error: float) -> bool:
-        """Takes in the next level, with the standard error of a difference of two.
+    def hear(self, losses: Array, num: int, first: float) -> bool:
+        """Takes in the losses (n,), one per optimizer step, with the weights that are trained now.
+
+        Args:
+            losses: they.
+            num: as in ``num_losses``, of which there are enough.
+            first: the level at the start of the run.
 
         Returns:
-            Whether it speaks for a loss of what had been learned.
+            Whether they speak for a loss of what had been learned.
+        """
+        num_now = self.num_losses(num)
+        found = level(losses[-num_now:])
+        is_still_lost = is_lost(first, self.best, found, losses, num_now, NOISES / 2.0)  # it is looked at once
+        return self.take(found, error(losses, num), is_still_lost)
+
+    def take(self, found: float, error: float, is_lost: bool = False) -> bool:
+        """Takes in the next level.
+
+        Args:
+            found: it.
+            error: the standard error of a difference of two.
+            is_lost: whether what had been learned is still lost by it.
+
+        Returns:
+            As of ``hear``. Later weights whose losses have fallen, but are still lost, do so if the earlier ones were a
+            third better.
         """
         if self.tried is None:
             self.tried = found
-            return found < self.level - max(WON_BACK * (self.level - self.best), NOISES * error)
-        middle = (self.tried + self.level) / 2.0
+            return self._is_won_back(self.level, NOISES * error)
         if self.again is None:
             self.again = found
-            return not found < middle
+            return not found < self._middle(self.level) or (is_lost and self._is_won_back(found))
         self.last = found
-        return found < middle
+        return found < self._middle(min(self.level, self.again))
+
+    def _is_won_back(self, lost: float, least: float = 0.0) -> bool:
+        """Whether the earlier weights were better than the level ``lost`` by a third of what was lost, and ``least``."""
+        return self.tried is not None and self.tried < lost - max(WON_BACK * (lost - self.best), least)
+
+    def _middle(self, lost: float) -> float:
+        assert self.tried is not None
+        return (self.tried + lost) / 2.0
 
 
 def window(num_steps: int) -> int:

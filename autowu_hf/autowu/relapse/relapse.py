@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ...loss_curve.lost import error, has_hardly_fallen, is_lost, level
+from ...loss_curve.lost import has_hardly_fallen, is_lost, level
 from ...rewind.kept import Kept
 from ...rewind.rewind import Rewind
 from ...runtime.losses.history import Array
@@ -158,8 +158,7 @@ class Relapse:
         if attempt is None:
             self._watch(step, num_steps, num)
         elif len(losses) >= attempt.num_losses(num):
-            speaks_for = attempt.take(level(losses[-attempt.num_losses(num) :]), error(losses, num))
-            if not speaks_for:
+            if not attempt.hear(losses, num, self._first):
                 if self._go(step, attempt.since, attempt.factor):
                     self._end(step, attempt, was_lost=False)
             elif attempt.last is not None:

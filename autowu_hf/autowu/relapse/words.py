@@ -31,12 +31,12 @@ def line(attempt: Attempt, num: int) -> str:
             f"AutoWU: the losses were at {attempt.tried:.4g} with the earlier weights, at {attempt.again:.4g} with the "
             f"later ones again, and are at {attempt.last:.4g} with the earlier ones; {goes_on}"
         )
-    seen = f"at {attempt.tried:.4g} with these, too"
+    seen = f"at {attempt.tried:.4g} with these, too, so that going back does not help"
     if attempt.last is not None:
-        seen = f"at {attempt.last:.4g} with the earlier weights as well by now"
+        seen = f"at {attempt.last:.4g} with the earlier weights as well by now, so that these are no better for long"
     elif attempt.again is not None:
-        seen = f"at {attempt.again:.4g} with the later weights, too, by now"
-    return f"AutoWU: the losses are {seen}, so that it is the data or the loss that had changed; {goes_on}"
+        seen = f"at {attempt.again:.4g} with the later weights, too, by now, so that they fall again by themselves"
+    return f"AutoWU: the losses are {seen}; {goes_on}"
 
 
 def unlearned_line(step: int, num_steps: int, first: float, now: float) -> str:

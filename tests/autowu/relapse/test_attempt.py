@@ -65,6 +65,29 @@ def test_the_later_weights_must_lose_it_again(again, expected):
     assert attempt(tried=1.2).take(again, 0.0) is expected
 
 
+@pytest.mark.parametrize(("tried", "is_lost", "expected"), [(1.2, True, True), (1.2, False, False), (4.5, True, False)])
+def test_what_the_later_weights_win_back_may_be_too_little(tried, is_lost, expected):
+    """They come down from where they broke, and what had been learned is lost all the same; or the data get easier, and
+    the earlier weights were no better.
+    """
+    again = attempt(level=29.0, tried=tried)
+    assert again.take(4.0, 0.0, is_lost) is expected
+    if expected:
+        assert again.take(2.5, 0.0)
+
+
+def test_the_earlier_weights_are_compared_with_the_better_level_of_the_later_ones():
+    assert not attempt(level=29.0, tried=1.2, again=4.0).take(2.7, 0.0)
+
+
+@pytest.mark.parametrize(("again", "expected"), [(1.2, False), (4.0, True)])
+def test_whether_it_is_still_lost_is_judged_by_the_losses(again, expected):
+    losses = again + 0.01 * (np.arange(20) % 3 - 1.0)
+    heard = attempt(level=29.0, tried=1.1)
+    assert heard.hear(losses, 40, 2.3) is expected
+    assert heard.again == pytest.approx(again)
+
+
 @pytest.mark.parametrize(("last", "expected"), [(1.3, True), (1.7, False), (math.inf, False)])
 def test_the_earlier_weights_must_have_it_again(last, expected):
     assert attempt(tried=1.2, again=2.0).take(last, 0.0) is expected

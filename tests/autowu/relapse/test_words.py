@@ -18,6 +18,7 @@ def test_each_outcome_has_its_line():
     to_and_fro = dataclasses.replace(stretch, again=2.1, last=1.9)
     assert "at 1.9 with the earlier weights as well by now" in line(to_and_fro, 0)
     for refuted in (harder, stretch, to_and_fro):
+        assert "had changed" not in line(refuted, 0)  # nobody knows
         assert line(refuted, 0).endswith("it goes on from the weights of step 100, at the learning rate as it was")
     lost = dataclasses.replace(to_and_fro, last=1.0, was_lost=True)
     assert "at 1.1 with the earlier weights, at 2.1 with the later ones again, and are at 1 with the" in line(lost, 0)
