@@ -150,9 +150,10 @@ def _setback(approach: Approach, step: int) -> str:
     found = approach.later.ruined.found
     as_large = "" if found is None else f", and many gradients are {found[1]:.2g} times as large as at first"
     seen = f"have not fallen{as_large}" if approach.stalled == step else _SETBACKS[approach.breaks.reasons[-1]]
+    asks = ". Is what is handed over a loss, which is to fall?" if approach.breaks.reasons == [RISEN, RISEN] else ""
     return (
         f"AutoWU: by step {step} the losses {seen}, at learning rate {approach.way.legs[-2].lr(step - 1):.1e}; it "
-        f"grows again, to at most {approach.way.peak_lr:.1e}"
+        f"grows again, to at most {approach.way.peak_lr:.1e}{asks}"
     )
 
 

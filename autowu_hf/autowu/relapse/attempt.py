@@ -117,7 +117,7 @@ class Attempt:
         return found < self._middle(min(self.level, self.again))
 
     def _is_won_back(self, lost: float, least: float = 0.0) -> bool:
-        """Whether the earlier weights were better than the level ``lost`` by a third of what was lost, and ``least``."""
+        """Whether the earlier weights were better than the level ``lost`` by a third of what was lost and ``least``."""
         return self.tried is not None and self.tried < lost - max(WON_BACK * (lost - self.best), least)
 
     def _middle(self, lost: float) -> float:

@@ -171,7 +171,9 @@ class Relapse:
     def _watch(self, step: int, num_steps: int, num: int) -> None:
         losses, kept = self.heard.losses, self._kept
         if step > UNTIL * num_steps or len(self.attempts) == MOST:
-            if step > UNTIL * num_steps and len(losses) >= num and has_hardly_fallen(self._first, losses, num):
+            is_over = step > UNTIL * num_steps and len(losses) >= num
+            is_same = all(attempt.was_lost for attempt in self.attempts)  # else the loss may have changed since
+            if is_over and is_same and has_hardly_fallen(self._first, losses, num):
                 self.unlearned = step
                 say(unlearned_line(step, num_steps, self._first, level(losses[-num:])))
             self.stop(step)

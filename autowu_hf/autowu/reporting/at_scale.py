@@ -20,12 +20,16 @@ def at_scale(report: Mapping[str, Any], approach: Mapping[str, Any], step: int) 
         step: the steps done at the switch.
     """
     if approach.get("breaks_too_often"):
-        return f"the losses are still far above their start at step {step}, look for NaN or a change in the data"
+        look = "look for NaN or a change in the data, and whether what is handed over is a loss, which is to fall"
+        return f"the losses are still far above their start at step {step}; {look}"
     if not approach["looks"]:
         return f"too few steps to look on from step {step}"
-    if are_still_high(report.get("losses", []), approach, step):
+    losses = report.get("losses", [])
+    if 0 < 2 * len(losses) < step:  # the loop hands them over now and then, or no more
+        return f"no more than {len(losses)} losses were seen by step {step}, too few to say anything of this LR"
+    if are_still_high(losses, approach, step):
         has_turned = approach.get("breaks") or approach.get("changes")
-        seen = "hardly fallen since" if has_turned else _moved(report.get("losses", []), approach)
+        seen = "hardly fallen since" if has_turned else _moved(losses, approach)
         return f"the losses have {seen} by step {step}, and do not speak for this LR yet"
     if approach.get("is_too_short"):
         return f"the losses had halved by step {step}, and there are too few steps to look for a higher LR"

@@ -381,6 +381,7 @@ def test_a_run_that_breaks_anywhere_ends_at_a_hundredth_of_the_scale_and_says_th
     (said,) = [record for record in caplog.records if "peak LR" in record.getMessage()]
     assert said.levelno == logging.WARNING
     assert "still far above their start" in said.getMessage()
+    assert sum("a loss, which is to fall" in message for message in caplog.messages) == 2  # the second time, and here
 
 
 @pytest.mark.parametrize("rewind", [True, False])

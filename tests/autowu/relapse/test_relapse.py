@@ -230,6 +230,15 @@ def test_a_run_that_has_learned_next_to_nothing_by_then_is_told_so(ticks, caplog
     assert resumed.scheduler.report()["relapses"] == run.scheduler.report()["relapses"]
 
 
+def test_a_loss_that_has_become_another_one_is_not_compared_with_the_start(caplog):
+    caplog.set_level(logging.INFO, "autowu_hf")
+    run = Run(wear=0.0, harder=lambda step: 3.0 * (step >= HARDER_AT)).go()
+    assert [attempt["was_lost"] for attempt in run.attempts] == [False]
+    assert run.losses[-1] > run.losses[0]
+    assert run.scheduler.report()["relapses"]["unlearned"] is None
+    assert f"of {STEPS} the losses are at" not in caplog.text
+
+
 @pytest.mark.parametrize(("steps", "at"), [(STEPS, 100), (STEPS, 145), (100, 50)])
 def test_weights_that_break_are_taken_back_at_once(steps, at, caplog):
     caplog.set_level(logging.INFO, "autowu_hf")

@@ -20,8 +20,10 @@ LOW, HIGH = [2.0] * 6 + [1.0] * 12, [2.0] * 18
         (HIGH, {"transient": 7}, "the losses have fallen to half by step 7 and come back by step 18, and do not speak"),
         (HIGH, {"changes": [9]}, "the losses have hardly fallen since by step 18, and do not speak"),
         (HIGH, {"breaks": [9]}, "the losses have hardly fallen since by step 18, and do not speak"),
+        (LOW[:9], {}, "the losses ask for no more at step 18"),
+        (LOW[:8], {}, "no more than 8 losses were seen by step 18, too few to say"),
         (LOW, {"looks": False}, "too few steps to look on from step 18"),
-        (LOW, {"breaks_too_often": True}, "the losses are still far above their start at step 18, look for NaN"),
+        (LOW, {"breaks_too_often": True}, "the losses are still far above their start at step 18; look for NaN"),
     ],
 )
 def test_each_ending_has_its_sentence(losses, approach, said):
