@@ -18,6 +18,7 @@ from .clars import CLARS, per_sample_gradient_norms
 from .registration import register, unregister
 from .rex import get_rex_schedule_with_warmup
 from .runtime.finite import DivergedError
+from .runtime.loop_watch import LoopWarning
 from .runtime.losses.doubts import DividedGradientsWarning, LossOfStepWarning
 from .runtime.losses.history import AccumulatedLossWarning, MissingLossWarning
 from .runtime.param_groups import ForeignLRWarning
@@ -40,6 +41,7 @@ __all__ = [
     "DivergedError",
     "DividedGradientsWarning",
     "ForeignLRWarning",
+    "LoopWarning",
     "LossOfStepWarning",
     "MissingLossWarning",
     "SalsaScheduler",

@@ -12,15 +12,16 @@ from torch.optim import Optimizer
 from ..rewind import Rewind
 from ..runtime import collective
 from ..runtime.checks import check_steps, whole
+from ..runtime.loop_watch import LoopWatch
 from ..runtime.losses.history import LossHistory
-from ..runtime.param_groups import own_lr, shares_out_of_reach
+from ..runtime.param_groups import own_lr
 from .course.course import Course
 from .course.fall import lr_of_fall
+from .in_loop import InLoop
 from .peak_rule import PeakRule
 from .relapse.relapse import Relapse
 from .reporting.file_names import FileNames
 from .reporting.report import describe, is_doubtful
-from .reporting.reported import Reported
 from .settings import AutoWUSettings
 from .verdict import DIVERGENCE, NOTHING, Ending
 from .warm_up import WarmUp
@@ -29,7 +30,7 @@ from .way_back import WayBack
 logger = logging.getLogger(__name__)
 
 
-class AutoWUScheduler(Reported):
+class AutoWUScheduler(InLoop):
     """Grows the LR from a tiny value until the losses give way, then decays from the LR that the peak rule finds.
 
     Use ``get_autowu_schedule`` to build one from options. With several processes all run the same schedule: at a
@@ -82,7 +83,7 @@ class AutoWUScheduler(Reported):
         self.switch_step = self.minimum_step = self.cliff_step = self.rewound_to = None
         self.peak_lr = self.ended_by = self.lr_of_fall = None
         self._check_at: int | None = None
-        self._file_names = FileNames()
+        self._file_names, self._loop = FileNames(), LoopWatch(self.name)
         # Nothing here refers to the scheduler: one that nobody holds must be gone at once.
         self._history = history = LossHistory(optimizer, model=model)
         options = (s.rewind, s.rewind_dir, s.rewind_memory, s.looks_on, s.rewind_in_checkpoint)
@@ -115,6 +116,8 @@ class AutoWUScheduler(Reported):
         return "starts a new warm-up"
 
     def _advance(self, step: int, loss: Any) -> None:
+        if step >= self._loop.next_look:
+            self._look_at_loop(step)
         if self.switch_step is None:
             if step == self.ticks_per_step:
                 self._cadence.require_interval(self._cap)
@@ -175,23 +178,6 @@ class AutoWUScheduler(Reported):
             return self._rule.own_lr if self._course.is_blind else self._course.lr(step)
         return self._curve.warmup(step - self._since)
 
-    def meet(self, optimizer: Any) -> None:
-        obstacle = shares_out_of_reach(optimizer, self.optimizer)
-        if obstacle is not None:
-            self.rewind.refuse(obstacle)
-            self._course.give_up(obstacle.reason)
-
-    def set_steps_per_epoch(self, steps: int | None) -> None:
-        """As in the base class; a ValueError, too, where ``test_every="epoch"`` still lacks a length."""
-        check_steps(self.num_training_steps, 0, steps := whole(steps))
-        self._cadence.tell_epoch(steps, self.last_epoch - self._course.sweep_start, self._course.cap)
-        if self.last_epoch == 0 and not self._course.is_approach:
-            self._warm_up.say_shortage(self._course.cap)
-
-    def hold_tests(self, held: bool) -> None:
-        """Holds minimum tests back, because other processes may be ahead or behind; see ``catch_up``."""
-        self._cadence.held = held
-
     def catch_up(self) -> None:
         """Takes this process to the step of the one that is furthest, and runs a test that has become due.
 
@@ -248,6 +234,7 @@ class AutoWUScheduler(Reported):
         """A run of another length keeps its switch and ends at the new total; a growth goes on at its pace."""
         self._load_decided(state)
         self._check_at = state["check_at"]
+        self._loop.restart(self.last_epoch, state.get("measured"))
         self._relapse.load_state_dict(state.get("relapse"), self.last_epoch // self.ticks_per_step)
         self._history = self._relapse.heard.history if self._relapse.is_watching else self._warm_up.history
         self._course.load_state_dict(state.get("course"), state["growth_steps"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...rewind import Rewind
 from ...runtime import collective
+from ...runtime.loop_watch import LoopWatch
 from ...runtime.losses.history import Array
 from ...runtime.scheduler import AdaptiveScheduler
 from ...shapes import LRCurve
@@ -54,6 +55,7 @@ class Reported(AdaptiveScheduler):
     _report_is_owed = False
     _check_at: int | None
     _file_names: FileNames
+    _loop: LoopWatch
     _course: Course
     _cadence: Cadence
     _relapse: Relapse
@@ -217,6 +219,7 @@ class Reported(AdaptiveScheduler):
             **self._warm_up.state_dict(),
             **self._decided(),
             "check_at": self._check_at,
+            "measured": self._loop.measured,
             "course": self._course.state_dict(),
             "rewind": self.rewind.state_dict(),
             "relapse": self._relapse.state_dict(),
