@@ -208,7 +208,12 @@ class Rewind:
                 continue
             other = snapshot.restore(saved, self._optimizer, self._models(), self._untrained)
             if other and collective.is_main_process():
-                logger.warning("these stay, others or not copied at step %d: %s", saved.step, other)
+                logger.warning(
+                    "the weights go back to step %d, but these keep what they have now, for the snapshot of that step "
+                    "does not have them, or in another shape: %s",
+                    saved.step,
+                    other,
+                )
             return saved.step
         return None
 
