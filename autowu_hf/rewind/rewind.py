@@ -27,6 +27,7 @@ from .thinning import FEWEST, LR_FACTOR, MOST, limit_for, order_of_return, spaci
 from .untrained import Untrained, find_untrained
 
 logger = logging.getLogger(__name__)
+_KEPT = "the weights go back to step %d, but these, which its snapshot lacks or has in another shape, stay: %s"
 
 
 class Rewind:
@@ -75,8 +76,7 @@ class Rewind:
         self._memory_share = memory_share
         self._optimizer = optimizer
         self._models = models
-        self._looks_on = looks_on
-        self._in_checkpoint = in_checkpoint
+        self._looks_on, self._in_checkpoint = looks_on, in_checkpoint
         self._untrained = Untrained(shares=mode != "disk")
         self._due_lr, self._said_size = 0.0, False
         self._spare: Snapshot | None = None
@@ -208,12 +208,7 @@ class Rewind:
                 continue
             other = snapshot.restore(saved, self._optimizer, self._models(), self._untrained)
             if other and collective.is_main_process():
-                logger.warning(
-                    "the weights go back to step %d, but these keep what they have now, for the snapshot of that step "
-                    "does not have them, or in another shape: %s",
-                    saved.step,
-                    other,
-                )
+                logger.warning(_KEPT, saved.step, other)
             return saved.step
         return None
 

@@ -33,7 +33,7 @@ def test_buffers_that_are_infinite_or_change_their_shape_are_no_hindrance(caplog
         states[step] = state_of(model.net, optimizer)
     assert_same(state_of(model.net, optimizer), states[scheduler.rewound_to])
     assert len(model.cache) == scheduler.switch_step
-    assert f"go back to step {scheduler.rewound_to}, but these keep what they have now" in caplog.text
+    assert f"go back to step {scheduler.rewound_to}, but these, which its snapshot lacks" in caplog.text
     assert "['0.cache']" in caplog.text
 
 

@@ -90,9 +90,9 @@ class LaterBatches:
 
     @property
     def leaves_doubts(self) -> bool:
-        """Whether noise may have made P too low, and no later batch has said how much."""
+        """Whether noise may have made P so low that later batches should have said how much, and none has."""
         scale = self._search.scale
-        return scale is not None and scale.may_be_noise and self.lasting is None
+        return scale is not None and may_be_raised(scale) and self.lasting is None
 
     def take(self, losses: Sequence[float]) -> bool:
         """Takes one more of the ``answers``; False where it cannot be known.
