@@ -17,7 +17,7 @@ FEWEST_STEPS = 30
 """In a run of fewer optimizer steps there is no time to look on."""
 
 FEWEST_TO_RISE = 60
-"""In a run of fewer optimizer steps the LR does not grow on where nothing was learned."""
+"""In a run of fewer optimizer steps the LR does not grow on where nothing was learned, and no raise is taken back."""
 
 STALL = 0.12
 """The share of the run by which something must have been learned, by SGD or where the gradients may be noise."""
@@ -162,6 +162,8 @@ class Signs:
         """Whether the last losses (n,) lie no more than ``LOWER`` below those at which the LR was raised, which are
         those before the place ``since``; False where too few tell.
         """
+        if self.num_steps < FEWEST_TO_RISE:
+            return False
         num = max(window(self.num_steps), round(COMPARED * self.num_steps))
         before, last = losses[max(since - num, 0) : max(since, 0)], losses[since:][-num:]
         return len(before) == len(last) == num and level(last) >= (1.0 - LOWER) * level(before)

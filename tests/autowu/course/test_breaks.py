@@ -176,6 +176,7 @@ def test_a_raise_has_to_bring_the_losses_down(later, is_back):
     breaks.go_back(120)
     breaks.went_back(120)
     assert breaks.find_change(np.append(losses, GOOD), SEEN, 180) is None
+    assert not Signs(59, 3).are_no_lower(losses, 80)  # in a short run it would cost more
 
 
 @pytest.mark.parametrize(

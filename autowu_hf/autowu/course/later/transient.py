@@ -23,7 +23,7 @@ from ..legs import Way
 from ..measures.first_steps import FARTHEST
 from ..measures.scale import POLYAK_SHARE, TRUST_SHARE, Scale
 from ..measures.scale_search import ScaleSearch
-from ..signs import Array, window
+from ..signs import FEWEST_TO_RISE, Array, window
 from ..timetable import PATIENCE
 from .reach import HARDLY_SHRUNK
 
@@ -153,10 +153,10 @@ class Transient:
         return max(factor, 1.0)
 
     def end(self, way: Way) -> int:
-        """The steps done when the losses tell whether it was right to raise the LR; 0 where it was not raised, or the
-        run has gone back since.
+        """The steps done when the losses tell whether it was right to raise the LR; 0 where it was not raised, the run
+        has gone back since, or is too short for that.
         """
-        if self.raised_at is None or way.has_gone_back:
+        if self.raised_at is None or way.has_gone_back or way.times.num_steps < FEWEST_TO_RISE:
             return 0
         return min(self.raised_at + round(TRIED * way.times.num_steps), way.times.longest)
 
