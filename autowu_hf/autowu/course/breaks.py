@@ -157,11 +157,11 @@ class Breaks:
                 return None
             self._add(step, NO_LOWER)
             return way.lr_before(raised_at)
-        is_thin = scale.density < 1.0 and not way.has_gone_back
-        if not (is_thin or must_teach(scale, way)) or not way.signs.are_unlearned(counted, since):
+        thin = divisor_of(scale) if scale.density < 1.0 and not way.has_gone_back else 1.0
+        if not (thin > 1.0 or must_teach(scale, way)) or not way.signs.are_unlearned(counted, since):
             return None
-        self._add(step, THIN if is_thin else UNLEARNED)
-        return way.peak_lr / (divisor_of(scale) if is_thin else self.divisor)
+        self._add(step, THIN if thin > 1.0 else UNLEARNED)
+        return way.peak_lr / (thin if thin > 1.0 else self.divisor)
 
     def _since(self, losses: Array, way: Way) -> int:
         """The place among the counted losses of the first one that may count as one of the last."""

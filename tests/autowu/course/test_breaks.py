@@ -163,6 +163,7 @@ def test_where_most_tensors_hardly_had_a_gradient_an_lr_of_m_is_too_high_as_well
     assert breaks.lr_at_end(losses, WAY, 120, thin) == pytest.approx(0.3 / 8.0)
     assert breaks.reasons == [THIN]
     assert Breaks().lr_at_end(losses, SimpleNamespace(**{**vars(WAY), "has_gone_back": True}), 120, thin) is None
+    assert Breaks().lr_at_end(losses, WAY, 120, replace(thin, density=0.6)) is None  # for so little it does not go back
     assert Breaks().lr_at_end(losses - 0.1 * (losses > 0.0) * (np.arange(120) > 60), WAY, 120, thin) is None
 
 
