@@ -71,15 +71,15 @@ def is_one_layer(optimizer: Any) -> bool:
 
 
 def are_factors(optimizer: Any) -> bool:
-    """Whether all that an optimizer trains are vectors, and half of their numbers or more are in such as have one sign,
-    as factors have: the weights of norms, IA3's vectors. Not where tensors are divided among processes.
+    """Whether all that an optimizer trains are vectors, two or more, and half of their numbers or more are in such as
+    have one sign, as factors have: the weights of norms, IA3's vectors. Not where processes share tensors.
 
     Args:
         optimizer: with accelerate's wraps or without.
     """
     groups = innermost(optimizer).param_groups
     tensors: list[Tensor] = [p.detach() for group in groups for p in group["params"] if p.requires_grad]
-    if not tensors or any(hasattr(p, "to_local") or p.numel() != max(p.shape, default=1) for p in tensors):
+    if len(tensors) < 2 or any(hasattr(p, "to_local") or p.numel() != max(p.shape, default=1) for p in tensors):
         return False
     num_factors = sum(p.numel() for p in tensors if _has_one_sign(p.float()))
     return 2 * num_factors >= sum(p.numel() for p in tensors)

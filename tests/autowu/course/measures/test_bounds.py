@@ -70,11 +70,12 @@ ONES, MIXED = torch.ones(8), torch.linspace(-1.0, 1.0, 8)
         ([0.5 * ONES, -ONES], True),  # norms that were trained
         ([ONES + 0.5 * MIXED, MIXED], True),  # with their biases
         ([ONES.reshape(1, 8), ONES.reshape(8, 1)], True),  # IA3
-        ([MIXED], False),  # biases, or a flat tensor
-        ([0.0 * ONES], False),
+        ([MIXED, MIXED], False),  # biases
+        ([0.0 * ONES, 0.0 * ONES], False),
+        ([ONES], False),  # one vector may be anything
         ([ONES, MIXED, MIXED], False),
         ([ONES, ONES.reshape(2, 4)], False),
-        ([torch.tensor(1.0)], False),
+        ([torch.tensor(1.0), torch.tensor(1.0)], False),
     ],
 )
 def test_factors_are_vectors_of_one_sign(tensors, expected):
