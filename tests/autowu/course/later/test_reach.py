@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim import AdamW
 
-from autowu_hf import get_autowu_schedule
+from autowu_hf import LoopWarning, get_autowu_schedule
 from autowu_hf.autowu.course.later import later_measures, overshoot
 from autowu_hf.autowu.course.later.reach import reach_factor
 from autowu_hf.autowu.course.measures.scale import Scale
@@ -132,7 +132,8 @@ def test_weights_that_are_added_while_that_is_measured_leave_it_unknown():
     run(model, optimizer, schedule, losses[:25])
     more = nn.Parameter(torch.randn(30, 30))
     optimizer.add_param_group({"params": [more], "lr": optimizer.param_groups[0]["lr"]})
-    run(model, optimizer, schedule, losses, since=25)
+    with pytest.warns(LoopWarning, match="frozen, or not there, when AutoWU measured"):
+        run(model, optimizer, schedule, losses, since=25)
     approach = schedule.report()["approach"]
     assert (approach["reaches"][0], approach["factor"]) == (None, 1.0)
 
@@ -166,7 +167,8 @@ def test_weights_that_join_before_that_is_measured_leave_it_unknown():
     losses = slowly(400)
     run(model, optimizer, schedule, losses[:10])
     model[0].requires_grad_(True)
-    run(model, optimizer, schedule, losses, since=10)
+    with pytest.warns(LoopWarning, match="frozen, or not there, when AutoWU measured"):
+        run(model, optimizer, schedule, losses, since=10)
     approach = schedule.report()["approach"]
     assert approach["reaches"] == [None, None]
 
