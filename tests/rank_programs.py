@@ -279,7 +279,7 @@ def trainer_run(
     if relapses:
         relapse.is_lost = lambda *seen: True
         take = attempt.Attempt.take
-        attempt.Attempt.take = lambda self, found, error: take(self, found, error) or True
+        attempt.Attempt.take = lambda self, *seen: take(self, *seen) or True
         relapse.FEWEST_TO_TRY = 0
 
     if not IS_TRANSFORMERS_5:
