@@ -152,7 +152,7 @@ def test_what_was_the_best_before_a_relapse_stays_the_best(tmp_path, monkeypatch
     monkeypatch.setattr(relapse, "FEWEST_TO_TRY", 0)
     monkeypatch.setattr(relapse, "is_lost", lambda *seen: True)
     take = Attempt.take
-    monkeypatch.setattr(Attempt, "take", lambda self, found, error: take(self, found, error) or True)
+    monkeypatch.setattr(Attempt, "take", lambda self, *seen: take(self, *seen) or True)
     trainer = trainer_for(
         tmp_path,
         callbacks=[AutoWUCallback(plot=False, report=False)],
