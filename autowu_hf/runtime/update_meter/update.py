@@ -16,7 +16,7 @@ from torch import Tensor
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
 
-NUM_SUMS = 13
+NUM_SUMS = 14
 """The length of ``sums_of``."""
 
 MOST_WAITING = 16
@@ -51,6 +51,8 @@ class Update:
             (``layers.scale_invariant_share``).
         spread: how evenly its slope is spread over the tensors that it moves (``layers.spread_of``).
         divisor: that of ``clipping``, where all gradients were divided alike and nobody has told of it; else 1.
+        evenness: -<g, u> / (||g|| ||u||) without the decay: of an update that is as large in every weight, as Adam's
+            first one, how evenly the gradient lies over the weights. NaN in a state of an older release.
     """
 
     slope: float
@@ -68,6 +70,7 @@ class Update:
     scale_invariant: float = 0.0
     spread: float = math.nan
     divisor: float = 1.0
+    evenness: float = math.nan
 
     def is_of_weights_of(self, other: Update) -> bool:
         """Whether none were frozen, or joined, since another update; True where an old state does not tell."""
@@ -93,12 +96,12 @@ class Update:
             clipping: as above.
             **of_layers: ``divisor``, and what single tensors tell, see ``layers.told_by``.
         """
-        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, fallen, number, *_ = sums.tolist()
+        down, w2, g2, d2, seen_d2, own_g2, own_down, own_d2, down_of_g, fallen, number, *_ = sums.tolist()
         return cls(
             slope=clipping * down / lr,
             update_norm=math.sqrt(seen_d2) / lr,
             weight_norm=math.sqrt(w2),
-            alignment=own_down / math.sqrt(own_g2 * own_d2) if own_g2 * own_d2 > 0.0 else 0.0,
+            alignment=_cosine(own_down, own_g2, own_d2),
             resolution=math.sqrt(d2 / w2) if w2 > 0.0 else math.inf if d2 > 0.0 else 0.0,
             clipping=clipping,
             gradient_norm=math.sqrt(g2),
@@ -106,6 +109,7 @@ class Update:
             fallen=clipping * fallen,
             whole_norm=math.sqrt(d2) / lr,
             num_weights=number,
+            evenness=_cosine(down_of_g, g2, own_d2),
             **of_layers,
         )
 
@@ -125,16 +129,22 @@ def sums_of(
 
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
-        ||g||^2, -<g, d> and ||d||^2 with the decay in g and per unit of the group's own LR, 0 where that is 0;
-        -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; and 1.
+        ||g||^2, -<g, d> and ||d||^2 with the decay in g, and -<g, d> without it, per unit of the group's own LR, 0
+        where that is 0; -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; and 1.
     """
     given = [before, now, gradient] + ([] if start is None else [start])
     parts = starmap(_products, zip(*map(_pieces, given), strict=True))
     w2, g2, d2, down, gw, wd, fallen = functools.reduce(torch.add, parts)
     own_g2 = g2 + 2.0 * decay * gw + decay**2 * w2  # of g + decay w
-    own = [x / own_lr**i if own_lr > 0.0 else 0.0 * x for i, x in enumerate((own_g2, down - decay * wd, d2))]
+    powers = ((own_g2, 0), (down - decay * wd, 1), (d2, 2), (down, 1))
+    own = [x / own_lr**power if own_lr > 0.0 else 0.0 * x for x, power in powers]
     number, rows = torch.full_like(w2, now.numel()), _of_rows(before, gradient)
     return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, *rows, torch.ones_like(w2)])
+
+
+def _cosine(product: float, *squares: float) -> float:
+    """The cosine of two vectors by their product and the squares of their norms; 0 where one is 0."""
+    return product / math.sqrt(math.prod(squares)) if math.prod(squares) > 0.0 else 0.0
 
 
 def _of_rows(weights: Tensor, gradient: Tensor) -> Sequence[Tensor]:

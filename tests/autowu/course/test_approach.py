@@ -77,7 +77,7 @@ def test_the_lr_does_not_grow_on_where_the_gradient_lies_in_few_weights(others, 
         schedule.step(float(loss))
         optimizer.zero_grad()
     approach = schedule._course.approach
-    assert (approach.scale.alignment < NARROW) is (approach.scale.narrowing < 1.0) is not grows
+    assert (approach.search.updates[0].evenness < NARROW) is (approach.scale.narrowing < 1.0) is not grows
     assert (approach.sweep is not None) is grows
 
 

@@ -53,7 +53,7 @@ def test_each_tensor_has_its_place_among_the_parameters():
     rows = torch.arange(2.0 * NUM_SUMS, dtype=torch.float64).reshape(2, NUM_SUMS)
     sums, layers = over_processes(rows, [False, True, False, True], CPU)
     assert torch.equal(sums, rows.sum(0))
-    own = [1, 3, 0, 10, 11]  # of the weights, the change, the slope, and the two of rows
+    own = [1, 3, 0, 11, 12]  # of the weights, the change, the slope, and the two of rows
     assert layers.tolist() == [[0.0] * 5, rows[0, own].tolist(), [0.0] * 5, rows[1, own].tolist()]
     sums, layers = over_processes(torch.zeros(0, NUM_SUMS, dtype=torch.float64), [False, False], CPU)
     assert not sums.any()

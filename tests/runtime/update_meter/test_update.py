@@ -71,11 +71,12 @@ def test_the_sums_are_those_of_the_formulas_also_in_pieces(piece, dtype, monkeyp
     decay, rate = 0.3, 0.2
     change, decayed = now - before, gradient + decay * before
     sizes = [float((t * t).sum()) for t in (before, gradient, change)]
-    own = [float((decayed**2).sum()), -float((decayed * change).sum()) / rate, sizes[2] / rate**2]
+    down = -float((gradient * change).sum())
+    own = [float((decayed**2).sum()), -float((decayed * change).sum()) / rate, sizes[2] / rate**2, down / rate]
     fallen = float((gradient * (start - before)).sum())
     of_rows = [(a * b).sum(1) for a, b in ((gradient, before), (gradient, gradient), (before, before))]
     rows = [23 * float(of_rows[0] @ of_rows[0]), float(of_rows[1] @ of_rows[2])]
-    expected = [-float((gradient * change).sum()), *sizes, sizes[2], *own, fallen, 17 * 23, *rows, 1]
+    expected = [down, *sizes, sizes[2], *own, fallen, 17 * 23, *rows, 1]
     found = sums_of(*given[:3], rate, decay, given[3])
     assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert float(square_of(given[2])) == pytest.approx(sizes[1], rel=1e-5)
@@ -112,3 +113,17 @@ def test_the_update_of_a_loss_that_was_divided_as_its_gradients_were():
     divided = clipped.of_divided_loss()
     assert (divided.slope, divided.clipping, divided.divisor) == (pytest.approx(plain.slope), 1.0, 1.0)
     assert plain.of_divided_loss() == plain
+
+
+def test_how_evenly_the_gradient_lies_does_not_depend_on_the_decay():
+    """Beside a gradient that was clipped, the decay of large weights is large. AdamW's updates hardly have it."""
+    generator = torch.Generator().manual_seed(0)
+    weights, gradient = torch.randn(1000, generator=generator), 0.02 * torch.randn(1000, generator=generator)
+    even, with_decay = (
+        Update.from_sums(sums_of(weights, now, gradient, 0.01, decay), 0.01, 1.0)
+        for decay in (0.0, 0.1)
+        for now in (weights - 0.01 * (gradient.sign() + decay * weights),)
+    )
+    assert even.evenness == even.alignment == pytest.approx(0.8, abs=0.05)  # the root of 2 / pi
+    assert with_decay.evenness == pytest.approx(even.evenness, rel=0.01)
+    assert with_decay.alignment < 0.4

@@ -42,7 +42,7 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
     share = 1.0 if is_other else density(optimizer, updates)
     left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
     room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
-    narrow = 1.0 if scale.others_follow else narrowing(optimizer, scale.alignment, room)
+    narrow = 1.0 if scale.others_follow else narrowing(optimizer, updates[0].evenness, room)
     return replace(scale, density=left, narrowing=narrow)
 
 

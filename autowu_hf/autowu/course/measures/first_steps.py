@@ -57,7 +57,7 @@ times and more. Their P rises once they have learned what is easy in their data,
 """
 
 NARROW = 0.1
-"""The cosine of Adam's first update and the gradient below which the gradient lies in a hundredth of the weights or
+"""The cosine of Adam's first update and the gradient (``Update.evenness``) below which the gradient lies in a hundredth of the weights or
 less, as it does where a fresh head sits on a large pretrained model. It is 0.02 to 0.09 there, and 0.2 to 0.7 in the
 networks of ``examples/benchmarks/``.
 """
@@ -198,7 +198,7 @@ def density(optimizer: Any, updates: Sequence[Update]) -> float:
     return math.pow(LEAST_DENSITY, min(max((EVEN - spread) / (EVEN - UNEVEN), 0.0), 1.0))
 
 
-def narrowing(optimizer: Any, alignment: float, room: float) -> float:
+def narrowing(optimizer: Any, evenness: float, room: float) -> float:
     """What is left of the LR that P allows where the gradient lies in few weights.
 
     Adam's first update is as large in all others, of which the loss says nothing yet: a pretrained model below a fresh
@@ -206,16 +206,16 @@ def narrowing(optimizer: Any, alignment: float, room: float) -> float:
 
     Args:
         optimizer: with accelerate's wraps or without.
-        alignment: of the first update, see ``Update``; NaN where it is not known.
+        evenness: of the first update, see ``Update``; NaN where it is not known.
         room: how many times the LR of P the lower one of R's and M's is.
 
     Returns:
         A share, from ``LEAST_NARROWING`` to 1; 1 for an optimizer that is not like Adam, where R or M holds the LR, and
         where P is that of a large pretrained model.
     """
-    if not alignment < NARROW or not 1.0 < room <= FARTHEST or not is_like_adam(optimizer):
+    if not evenness < NARROW or not 1.0 < room <= FARTHEST or not is_like_adam(optimizer):
         return 1.0
-    return max(math.pow(max(alignment, 0.0) / NARROW, NARROWING_POWER), LEAST_NARROWING)
+    return max(math.pow(max(evenness, 0.0) / NARROW, NARROWING_POWER), LEAST_NARROWING)
 
 
 def _hardly_moves(update: Update, others: Sequence[Update]) -> bool:

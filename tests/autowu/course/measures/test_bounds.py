@@ -160,3 +160,27 @@ def test_suggest_lr_knows_it_too():
     assert found.scale.held_by == "polyak"
     assert str(found).endswith("the suggestion is 0.6 P, of one linear layer")
     assert all(map(torch.equal, before, features.model.parameters()))
+
+
+def test_the_weight_decay_and_clipping_do_not_tell_where_the_gradient_lies():
+    """Beside clipped gradients the decay of large weights is large, and is no part of the gradient."""
+    found = []
+    for decay in (0.0, 0.01):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 60), nn.LayerNorm(60), nn.ReLU(), nn.Linear(60, CLASSES))
+        with torch.no_grad():
+            model[0].weight.mul_(8.0)  # which the norm behind it takes away
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
+        schedule = get_autowu_schedule(optimizer, 100)
+        for _ in range(3):
+            loss = nn.functional.cross_entropy(model(torch.randn(32, 40)), torch.randint(CLASSES, (32,)))
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+            schedule.step(loss)
+            optimizer.zero_grad()
+        found.append(schedule.report()["approach"]["scale"])
+    plain, decayed = found
+    assert decayed["alignment"] < 0.1 < plain["alignment"]
+    assert plain["narrowing"] == decayed["narrowing"] == 1.0
+    assert decayed["peak_lr"] == pytest.approx(plain["peak_lr"], rel=0.02)
