@@ -68,3 +68,49 @@ class Preference(Regression):
         with torch.no_grad():
             before = self.first(x)
         return nn.functional.softplus(-self.beta * torch.sign(x[:, :1]) * (model(x) - before)).mean()
+
+
+class LanguageModel(Regression):
+    """A model from scratch that first learns how often each token occurs, from gradients that all go one way.
+
+    Args:
+        model: one to go on with; a new one without.
+    """
+
+    TOKENS, WIDTH = 512, 192
+
+    def __init__(self, steps=STEPS, seed=0, model=None):
+        torch.manual_seed(seed)
+        super().__init__(steps, seed=seed)
+        self.model = model or Network(self.TOKENS, self.WIDTH)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.schedule = get_autowu_schedule(self.optimizer, steps)
+
+    def batch(self, step):
+        generator = torch.Generator().manual_seed(step)
+        often = 1.0 / torch.arange(1.0, self.TOKENS + 1.0) ** 1.2
+        x, others = (torch.multinomial(often, 256, True, generator=generator) for _ in range(2))
+        return x, torch.where(torch.rand(256, generator=generator) < 0.6, (7 * x + 3) % self.TOKENS, others)
+
+    @staticmethod
+    def loss_of(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class Network(nn.Module):
+    """Embeddings, which are the output layer, too, and blocks with norms; (n,) tokens -> (n, num_tokens)."""
+
+    def __init__(self, num_tokens, width):
+        super().__init__()
+        self.embeddings, self.norm = nn.Embedding(num_tokens, width), nn.LayerNorm(width)
+        layers = [nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)]
+        self.blocks = nn.ModuleList([nn.Sequential(*copy.deepcopy(layers)) for _ in range(3)])
+        for matrix in self.parameters():
+            if matrix.dim() == 2:
+                nn.init.normal_(matrix, std=0.02)
+
+    def forward(self, x):
+        hidden = self.embeddings(x)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.norm(hidden) @ self.embeddings.weight.T

@@ -26,9 +26,10 @@ from ...runtime.param_groups import shares_out_of_reach
 from .breaks import BREAK_DIVISOR, Breaks, divisor_of
 from .later.lasting import may_be_raised
 from .later.later_measures import LaterMeasures
-from .later.transient import Transient, may_be_outgrown
+from .later.transient import Transient
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
+from .measures.bounds import may_be_outgrown
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
 from .signs import FEWEST_TO_RISE, Array, have_risen
@@ -181,7 +182,7 @@ class Approach:
         losses = self.breaks.counted(losses)
         self.later.watch_on(step, share * losses, self.way)
         have_halved = seen.have_halved(losses)
-        factor = self.later.follow(step, self.way, have_halved) if self.transient.since is None else 1.0
+        factor = 1.0 if self.transient.goes_first(scale) else self.later.follow(step, self.way, have_halved)
         if factor < 1.0 and have_risen(losses, 3):
             self._go_back(step, num, factor * self.way.peak_lr)  # nothing is learned at this LR
         elif factor != 1.0:
@@ -203,7 +204,7 @@ class Approach:
         is_done = self.way.raised > 1.0 or self.transient.raised_at is not None or bool(self.breaks.steps)
         may_grow = is_noisy or (have_halved and not self.later.is_awaited(step) and not is_done)
         if may_grow and may_be_outgrown(scale, self.way.peak_lr):
-            self.sweep = self.way.sweep_to(scale.trust, step, has_learned=not is_noisy)
+            self.sweep = self.way.sweep_to(scale.trust, step, not is_noisy, scale.momentum)
             self.unmoved = step if is_noisy and self.sweep is not None else None
         self.is_over, self.waits, self.has_fallen = self.sweep is not None, step >= self.end, seen.have_fallen(losses)
 

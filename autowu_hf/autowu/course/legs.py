@@ -22,6 +22,9 @@ FEWEST_LOSSES, FEWEST_BORNE = 10, 18
 or 120. Where nothing has been learned, there is nothing to lose, and that does not count.
 """
 
+MEMORIES = 5.0
+"""The shortest sweep with SGD's momentum, in units of the steps over which that sums up gradients."""
+
 
 @dataclass(frozen=True)
 class Leg:
@@ -190,9 +193,11 @@ class Way:
         self.raises.append(raised / (self.raised if self.raises else self.held))
         self.go_on(since, self.raises[-1])
 
-    def sweep_to(self, max_lr: float, since: int, has_learned: bool = True) -> Sweep | None:
-        """The sweep from the LR that was reached, after ``since`` steps; None where it takes too much of the run."""
-        fewest = FEWEST_LOSSES if self.borne == 1.0 else FEWEST_BORNE
+    def sweep_to(self, max_lr: float, since: int, has_learned: bool = True, momentum: float = 0.0) -> Sweep | None:
+        """The sweep from the LR that was reached, after ``since`` steps; None where it takes too much of the run, or
+        is so short that ``momentum`` hides from the losses which of its LRs was too high.
+        """
+        fewest = max(FEWEST_LOSSES if self.borne == 1.0 else FEWEST_BORNE, round(MEMORIES / (1.0 - momentum)))
         takes_much = has_learned and int(MOST_LOOKED * self.times.num_steps) < fewest
         room = 0 if takes_much else self.times.longest - since
         sweep = Sweep.between(self.peak_lr, max_lr, self.times.num_steps, room)

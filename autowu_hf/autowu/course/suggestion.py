@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import statistics
@@ -15,6 +16,7 @@ from ...runtime.update_meter import Update
 from .later.lasting import may_be_raised
 from .later.later_measures import LaterMeasures
 from .later.transient import may_be_transient, told_by
+from .measures.bounds import begins_steep
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
 from .words import lasting as in_percent
@@ -49,7 +51,8 @@ class SuggestedLR:
         lasting: the share of the fall that P promises which the batches after the first see. None where P is not so
             low that they are asked, and where they cannot be: in half precision, or with fewer than eight.
         kept: how many times as high P is, per unit of the way that the weights go, once the losses have halved; after a
-            transient it is three quarters or more. None where that was not measured.
+            transient it is three quarters or more, and twice as high where a model from scratch began steeply. None
+            where that was not measured.
     """
 
     lr: float
@@ -168,7 +171,7 @@ def _raised(scale: Scale, later: LaterMeasures, taken: Iterator[float], num_batc
 
 
 def _after_transient(search: ScaleSearch, scale: Scale, taken: Iterator[float]) -> tuple[float, float | None]:
-    """Trains at the scale's LR until the losses have halved, and measures again.
+    """Trains at the scale's LR until the losses have halved, or a model from scratch has begun, and measures again.
 
     Args:
         search: that has found the scale.
@@ -184,7 +187,9 @@ def _after_transient(search: ScaleSearch, scale: Scale, taken: Iterator[float]) 
     meter, kept = search.meter, None
     search.measure_later()
     meter.hold_start()
-    if not _have_halved(scale.loss, taken):
+    if begins_steep(scale):
+        collections.deque(itertools.islice(taken, _TRAINED), maxlen=0)
+    elif not _have_halved(scale.loss, taken):
         return 0.0, None
     for _ in range(_LOOKS):  # the losses may have halved before all of the transient is over
         meter.updates.clear()

@@ -11,6 +11,7 @@ from ..settings import AutoWUSettings
 from .approach import Approach
 from .breaks import ABOVE, LOST, NO_LOWER, NOT_FINITE, RISEN, THIN, UNLEARNED
 from .later.transient import MOST_RISEN
+from .measures.bounds import begins_steep
 from .measures.first_steps import is_without_bound
 from .signs import FEWEST_STEPS
 
@@ -220,11 +221,14 @@ def _correction(approach: Approach, step: int) -> str:
 
 
 def _transient(approach: Approach, step: int) -> str:
-    """Why the LR grows on although the losses have halved at the scale's."""
+    """Why the LR grows on although the losses have halved at the scale's, or a model from scratch began steeply."""
     found = times(approach.transient.kept, approach.transient.risen)
+    is_steep = approach.scale is not None and begins_steep(approach.scale)
+    seen = f"by step {step}" if is_steep else f"the losses have fallen to half by step {step}, but"
     return (
-        f"AutoWU: the losses have fallen to half by step {step}, but P, which falls with what is learned, is {found} "
-        f"what it was, so that this was a transient; the learning rate grows on to {approach.way.peak_lr:.1e}"
+        f"AutoWU: {seen} P, which falls with what is learned, is {found} what it was, so that "
+        f"{'the steep beginning of a model from scratch is over' if is_steep else 'this was a transient'}; the "
+        f"learning rate grows on to {approach.way.peak_lr:.1e}"
     )
 
 

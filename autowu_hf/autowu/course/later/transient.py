@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ....runtime.update_meter import Update
 from ..legs import Way
+from ..measures.bounds import begins_steep
 from ..measures.first_steps import FARTHEST
 from ..measures.scale import POLYAK_SHARE, TRUST_SHARE, Scale
 from ..measures.scale_search import ScaleSearch
@@ -42,6 +43,9 @@ must see. It is 0.34 to 0.72 with preferences, whose P has not.
 
 MOST_RISEN = 10.0
 """The most by which P counts as higher, per unit of LR, once it was a transient."""
+
+STEADY = 0.5
+"""The share of R's and M's LR up to which P raises that of a model from scratch which began steeply."""
 
 TRIED = 0.4
 """The share of the run after which the losses have to be lower than when the LR was raised. After a transient they rise
@@ -85,9 +89,13 @@ class Transient:
             way: the LR's.
         """
         scale = self._search.scale
-        if self.since is not None or self.is_over or scale is None or not have_halved:
+        if self.since is not None or self.is_over or scale is None or not (have_halved or begins_steep(scale)):
             return self.since is not None
         return may_be_transient(scale) and not (self._meter.is_half or way.has_gone_back)
+
+    def goes_first(self, scale: Scale) -> bool:
+        """Whether nothing else is measured until this is."""
+        return self.since is not None or (begins_steep(scale) and not self.is_over)
 
     def look(self, step: int, way: Way, losses: Array, share: float, is_busy: bool) -> float:
         """Begins to measure, or takes in what was measured, whichever is due.
@@ -146,8 +154,10 @@ class Transient:
         self.risen, self.kept, lr = told_by(self._search.updates, scale, seen, share * float(last.mean()))
         if not self._knows_start and self.kept < SURELY_KEPT:
             lr = None  # it may be a logistic loss
-        elif goes_on(seen, share * float(last.mean()), self.kept):  # or the transient is not over
+        elif goes_on(seen, share * float(last.mean()), self.kept) or (lr is None and begins_steep(scale)):  # not over
             self.is_over = way.times.reach_end(step + way.times.look_interval) > way.times.look_end(way.growth_end)
+        if lr is not None and begins_steep(scale):
+            lr = min(self.risen * way.peak_lr, STEADY * scale.trusted_lr)  # that of P for the run's length
         factor = 0.0 if lr is None else lr / way.peak_lr
         self.raised_at = step if factor > 1.0 else None
         return max(factor, 1.0)
@@ -211,7 +221,8 @@ def told_by(
     Returns:
         How many times as high P is, per unit of LR, ``MOST_RISEN`` at most; the same per unit of the way that the
         weights go; and the LR for what follows, None where it was no transient: the geometric mean of 0.3 P as it is
-        now and of the LR that R and M allow. P is that of gradients that are mostly noise now, and still too low.
+        now and of the LR that R and M allow, for P is that of gradients that are mostly noise now, and still too low;
+        or 0.3 P as it is now, half of that LR at most, where a model from scratch ``begins_steep``.
     """
     slope = sum(update.slope for update in seen) / len(seen)
     risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
@@ -220,7 +231,10 @@ def told_by(
     if kept < KEPT or now >= HARDLY_SHRUNK * before or goes_on(seen, loss, kept):
         return risen, kept, None
     most = scale.trusted_lr
-    return risen, kept, math.sqrt(min(risen * POLYAK_SHARE * scale.polyak, most) * most)
+    by_polyak = min(risen * POLYAK_SHARE * scale.polyak, most)
+    if begins_steep(scale):
+        return risen, kept, min(by_polyak, STEADY * most) if kept >= SURELY_KEPT else None
+    return risen, kept, math.sqrt(by_polyak * most)
 
 
 def goes_on(seen: Sequence[Update], loss: float, kept: float) -> bool:
@@ -235,12 +249,9 @@ def goes_on(seen: Sequence[Update], loss: float, kept: float) -> bool:
     return kept < SURELY_KEPT and fallen > GOES_ON * kept**2
 
 
-def may_be_outgrown(scale: Scale, lr: float) -> bool:
-    """Whether there is room above an LR, up to R, and R tells something of most weights."""
-    return scale.density == scale.narrowing == 1.0 and 2.0 * lr < scale.trust < math.inf
-
-
 def may_be_transient(scale: Scale) -> bool:
     """Whether P lies as far below R as in a transient, and no farther, and R tells something of most weights."""
+    if begins_steep(scale):
+        return scale.narrowing == 1.0
     is_far = scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
     return is_far and scale.narrowing == 1.0

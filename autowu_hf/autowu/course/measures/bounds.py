@@ -16,10 +16,16 @@ from torch import Tensor
 
 from ....runtime.param_groups import innermost
 from ....runtime.update_meter import Update
+from ...optimizer_kinds import is_like_adam
 from .first_steps import density, narrowing
 from .scale import POLYAK_SHARE, Scale
 
 _ONE_SIGN = 0.5  # the share of the mean square that the square of the mean has at least, for numbers of one sign
+
+_CHANGED = 1e-3  # by more than the measured steps change a weight, and by less than training does
+
+STEEP = 3.0
+"""How far below R's and M's LR that of P lies at least where a model from scratch begins with something steep."""
 
 SCALING = 0.25
 """What is left of 0.2 R and 0.3 M where factors of channels are trained alone. Each changes an output of a layer by as
@@ -42,8 +48,9 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
     share = 1.0 if is_other else density(optimizer, updates)
     left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
     room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
-    narrow = 1.0 if scale.others_follow else narrowing(optimizer, updates[0].evenness, room)
-    return replace(scale, density=left, narrowing=narrow)
+    fresh = is_like_adam(optimizer) and is_fresh(optimizer)
+    narrow = 1.0 if scale.others_follow or fresh else narrowing(optimizer, updates[0].evenness, room)
+    return replace(scale, density=left, narrowing=narrow, is_fresh=fresh)
 
 
 def without_bounds(scale: Scale, optimizer: Any) -> Scale:
@@ -77,12 +84,50 @@ def are_factors(optimizer: Any) -> bool:
     Args:
         optimizer: with accelerate's wraps or without.
     """
-    groups = innermost(optimizer).param_groups
-    tensors: list[Tensor] = [p.detach() for group in groups for p in group["params"] if p.requires_grad]
+    tensors = _trained(optimizer)
     if len(tensors) < 2 or any(hasattr(p, "to_local") or p.numel() != max(p.shape, default=1) for p in tensors):
         return False
     num_factors = sum(p.numel() for p in tensors if _has_one_sign(p.float()))
     return 2 * num_factors >= sum(p.numel() for p in tensors)
+
+
+def is_fresh(optimizer: Any) -> bool:
+    """Whether an optimizer trains a model from scratch, by the weights of its norms: two or more are all 1, and none
+    of the other vectors have one sign, as the weights of a norm that was trained. Not where processes share tensors,
+    nor where there are no norms.
+
+    Args:
+        optimizer: with accelerate's wraps or without.
+    """
+    vectors = [p for p in _trained(optimizer) if p.dim() == 1]
+    if any(hasattr(p, "to_local") for p in vectors):
+        return False
+    others = [p for p in vectors if not _is_constant(p, 1.0)]
+    are_constant = all(_is_constant(p, p[0]) for p in others if _has_one_sign(p.float()))
+    return are_constant and len(vectors) - len(others) >= 2
+
+
+def begins_steep(scale: Scale) -> bool:
+    """Whether a model from scratch, as a language model, first learns something steep that holds P far below the LR
+    that R and M allow: how often each token occurs.
+    """
+    is_held = scale.is_fresh and STEEP * POLYAK_SHARE * scale.polyak < scale.trusted_lr
+    return is_held and not (scale.is_aligned or scale.is_scale_invariant)
+
+
+def may_be_outgrown(scale: Scale, lr: float) -> bool:
+    """Whether there is room above an LR, up to R, and R tells something of most weights."""
+    return scale.density == scale.narrowing == 1.0 and 2.0 * lr < scale.trust < math.inf
+
+
+def _is_constant(numbers: Tensor, value: Tensor | float) -> bool:
+    """Whether they are some value, but for what the measured steps have changed."""
+    return bool((numbers - value).abs().max() < _CHANGED) if len(numbers) else True
+
+
+def _trained(optimizer: Any) -> list[Tensor]:
+    groups = innermost(optimizer).param_groups
+    return [p.detach() for group in groups for p in group["params"] if p.requires_grad]
 
 
 def _has_one_sign(numbers: Tensor) -> bool:

@@ -56,13 +56,13 @@ FARTHEST = 300.0
 times and more. Their P rises once they have learned what is easy in their data, but R tells nothing of them.
 """
 
-NARROW = 0.1
-"""The cosine of Adam's first update and the gradient (``Update.evenness``) below which the gradient lies in a hundredth of the weights or
-less, as it does where a fresh head sits on a large pretrained model. It is 0.02 to 0.09 there, and 0.2 to 0.7 in the
-networks of ``examples/benchmarks/``.
+NARROW, NARROW_FROM = 0.2, 10.0
+"""The cosine of Adam's first update and the gradient (``Update.evenness``) below which the gradient lies in few
+weights, as it may where a fresh head sits on a large pretrained model: 0.11 to 0.12 where it tells a rare class, and
+0.2 to 0.7 in the networks of ``examples/benchmarks/``. And how many times the LR of P that of R and M is at least there.
 """
 
-NARROWING_POWER, LEAST_NARROWING = 1.5, 0.2
+NARROWING_POWER, LEAST_NARROWING = 2.5, 0.2
 """The power of that cosine, as a share of ``NARROW``, with which the LR falls, and what is left of it at least."""
 
 _PARTS, _EXACT = 8, 2e-6
@@ -210,10 +210,10 @@ def narrowing(optimizer: Any, evenness: float, room: float) -> float:
         room: how many times the LR of P the lower one of R's and M's is.
 
     Returns:
-        A share, from ``LEAST_NARROWING`` to 1; 1 for an optimizer that is not like Adam, where R or M holds the LR, and
-        where P is that of a large pretrained model.
+        A share, from ``LEAST_NARROWING`` to 1; 1 for an optimizer that is not like Adam, where R and M allow little
+        more than P, and where P is that of a large pretrained model.
     """
-    if not evenness < NARROW or not 1.0 < room <= FARTHEST or not is_like_adam(optimizer):
+    if not evenness < NARROW or not NARROW_FROM < room <= FARTHEST or not is_like_adam(optimizer):
         return 1.0
     return max(math.pow(max(evenness, 0.0) / NARROW, NARROWING_POWER), LEAST_NARROWING)
 

@@ -54,8 +54,7 @@ class Scale:
         momentum: of SGD, in [0, 1): its updates grow to 1 / (1 - momentum) of the first.
         beta2: of an optimizer that rectifies its updates (RAdam), 0 of others. P, R and M are those of its last ones.
         layer_trust: M; NaN where no tensor tells, and in a state of an older release.
-        scale_invariant: the share of the first updates, or of their slope, in weights whose size changes nothing; the
-            least of the measured steps.
+        scale_invariant: the least share of an update, or of its slope, in weights whose size changes nothing.
         others_follow: whether the first updates moved weights alone that were zero, as LoRA's B, so that others move
             once these have grown (``first_steps.py``), where these are not too small for R to tell; False in a state of
             an older release.
@@ -64,6 +63,7 @@ class Scale:
         narrowing: what is left of 0.3 P where the gradient lies in few weights; 1 elsewhere (``first_steps.py``).
         is_convex: whether one linear layer is trained alone, so that R and M say nothing (``bounds.py``).
         scaling: what is left of 0.2 R and 0.3 M where factors of channels are trained alone; 1 elsewhere.
+        is_fresh: whether an optimizer like Adam trains a model from scratch, by the weights of its norms.
     """
 
     polyak: float
@@ -80,6 +80,7 @@ class Scale:
     narrowing: float = 1.0
     is_convex: bool = False
     scaling: float = 1.0
+    is_fresh: bool = False
 
     @classmethod
     def from_updates(

@@ -7,27 +7,30 @@ import dataclasses
 import io
 import logging
 import math
+import statistics
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from margins import assert_below
 from scale_runs import made, quickly, run
-from transient_runs import STEPS, Preference, Regression
+from transient_runs import STEPS, LanguageModel, Preference, Regression
 
 from autowu_hf.autowu.course.later import transient
 from autowu_hf.autowu.course.later.transient import (
     FARTHEST,
     KEPT,
     MOST_RISEN,
+    STEADY,
     SURELY_KEPT,
     TRIED,
     goes_on,
-    may_be_outgrown,
     may_be_transient,
     told_by,
 )
 from autowu_hf.autowu.course.legs import Way
+from autowu_hf.autowu.course.measures.bounds import begins_steep, may_be_outgrown
 from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
 from autowu_hf.autowu.course.timetable import MOST_REACHED
 from autowu_hf.runtime.update_meter import Update
@@ -433,3 +436,51 @@ def test_a_raise_that_costs_what_was_learned_is_taken_back_and_said(caplog):
     assert f"AutoWU goes back to the weights and the optimizer's state of step {raised}" in caplog.text
     assert run.losses[-1] < (start + low) / 2.0
     assert lr < run.approach["legs"][-1]["to_lr"] < run.approach["legs"][-2]["to_lr"]
+
+
+# A model from scratch that begins steeply -----------------------------------------------------------------------------
+
+
+def test_a_language_model_from_scratch_has_the_lr_of_p_after_its_steep_beginning(caplog):
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        run = LanguageModel()
+        while run.approach["transient"] is None:
+            run.go(1)
+        run.go(20)
+    approach = run.approach
+    scale, at = Scale(**{name: approach["scale"][name] for name in Scale.__dataclass_fields__}), approach["transient"]
+    assert begins_steep(scale)
+    assert run.losses[at] > 0.5 * run.losses[0]  # they have not halved
+    assert approach["kept"] >= SURELY_KEPT
+    before, after = run.lrs[at - 1], max(run.lrs)
+    assert before == pytest.approx(scale.peak_lr_for(STEPS))
+    assert after == pytest.approx(min(approach["risen"] * before, STEADY * scale.trusted_lr))
+    assert after > 3.0 * before
+    assert f"by step {at} P, which falls with what is learned, is " in caplog.text
+    assert "so that the steep beginning of a model from scratch is over; the learning rate grows on" in caplog.text
+
+
+def test_it_learns_more_for_it():
+    raised = LanguageModel().go(STEPS)
+    with mock.patch.object(transient, "begins_steep", return_value=False):
+        low = LanguageModel().go(STEPS)
+    assert low.approach["transient"] is None
+    ended, ended_low = (statistics.fmean(run.losses[-10:]) for run in (raised, low))
+    assert_below(ended, ended_low - 0.03 * (low.losses[0] - ended_low), low.losses[0] - ended_low)
+
+
+def test_one_that_was_trained_does_not_begin_steeply():
+    run = LanguageModel().go(30)
+    again = LanguageModel(model=run.model).go(3)
+    assert not again.approach["scale"]["is_fresh"]
+
+
+def test_p_that_has_hardly_risen_raises_nothing_in_it():
+    steep = dataclasses.replace(SCALE, trust=20.0, layer_trust=math.nan, is_fresh=True)
+    assert begins_steep(steep)
+    assert may_be_transient(steep)
+    for risen, lr in ((1.0, None), (3.0, None), (5.0, 5.0 * POLYAK_SHARE), (100.0, STEADY * TRUST_SHARE * 20.0)):
+        seen = [dataclasses.replace(FIRST, slope=FIRST.slope / risen, whole_norm=0.5 * FIRST.whole_norm)]
+        _, kept, found = told_by([FIRST], steep, seen, loss=2.0)
+        assert (kept >= SURELY_KEPT) == (lr is not None)
+        assert found == (lr if lr is None else pytest.approx(lr))

@@ -12,7 +12,15 @@ from margins import assert_below
 from torch import nn
 
 from autowu_hf import get_autowu_schedule, suggest_lr
-from autowu_hf.autowu.course.measures.bounds import SCALING, are_factors, is_one_layer, without_bounds
+from autowu_hf.autowu.course.measures.bounds import (
+    SCALING,
+    STEEP,
+    are_factors,
+    begins_steep,
+    is_fresh,
+    is_one_layer,
+    without_bounds,
+)
 from autowu_hf.autowu.course.measures.scale import Scale
 
 SCALE = Scale(polyak=1.0, trust=0.1, alignment=0.7, loss=2.3, num_steps=2, layer_trust=0.1)
@@ -184,3 +192,40 @@ def test_the_weight_decay_and_clipping_do_not_tell_where_the_gradient_lies():
     assert decayed["alignment"] < 0.1 < plain["alignment"]
     assert plain["narrowing"] == decayed["narrowing"] == 1.0
     assert decayed["peak_lr"] == pytest.approx(plain["peak_lr"], rel=0.02)
+
+
+def norms(*weights, biases=True):
+    """An optimizer of layers, and of norms with some weights."""
+    torch.manual_seed(0)
+    others = [nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.zeros(8)), nn.Parameter(torch.rand(8) - 0.5)]
+    return optimizer_of(*others[: 3 if biases else 1], *map(nn.Parameter, weights))
+
+
+TRAINED = 1.0 + 0.05 * torch.randn(8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([torch.ones(8), torch.ones(8)], True),
+        ([torch.ones(8) + 1e-5, torch.ones(8) - 1e-5], True),  # after the measured steps
+        ([torch.ones(8), torch.ones(8), torch.full((8,), 1e-2)], True),  # a layer's scale
+        ([torch.ones(8)], False),  # one is no sign
+        ([TRAINED, TRAINED], False),
+        ([torch.ones(8), torch.ones(8), TRAINED], False),  # new norms on a trained model
+        ([], False),
+    ],
+)
+def test_norms_tell_whether_a_model_was_trained(weights, expected):
+    assert is_fresh(norms(*weights)) is expected
+    assert is_fresh(norms(*weights, biases=False)) is expected
+
+
+def test_a_model_from_scratch_begins_steeply_where_p_lies_below_what_r_and_m_allow():
+    fresh = dataclasses.replace(SCALE, is_fresh=True, trust=100.0)
+    for layer_trust, expected in ((1.1 * STEEP, True), (0.9 * STEEP, False)):
+        scale = dataclasses.replace(fresh, layer_trust=layer_trust)
+        assert begins_steep(scale) is expected
+        assert not begins_steep(dataclasses.replace(scale, is_fresh=False))
+    assert not begins_steep(dataclasses.replace(fresh, alignment=1.0))
+    assert not begins_steep(dataclasses.replace(fresh, scale_invariant=0.9))
