@@ -1,4 +1,4 @@
-"""What accelerate tells a schedule: nine methods of its classes, wrapped once, which do nothing where none is in use.
+"""What accelerate tells a schedule: ten methods of its classes, wrapped once, which do nothing where none is in use.
 
 ``install`` and ``remove`` are called by registration.
 """
@@ -17,7 +17,7 @@ from accelerate.utils.deepspeed import DeepSpeedSchedulerWrapper
 from torch import Tensor
 
 from ..autolrs import batch_stream
-from ..runtime import collective
+from ..runtime import collective, early_end
 from ..runtime.losses.tap import tell_backward, tell_optimizer_step, tell_zero_grad
 from ..runtime.scheduler import AdaptiveScheduler
 from ..runtime.update_meter import tell_clipping
@@ -131,6 +131,15 @@ def _join_uneven_inputs(this: Wrap) -> Function:
     return join_uneven_inputs
 
 
+def _end_training(this: Wrap) -> Function:
+    def end_training(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        if this.is_active:  # before the process group is gone
+            early_end.tell(early_end.of_optimizers(self._optimizers))
+        return this.original(self, *args, **kwargs)
+
+    return end_training
+
+
 def _iter(this: Wrap) -> Function:
     def iterate(self: Any) -> Iterator[Any]:
         return batch_stream.iterate(self, this.original) if this.is_active else this.original(self)
@@ -144,6 +153,7 @@ _WRAPS: tuple[tuple[type, str, Callable[[Wrap], Function]], ...] = (
     (Accelerator, "save_state", _save_state),
     (Accelerator, "load_state", _load_state),
     (Accelerator, "join_uneven_inputs", _join_uneven_inputs),
+    (Accelerator, "end_training", _end_training),
     (AcceleratedOptimizer, "step", _optimizer_step),
     (AcceleratedOptimizer, "zero_grad", _zero_grad),
     (AcceleratedScheduler, "__init__", _prepare),

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..rex import tell_steps_per_epoch
-from ..runtime import collective
+from ..runtime import collective, early_end
 from ..runtime.methods import METHODS
 from ..runtime.param_groups import refuse_layer_wise
 from ..runtime.scheduler import AdaptiveScheduler
@@ -78,6 +78,7 @@ class AutoWUCallback(TrainerCallback):
                 )
             tell_steps_per_epoch(kwargs.get("lr_scheduler"), steps)
             return
+        early_end.leave(scheduler)  # on_train_end says it
         if kwargs.get("optimizer") is not None:  # transformers 4 does not prepare the schedule under DeepSpeed
             scheduler.meet(kwargs["optimizer"])
         if state.global_step and not scheduler.last_epoch:

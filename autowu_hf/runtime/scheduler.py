@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..console import enable
-from . import param_groups
+from . import early_end, param_groups
 from .checks import check_state, check_steps, closed, opened, refuse_others, whole
 from .compiling import untraced
-from .inherited_warmup import InheritsWarmup
 from .losses.history import LossHistory
 
 
-class AdaptiveScheduler(InheritsWarmup):
+class AdaptiveScheduler(early_end.KnowsItsEnd):
     """A schedule that looks at the run; the base class of AutoWU's, AutoLRS's and SALSA's.
 
     A *scheduler step* is one call of ``step()``. That is one optimizer step, except under accelerate with N processes,
@@ -72,16 +71,12 @@ class AdaptiveScheduler(InheritsWarmup):
     def _start(self, optimizer: Optimizer) -> None:
         """torch's constructor, which sets the first LRs; to be called when all attributes are set."""
         super().__init__(optimizer)
+        early_end.watch(self)
 
     @property
     @abstractmethod
     def phase(self) -> str:
         """The state that the schedule is in."""
-
-    @property
-    def is_looking(self) -> bool:
-        """Whether it only looks for an LR yet, so that what an evaluation says now is no sign of convergence."""
-        return False
 
     @property
     def num_steps_lost(self) -> int:
@@ -258,3 +253,4 @@ class AdaptiveScheduler(InheritsWarmup):
         param_groups.restore_added(self._ratios, self.optimizer, self._own_lr, state.get("added"), self._had_weights)
         self._load_state(state)
         self._set_lrs()
+        early_end.watch(self)

@@ -263,6 +263,7 @@ def test_wraps_once_keeps_signatures_and_is_removable():
         (Accelerator, "save_state"),
         (Accelerator, "load_state"),
         (Accelerator, "join_uneven_inputs"),
+        (Accelerator, "end_training"),
         (AcceleratedOptimizer, "step"),
         (AcceleratedScheduler, "__init__"),
     ]
