@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ...runtime.param_groups import lr_ratios, set_lrs
 from ...runtime.update_meter import Update
+from .breaks import LEAST_DIVISOR
 from .later.lasting import may_be_raised
 from .later.later_measures import LaterMeasures
 from .later.transient import may_be_transient, told_by
@@ -88,8 +89,8 @@ class SuggestedLR:
         doubt = "; the update is the gradient itself, so take it as where to look" if scale.is_aligned else ""
         if scale.has_small_weights:
             doubt = "; the weights may have begun near zero, and allow more once they have grown"
-        if scale.density < 1.0:
-            doubt = f"; most tensors hardly have a gradient: take {scale.density:.2g} of it where nothing is learned"
+        if scale.density <= 1.0 / LEAST_DIVISOR:  # a schedule goes back for no less
+            doubt = f"; most tensors hardly have a gradient: {self.lr * scale.density:.1e} where nothing is learned"
         return f"{found}, from {self.steps} optimizer steps at loss {scale.loss:.3g}; the suggestion is {which}{doubt}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,4 +109,9 @@ def test_tensors_that_hardly_have_a_gradient_are_said():
     found = suggestion.suggested(optimizer, losses())
     assert found.scale.density < 1.0
     assert found.lr == found.scale.peak_lr
-    assert "most tensors hardly have a gradient: take 0.1 of it where nothing is learned" in str(found)
+    said = "most tensors hardly have a gradient: {:.1e} where nothing is learned"
+    assert str(found).endswith(said.format(0.1 * found.lr))
+    for density, is_said in [(0.5, True), (0.51, False)]:
+        other = replace(found, scale=replace(found.scale, density=density))
+        assert (said.format(density * found.lr) in str(other)) is is_said
+        assert ("hardly have a gradient" in str(other)) is is_said
