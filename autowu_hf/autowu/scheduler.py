@@ -136,8 +136,9 @@ class AutoWUScheduler(InLoop):
             return
         if type(loss) is float:
             self._warm_up.history.look_for_count(loss)
-        if self._relapse.is_watching:
-            self._relapse.follow(step, loss, self.num_training_steps, self.ticks_per_step, self._cadence.held)
+        if self._relapse.is_watching and self.peak_lr is not None:
+            steps, ticks = self.num_training_steps, self.ticks_per_step
+            self._relapse.follow(step, loss, steps, ticks, self.peak_lr, self._cadence.held)
         if step == self._check_at:
             self._require_finite_parameters(step)
         if step == self.num_training_steps:

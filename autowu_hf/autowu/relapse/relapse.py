@@ -26,9 +26,7 @@ from .heard import Heard
 from .words import line, unlearned_line
 
 FEWEST_STEPS, FEWEST_TO_TRY = 60, 200
-"""In a run of fewer optimizer steps nothing is watched; or nothing is tried, for that takes too much of it, and only
-losses that are not finite send it back.
-"""
+"""In a run of fewer optimizer steps nothing is watched; or only losses that are not finite send it back."""
 
 UNTIL, RENEW = 0.8, 0.1
 """The shares of the run after which nobody watches, for the LR is falling by then; and newer weights are kept."""
@@ -128,7 +126,7 @@ class Relapse:
         if kept is not None:
             kept.drop()
 
-    def follow(self, step: int, loss: Any, num_steps: int, ticks: int, is_held: bool) -> None:
+    def follow(self, step: int, loss: Any, num_steps: int, ticks: int, peak_lr: float, is_held: bool) -> None:
         """Takes in the loss of one more scheduler step, and looks at all where it is time; all processes must join.
 
         Args:
@@ -136,6 +134,7 @@ class Relapse:
             loss: as handed to the schedule.
             num_steps: the scheduler steps of the whole run.
             ticks: scheduler steps per optimizer step.
+            peak_lr: of the decay.
             is_held: whether processes may be at different steps.
         """
         if (step - 1) % ticks == 0:
@@ -149,14 +148,14 @@ class Relapse:
             self.stop(step, is_alone=True)
         elif step % interval(num_steps) == 0 or is_tried:
             if self.heard.gather(step, num_steps):
-                self._look(step, num_steps, num)
+                self._look(step, num_steps, num, peak_lr)
             else:
                 self.stop(step)
 
-    def _look(self, step: int, num_steps: int, num: int) -> None:
+    def _look(self, step: int, num_steps: int, num: int, peak_lr: float) -> None:
         attempt, losses = self.attempt, self.heard.losses
         if attempt is None:
-            self._watch(step, num_steps, num)
+            self._watch(step, num_steps, num, peak_lr)
         elif len(losses) >= attempt.num_losses(num):
             if not attempt.hear(losses, num, self._first):
                 if self._go(step, attempt.since, attempt.factor):
@@ -168,14 +167,14 @@ class Relapse:
             else:
                 self._go(step, attempt.back_to, attempt.factor / TRIAL_DIVISOR)
 
-    def _watch(self, step: int, num_steps: int, num: int) -> None:
+    def _watch(self, step: int, num_steps: int, num: int, peak_lr: float) -> None:
         losses, kept = self.heard.losses, self._kept
         if step > UNTIL * num_steps or len(self.attempts) == MOST:
             is_over = step > UNTIL * num_steps and len(losses) >= num
             is_same = all(attempt.was_lost for attempt in self.attempts)  # else the loss may have changed since
             if is_over and is_same and has_hardly_fallen(self._first, losses, num):
                 self.unlearned = step
-                say(unlearned_line(step, num_steps, self._first, level(losses[-num:])))
+                say(unlearned_line(step, num_steps, self._first, level(losses[-num:]), peak_lr))
             self.stop(step)
             return
         if kept is None or kept.step is None:  # after a resume from a checkpoint without it

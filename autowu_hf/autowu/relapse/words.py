@@ -39,13 +39,17 @@ def line(attempt: Attempt, num: int) -> str:
     return f"AutoWU: the losses are {seen}; {goes_on}"
 
 
-def unlearned_line(step: int, num_steps: int, first: float, now: float) -> str:
+def unlearned_line(step: int, num_steps: int, first: float, now: float, peak_lr: float) -> str:
     """What is said where the losses have not fallen by a twentieth after ``step`` of ``num_steps`` steps, from the
-    level ``first`` to ``now``.
+    level ``first`` to ``now``. A ``max_lr`` is no remedy: over its range, losses that tell nothing leave the
+    optimizer's LR.
     """
+    learned = "next to nothing" if now < first else "nothing"
     return (
-        f"AutoWU: by step {step} of {num_steps} the losses are at {now:.4g}, and began at {first:.4g}. If there is "
-        "more to learn, look at the data and the labels, and try a tenth of the peak, or ten times it, as max_lr"
+        f"AutoWU: by step {step} of {num_steps} {learned} has been learned: the losses began at {first:.4g}, and are "
+        f"at {now:.4g}. If there is more to learn, look at the data and the labels, and try a tenth of the peak LR, "
+        f"{0.1 * peak_lr:.1e}, or ten times it, {10.0 * peak_lr:.1e}, as the optimizer's learning rate with another "
+        "schedule, rex or cosine"
     )
 
 
