@@ -59,7 +59,7 @@ times and more. Their P rises once they have learned what is easy in their data,
 NARROW, NARROW_FROM = 0.2, 10.0
 """The cosine of Adam's first update and the gradient (``Update.evenness``) below which the gradient lies in few
 weights, as it may where a fresh head sits on a large pretrained model: 0.11 to 0.12 where it tells a rare class, and
-0.2 to 0.7 in the networks of ``examples/benchmarks/``. And how many times the LR of P that of R and M is at least there.
+0.2 to 0.7 in the networks of ``examples/benchmarks/``. And how many times the LR of P that of R and M is there.
 """
 
 NARROWING_POWER, LEAST_NARROWING = 2.5, 0.2
