@@ -226,6 +226,10 @@ class AutoWUScheduler(InLoop):
             self._relapse.begin(step, self.num_training_steps, self.ticks_per_step, *self._losses_of_now(step))
             self._history = self._relapse.heard.history
 
+    def expect_early_stopping(self) -> None:
+        """As in the base class; where no decay was asked for, the LR then falls from the switch on."""
+        self._course.expect_early_stopping()
+
     def flush(self) -> None:
         """As in the base class; also after the switch, where losses are watched."""
         if not self._relapse.is_watching or self._relapse.heard.flush():

@@ -7,6 +7,7 @@ is made, because importing it takes seconds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -43,13 +44,29 @@ def _add_callback(this: Wrap) -> Function:
     return add_callback
 
 
+def _on_train_begin(this: Wrap) -> Function:
+    """The schedule hears of early stopping."""
+
+    def on_train_begin(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scheduler = adaptive(self.lr_scheduler)
+        if this.is_active and scheduler is not None and _judges(self.callbacks):
+            scheduler.expect_early_stopping()
+        return this.original(self, *args, **kwargs)
+
+    return on_train_begin
+
+
+def _judges(callbacks: Iterable[Any]) -> list[EarlyStoppingCallback]:
+    return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
+
+
 def _on_evaluate(this: Wrap) -> Function:
     """Early stopping neither stops nor counts while the schedule only looks."""
 
     def on_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
         scheduler = adaptive(self.lr_scheduler)
         present = self.callbacks
-        judges = [c for c in present if isinstance(c, EarlyStoppingCallback)]
+        judges = _judges(present)
         if not (this.is_active and judges and scheduler is not None and scheduler.is_looking):
             return this.original(self, *args, **kwargs)
         _own(self).say_it_looks(scheduler, type(judges[0]).__name__)
@@ -124,6 +141,7 @@ def _own(handler: Any) -> AutoWUCallback:
 
 _HOOKS = (
     (CallbackHandler, "add_callback", _add_callback),
+    (CallbackHandler, "on_train_begin", _on_train_begin),
     (CallbackHandler, "on_evaluate", _on_evaluate),
 )
 _TRAINER_HOOKS = {

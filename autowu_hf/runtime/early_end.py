@@ -43,6 +43,9 @@ class KnowsItsEnd(InheritsWarmup):
         """Whether it only looks for an LR yet, so that what an evaluation says now is no sign of convergence."""
         return False
 
+    def expect_early_stopping(self) -> None:
+        """Takes in that evaluations may stop the run, which makes no difference to most schedules."""
+
     @abstractmethod
     def _schedule(self, step: int) -> float: ...
 

@@ -159,3 +159,23 @@ def test_a_checkpoint_that_somebody_else_asks_for_has_the_losses_of_all_ranks(tm
     trainer.train()
     assert saves.pending[step] == 0
     assert (tmp_path / f"checkpoint-{step}").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "stops", "decay"),
+    [
+        ({}, False, "constant_then_cosine"),
+        ({}, True, "rex"),
+        ({"decay_type": "constant_then_cosine"}, True, "constant_then_cosine"),  # it was asked for
+    ],
+)
+def test_under_early_stopping_the_lr_falls_from_the_switch_on(options, stops, decay, tmp_path, caplog):
+    kwargs = {**dict.fromkeys(["max_warmup_fraction", "growth", "decay_type"]), **options}
+    callbacks = [*[EarlyStoppingCallback(100)] * stops, AutoWUCallback(plot=False, report=False)]
+    trainer = trainer_for(tmp_path, callbacks=callbacks, lr_scheduler_kwargs=kwargs, **RUN)
+    for parameter in trainer.model.parameters():
+        parameter.data.mul_(0.1)  # so that R and M hold the LR
+    with caplog.at_level(logging.INFO, "autowu_hf"):
+        trainer.train()
+    assert trainer.lr_scheduler.report()["curve"]["decay_type"] == decay
+    assert ("since evaluations may stop the run early" in caplog.text) is (decay == "rex")

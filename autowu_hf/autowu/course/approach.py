@@ -1,12 +1,11 @@
 """The approach: how a run around the scale begins. It measures the scale, grows the LR to it, and sees what is next.
 
-The LR stays tiny for the two steps that measure, grows linearly to the scale's peak over 5 % of the run, or to more
-where later batches say that the first gradients were mostly noise, and stays there. Then, and again by a fifth of the
-run, it measures how far steps take the weights, and corrects the LR where that is far more or far less than AdamW's
-would. From there on the losses say what remains to be done:
+The LR stays tiny for the two steps that measure, and grows linearly to the scale's peak over 5 % of the run, or to more
+where later batches say that the first gradients were mostly noise. Then, and by a fifth of the run, it measures how far
+steps take the weights, and corrects the LR where that is far more or less than AdamW's would. The losses say the rest:
 
 * they have risen far, what was learned is lost, or nothing is and it is no plateau: back, at a half to a tenth of it;
-* they have fallen to half already: the LR grows on until they give way, or, after a transient, to what P says now;
+* they have fallen to half, or a model from scratch has begun: the LR grows on until they give way, or to P's of now;
 * otherwise the scale's peak is the peak, and no step is spent on looking.
 """
 

@@ -216,6 +216,10 @@ class Course:
         """The scale's peak LR, where a sweep goes on from it; None where there is no such sweep."""
         return None if self.approach is None or self.approach.sweep is None else self.approach.way.peak_lr
 
+    def expect_early_stopping(self) -> None:
+        """Takes in that evaluations may stop the run."""
+        self._decay.stops_early = True
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and lists only."""
         return {

@@ -8,6 +8,8 @@ that P holds where the losses have not fallen by a tenth, or too few steps tell;
 transient: P, which spoke of that, has been left behind. Scale-invariant weights have an LR above P, which is too high
 sooner. And where weights begin at zero in products with others, as LoRA's, each step gets farther as both grow, so that
 the LR has to fall whatever holds it, and whatever the losses do. How the LR was corrected on the way does not count.
+Evaluations hardly get better under an LR that is kept, so that early stopping would end the run before it falls: there
+it falls from the switch on, too.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ WHY = {
     "transient": ("constant_then_cosine", "the LR was raised after a transient"),
     "losses": ("constant_then_cosine", "the losses had not fallen by a tenth"),
     "steps": ("constant_then_cosine", "so few steps do not tell whether the losses fall"),
+    "early stopping": ("rex", "evaluations may stop the run early"),
 }
 """What decides -> the type of the decay, and that in words."""
 
@@ -40,9 +43,11 @@ class UsualDecay:
     Attributes:
         why: a key of ``WHY``; None before it is known, and after a resume from a state that knew none. Once the warm-up
             is over it stays, whatever the length of a run that goes on.
+        stops_early: whether evaluations may stop the run.
     """
 
     why: str | None = None
+    stops_early = False
 
     @property
     def decay_type(self) -> str:
@@ -70,6 +75,8 @@ class UsualDecay:
                 self.why = "transient"
             elif self.why == "polyak" and not (approach.has_fallen or has_halved):
                 self.why = "steps" if approach.has_fallen is None else "losses"
+            if self.stops_early and self.decay_type != "rex":
+                self.why = "early stopping"
         return self.decay_type, decay_fraction(num_steps) if scale.is_scale_invariant else DECAY_FRACTION
 
     def load_state_dict(self, state: Mapping[str, str | None] | None) -> None:

@@ -182,3 +182,15 @@ def test_a_given_decay_wins():
         lrs = run(model, optimizer, schedule, surely(400))
         assert schedule.report()["curve"]["decay_type"] == decay_type
         assert kept_until(schedule, lrs) == until
+
+
+def test_where_evaluations_may_stop_the_run_the_lr_falls_from_the_switch_on():
+    for scale, why in ((BY_R, "early stopping"), (BY_P, "polyak")):
+        decay = UsualDecay()
+        decay.stops_early = True
+        assert decay.of(approach(scale), 60, is_over=False)[0] == "rex"
+        assert decay.why == why
+    decay = UsualDecay()
+    decay.of(approach(BY_R), 60, is_over=False)
+    decay.stops_early = True  # later on, nothing changes
+    assert decay.of(approach(BY_R), 60, is_over=True)[0] == "constant_then_cosine"

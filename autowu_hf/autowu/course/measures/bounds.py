@@ -22,6 +22,7 @@ from .scale import POLYAK_SHARE, Scale
 
 _ONE_SIGN = 0.5  # the share of the mean square that the square of the mean has at least, for numbers of one sign
 
+NEW, TRAINED = "new", "trained"
 _CHANGED = 1e-3  # by more than the measured steps change a weight, and by less than training does
 
 STEEP = 3.0
@@ -48,9 +49,11 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
     share = 1.0 if is_other else density(optimizer, updates)
     left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
     room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
-    fresh = is_like_adam(optimizer) and is_fresh(optimizer)
-    narrow = 1.0 if scale.others_follow or fresh else narrowing(optimizer, updates[0].evenness, room)
-    return replace(scale, density=left, narrowing=narrow, is_fresh=fresh)
+    norms = norms_of(optimizer)
+    if norms == NEW and not is_like_adam(optimizer):  # how far its later updates get has to be seen first
+        norms = ""
+    narrow = 1.0 if scale.others_follow or norms == NEW else narrowing(optimizer, updates[0].evenness, room)
+    return replace(scale, density=left, narrowing=narrow, norms=norms)
 
 
 def without_bounds(scale: Scale, optimizer: Any) -> Scale:
@@ -91,27 +94,30 @@ def are_factors(optimizer: Any) -> bool:
     return 2 * num_factors >= sum(p.numel() for p in tensors)
 
 
-def is_fresh(optimizer: Any) -> bool:
-    """Whether an optimizer trains a model from scratch, by the weights of its norms: two or more are all 1, and none
-    of the other vectors have one sign, as the weights of a norm that was trained. Not where processes share tensors,
-    nor where there are no norms.
+def norms_of(optimizer: Any) -> str:
+    """What the weights of the norms say of the model that an optimizer trains, by two or more of them.
 
     Args:
         optimizer: with accelerate's wraps or without.
+
+    Returns:
+        TRAINED where two or more vectors have one sign and are not constant; NEW where none is, and two or more are all
+        1; "" elsewhere, and where processes share tensors.
     """
     vectors = [p for p in _trained(optimizer) if p.dim() == 1]
     if any(hasattr(p, "to_local") for p in vectors):
-        return False
-    others = [p for p in vectors if not _is_constant(p, 1.0)]
-    are_constant = all(_is_constant(p, p[0]) for p in others if _has_one_sign(p.float()))
-    return are_constant and len(vectors) - len(others) >= 2
+        return ""
+    of_one_sign = [p for p in vectors if _has_one_sign(p.float())]
+    num_trained = sum(not _is_constant(p, p[0]) for p in of_one_sign)
+    num_new = sum(_is_constant(p, 1.0) for p in of_one_sign)
+    return TRAINED if num_trained >= 2 else NEW if num_new >= 2 and not num_trained else ""
 
 
 def begins_steep(scale: Scale) -> bool:
     """Whether a model from scratch, as a language model, first learns something steep that holds P far below the LR
     that R and M allow: how often each token occurs.
     """
-    is_held = scale.is_fresh and STEEP * POLYAK_SHARE * scale.polyak < scale.trusted_lr
+    is_held = scale.norms == NEW and STEEP * POLYAK_SHARE * scale.polyak < scale.trusted_lr
     return is_held and not (scale.is_aligned or scale.is_scale_invariant)
 
 
@@ -122,7 +128,7 @@ def may_be_outgrown(scale: Scale, lr: float) -> bool:
 
 def _is_constant(numbers: Tensor, value: Tensor | float) -> bool:
     """Whether they are some value, but for what the measured steps have changed."""
-    return bool((numbers - value).abs().max() < _CHANGED) if len(numbers) else True
+    return bool((numbers - value).abs().max() < _CHANGED)
 
 
 def _trained(optimizer: Any) -> list[Tensor]:

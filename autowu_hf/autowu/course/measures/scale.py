@@ -63,7 +63,7 @@ class Scale:
         narrowing: what is left of 0.3 P where the gradient lies in few weights; 1 elsewhere (``first_steps.py``).
         is_convex: whether one linear layer is trained alone, so that R and M say nothing (``bounds.py``).
         scaling: what is left of 0.2 R and 0.3 M where factors of channels are trained alone; 1 elsewhere.
-        is_fresh: whether an optimizer like Adam trains a model from scratch, by the weights of its norms.
+        norms: NEW or TRAINED, as the weights of the norms say of the model; "" where they say nothing.
     """
 
     polyak: float
@@ -80,7 +80,7 @@ class Scale:
     narrowing: float = 1.0
     is_convex: bool = False
     scaling: float = 1.0
-    is_fresh: bool = False
+    norms: str = ""
 
     @classmethod
     def from_updates(

@@ -30,7 +30,7 @@ from autowu_hf.autowu.course.later.transient import (
     told_by,
 )
 from autowu_hf.autowu.course.legs import Way
-from autowu_hf.autowu.course.measures.bounds import begins_steep, may_be_outgrown
+from autowu_hf.autowu.course.measures.bounds import NEW, TRAINED, begins_steep, may_be_outgrown
 from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
 from autowu_hf.autowu.course.timetable import MOST_REACHED
 from autowu_hf.runtime.update_meter import Update
@@ -404,6 +404,8 @@ def test_p_may_lie_thirty_to_three_hundred_times_below_r():
     for trust, is_one in ((25.0, False), (35.0, True), (290.0, True), (310.0, False), (math.inf, False)):
         assert may_be_transient(dataclasses.replace(SCALE, trust=trust / far)) is is_one
     assert not may_be_transient(dataclasses.replace(SCALE, alignment=1.0))
+    for norms, is_one in ((NEW, True), (TRAINED, False), ("", True)):
+        assert may_be_transient(dataclasses.replace(SCALE, trust=35.0 / far, norms=norms)) is is_one
 
 
 def test_where_the_gradient_lies_in_few_weights_r_tells_nothing_of_the_others():
@@ -472,11 +474,11 @@ def test_it_learns_more_for_it():
 def test_one_that_was_trained_does_not_begin_steeply():
     run = LanguageModel().go(30)
     again = LanguageModel(model=run.model).go(3)
-    assert not again.approach["scale"]["is_fresh"]
+    assert again.approach["scale"]["norms"] == TRAINED
 
 
 def test_p_that_has_hardly_risen_raises_nothing_in_it():
-    steep = dataclasses.replace(SCALE, trust=20.0, layer_trust=math.nan, is_fresh=True)
+    steep = dataclasses.replace(SCALE, trust=20.0, layer_trust=math.nan, norms=NEW)
     assert begins_steep(steep)
     assert may_be_transient(steep)
     for risen, lr in ((1.0, None), (3.0, None), (5.0, 5.0 * POLYAK_SHARE), (100.0, STEADY * TRUST_SHARE * 20.0)):

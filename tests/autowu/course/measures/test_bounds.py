@@ -13,12 +13,14 @@ from torch import nn
 
 from autowu_hf import get_autowu_schedule, suggest_lr
 from autowu_hf.autowu.course.measures.bounds import (
+    NEW,
     SCALING,
     STEEP,
+    TRAINED,
     are_factors,
     begins_steep,
-    is_fresh,
     is_one_layer,
+    norms_of,
     without_bounds,
 )
 from autowu_hf.autowu.course.measures.scale import Scale
@@ -201,31 +203,32 @@ def norms(*weights, biases=True):
     return optimizer_of(*others[: 3 if biases else 1], *map(nn.Parameter, weights))
 
 
-TRAINED = 1.0 + 0.05 * torch.randn(8, generator=torch.Generator().manual_seed(1))
+OF_TRAINED = 1.0 + 0.05 * torch.randn(8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ([torch.ones(8), torch.ones(8)], True),
-        ([torch.ones(8) + 1e-5, torch.ones(8) - 1e-5], True),  # after the measured steps
-        ([torch.ones(8), torch.ones(8), torch.full((8,), 1e-2)], True),  # a layer's scale
-        ([torch.ones(8)], False),  # one is no sign
-        ([TRAINED, TRAINED], False),
-        ([torch.ones(8), torch.ones(8), TRAINED], False),  # new norms on a trained model
-        ([], False),
+        ([torch.ones(8), torch.ones(8)], NEW),
+        ([torch.ones(8) + 1e-5, torch.ones(8) - 1e-5], NEW),  # after the measured steps
+        ([torch.ones(8), torch.ones(8), torch.full((8,), 1e-2)], NEW),  # a layer's scale
+        ([torch.ones(8)], ""),  # one is no sign
+        ([OF_TRAINED, OF_TRAINED], TRAINED),
+        ([torch.ones(8), OF_TRAINED, OF_TRAINED], TRAINED),
+        ([torch.ones(8), torch.ones(8), OF_TRAINED], ""),
+        ([], ""),
     ],
 )
 def test_norms_tell_whether_a_model_was_trained(weights, expected):
-    assert is_fresh(norms(*weights)) is expected
-    assert is_fresh(norms(*weights, biases=False)) is expected
+    assert norms_of(norms(*weights)) == expected
+    assert norms_of(norms(*weights, biases=False)) == expected
 
 
 def test_a_model_from_scratch_begins_steeply_where_p_lies_below_what_r_and_m_allow():
-    fresh = dataclasses.replace(SCALE, is_fresh=True, trust=100.0)
+    fresh = dataclasses.replace(SCALE, norms=NEW, trust=100.0)
     for layer_trust, expected in ((1.1 * STEEP, True), (0.9 * STEEP, False)):
         scale = dataclasses.replace(fresh, layer_trust=layer_trust)
         assert begins_steep(scale) is expected
-        assert not begins_steep(dataclasses.replace(scale, is_fresh=False))
+        assert not begins_steep(dataclasses.replace(scale, norms=TRAINED))
     assert not begins_steep(dataclasses.replace(fresh, alignment=1.0))
     assert not begins_steep(dataclasses.replace(fresh, scale_invariant=0.9))
