@@ -39,7 +39,8 @@ def announcement(approach: Approach | None, settings: AutoWUSettings, steps: int
     """
     back = "the weights then go back" if rewinds else "only the learning rate goes back then, for rewind is off"
     if approach is None or approach.is_over:
-        given = "" if settings.has_usual_range else ", the range that was given, without the scale,"
+        names = [name for name in ("min_lr", "max_lr") if getattr(settings, name) != getattr(type(settings), name)]
+        given = f" without the scale, since {' and '.join(names)} was given," if names else ""
         return (
             f"AutoWU looks for the learning rate from {settings.min_lr:g} to {settings.max_lr:g}{given} within "
             f"{cap} of {steps} steps. The loss may rise on the way; {back}"
@@ -71,8 +72,8 @@ def resumption(steps: int, lr: float, step: int, max_lr: float, end: int) -> str
 def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
     """Why there is no scale, and what is done instead."""
     of_policy = (
-        "; if it is the loss of a policy gradient, which says nothing of progress, what it finds there means nothing: "
-        "give max_lr, or use another schedule"
+        "; if it is a likelihood, that is well; if it is the loss of a policy gradient, which says nothing of progress, "
+        "what it finds there means nothing: give max_lr, or use another schedule"
     )
     return (
         f"AutoWU cannot tell the scale of the learning rate: {obstacle}; it looks from {settings.min_lr:g} to "

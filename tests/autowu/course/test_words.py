@@ -81,7 +81,8 @@ def test_a_run_that_has_too_few_steps_to_look_for_a_higher_lr_says_so(steps, is_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_lr": 0.1}, "from 1e-05 to 0.1, the range that was given, without the scale, within 10 of 40 steps"),
+        ({"max_lr": 0.1}, "from 1e-05 to 0.1 without the scale, since max_lr was given, within 10 of 40 steps"),
+        ({"min_lr": 1e-6}, "from 1e-06 to 1 without the scale, since min_lr was given, within 10 of 40 steps"),
         ({"scale": False}, "from 1e-05 to 1 within 10 of 40 steps"),
     ],
 )
