@@ -72,8 +72,8 @@ def resumption(steps: int, lr: float, step: int, max_lr: float, end: int) -> str
 def no_scale(obstacle: str | None, settings: AutoWUSettings) -> str:
     """Why there is no scale, and what is done instead."""
     of_policy = (
-        "; if it is a likelihood, that is well; if it is the loss of a policy gradient, which says nothing of progress, "
-        "what it finds there means nothing: give max_lr, or use another schedule"
+        "; if it is a likelihood, that is well; if it is the loss of a policy gradient, which says nothing of "
+        "progress, what it finds there means nothing: give max_lr, or use another schedule"
     )
     return (
         f"AutoWU cannot tell the scale of the learning rate: {obstacle}; it looks from {settings.min_lr:g} to "
