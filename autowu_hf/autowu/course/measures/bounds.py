@@ -34,13 +34,14 @@ much for all inputs, whereas the changes by a matrix's weights partly cancel.
 """
 
 
-def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
+def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update], is_shared: bool = False) -> Scale:
     """The scale with what is known of its bounds.
 
     Args:
         scale: of the first updates.
         optimizer: with accelerate's wraps or without.
         updates: (n,), these, n at least 1.
+        is_shared: whether processes share tensors, so that each sees other vectors.
     """
     scale = without_bounds(scale, optimizer)
     if are_factors(optimizer):
@@ -49,7 +50,7 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
     share = 1.0 if is_other else density(optimizer, updates)
     left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
     room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
-    norms = norms_of(optimizer)
+    norms = "" if is_shared else norms_of(optimizer)
     if norms == NEW and not is_like_adam(optimizer):  # how far its later updates get has to be seen first
         norms = ""
     narrow = 1.0 if scale.others_follow or norms == NEW else narrowing(optimizer, updates[0].evenness, room)
@@ -102,12 +103,9 @@ def norms_of(optimizer: Any) -> str:
 
     Returns:
         TRAINED where two or more vectors have one sign and are not constant; NEW where none is, and two or more are all
-        1; "" elsewhere, and where processes share tensors.
+        1; "" elsewhere.
     """
-    vectors = [p for p in _trained(optimizer) if p.dim() == 1]
-    if any(hasattr(p, "to_local") for p in vectors):
-        return ""
-    of_one_sign = [p for p in vectors if _has_one_sign(p.float())]
+    of_one_sign = [p for p in _trained(optimizer) if p.dim() == 1 and _has_one_sign(p.float())]
     num_trained = sum(not _is_constant(p, p[0]) for p in of_one_sign)
     num_new = sum(_is_constant(p, 1.0) for p in of_one_sign)
     return TRAINED if num_trained >= 2 else NEW if num_new >= 2 and not num_trained else ""

@@ -170,7 +170,8 @@ class ScaleSearch:
     def scale_of(self, losses: Sequence[float]) -> Scale:
         """What the measured updates say with such losses in their steps; see ``Scale.from_updates``."""
         scale = Scale.from_updates(losses, self.updates, self.alignment, self.momentum, self.first)
-        return replace(bounded(scale, self.meter.optimizer, self.updates), beta2=self._beta2)
+        bounds = bounded(scale, self.meter.optimizer, self.updates, is_shared=self.num_shares() > 1)
+        return replace(bounds, beta2=self._beta2)
 
     def runs_out(self, step: int, num_steps: int, longest: int) -> bool:
         """Gives up where too many steps have said nothing.

@@ -19,11 +19,13 @@ from autowu_hf.autowu.course.measures.bounds import (
     TRAINED,
     are_factors,
     begins_steep,
+    bounded,
     is_one_layer,
     norms_of,
     without_bounds,
 )
 from autowu_hf.autowu.course.measures.scale import Scale
+from autowu_hf.runtime.update_meter import Update
 
 SCALE = Scale(polyak=1.0, trust=0.1, alignment=0.7, loss=2.3, num_steps=2, layer_trust=0.1)
 
@@ -232,3 +234,11 @@ def test_a_model_from_scratch_begins_steeply_where_p_lies_below_what_r_and_m_all
         assert not begins_steep(dataclasses.replace(scale, norms=TRAINED))
     assert not begins_steep(dataclasses.replace(fresh, alignment=1.0))
     assert not begins_steep(dataclasses.replace(fresh, scale_invariant=0.9))
+
+
+def test_where_processes_share_tensors_the_norms_tell_nothing():
+    optimizer, update = norms(torch.ones(8), torch.ones(8)), Update(*[1.0] * 6)
+    for is_shared, expected in ((False, NEW), (True, "")):
+        assert bounded(SCALE, optimizer, [update], is_shared).norms == expected
+    of_another_kind = torch.optim.RMSprop(optimizer.param_groups[0]["params"])
+    assert bounded(SCALE, of_another_kind, [update]).norms == ""  # how far its steps get is not known yet
