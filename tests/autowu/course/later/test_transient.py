@@ -399,13 +399,18 @@ def test_where_the_way_goes_on_it_was_none_unless_p_has_risen_far():
         assert (lr is not None) == is_one
 
 
+def test_of_a_model_that_was_trained_r_and_m_raise_nothing():
+    for norms, is_raised in ((NEW, True), ("", True), (TRAINED, False)):
+        _, kept, lr = told_by([FIRST], dataclasses.replace(SCALE, norms=norms), later(0.1, 5.0), 1.0)
+        assert kept >= SURELY_KEPT
+        assert (lr is not None) is is_raised
+
+
 def test_p_may_lie_thirty_to_three_hundred_times_below_r():
     far = 0.2 / 0.3
     for trust, is_one in ((25.0, False), (35.0, True), (290.0, True), (310.0, False), (math.inf, False)):
         assert may_be_transient(dataclasses.replace(SCALE, trust=trust / far)) is is_one
     assert not may_be_transient(dataclasses.replace(SCALE, alignment=1.0))
-    for norms, is_one in ((NEW, True), (TRAINED, False), ("", True)):
-        assert may_be_transient(dataclasses.replace(SCALE, trust=35.0 / far, norms=norms)) is is_one
 
 
 def test_where_the_gradient_lies_in_few_weights_r_tells_nothing_of_the_others():
