@@ -382,7 +382,7 @@ def test_a_run_that_breaks_anywhere_ends_at_a_hundredth_of_the_scale_and_says_th
     assert len(approach["breaks"]) == 2
     assert schedule.peak_lr == pytest.approx(0.01 * approach["legs"][0]["to_lr"])
     assert schedule.ended_by == "scale"
-    (said,) = [record for record in caplog.records if "peak LR" in record.getMessage()]
+    (said,) = [record for record in caplog.records if "; peak LR" in record.getMessage()]
     assert said.levelno == logging.WARNING
     assert "still far above their start" in said.getMessage()
     assert sum("a loss, which is to fall" in message for message in caplog.messages) == 2  # the second time, and here
