@@ -142,9 +142,9 @@ def sums_of(
     return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, *rows, torch.ones_like(w2)])
 
 
-def _cosine(product: float, *squares: float) -> float:
+def _cosine(ab: float, a2: float, b2: float) -> float:
     """The cosine of two vectors by their product and the squares of their norms; 0 where one is 0."""
-    return product / math.sqrt(math.prod(squares)) if math.prod(squares) > 0.0 else 0.0
+    return ab / math.sqrt(a2 * b2) if a2 * b2 > 0.0 else 0.0
 
 
 def _of_rows(weights: Tensor, gradient: Tensor) -> Sequence[Tensor]:
