@@ -14,6 +14,9 @@ from rank_programs import (
 )
 from ranks import run_ranks
 from test_launchers import DEEPSPEED, needs_deepspeed, needs_fsdp2
+from tiny import WithTrainedNorms
+
+from autowu_hf.autowu.course.measures.bounds import TRAINED
 
 OPTIONS = {"scale": True, "max_lr": None}
 STEPS = 60
@@ -22,7 +25,8 @@ RELAPSES = {"relapses": True, "steps": 120}
 
 
 def run(function, folder, *args, processes=2, steps=STEPS, **settings):
-    return run_ranks(function, str(folder), *args, processes=processes, steps=steps, options=OPTIONS, **settings)
+    settings = {"model": WithTrainedNorms(), "processes": processes, "steps": steps, **settings}
+    return run_ranks(function, str(folder), *args, options=OPTIONS, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,7 @@ def whole(tmp_path_factory, one_process):
 def check_finds_the_same(ranks, one_process, tolerance):
     for seen in ranks:
         assert seen["all_lrs_equal"]
+        assert seen["approach"]["scale"]["norms"] == TRAINED
         for number in ("polyak", "trust", "layer_trust", "peak_lr"):
             assert seen["approach"]["scale"][number] == pytest.approx(
                 one_process["approach"]["scale"][number], rel=tolerance

@@ -42,6 +42,17 @@ class TinyClassifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+class WithTrainedNorms(TinyClassifier):
+    """Two layer norms, whose weights say that the model was trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norms = [nn.LayerNorm(16), nn.LayerNorm(16)]
+        for norm in norms:
+            nn.init.normal_(norm.weight, 1.0, 0.1)
+        self.net = nn.Sequential(nn.Linear(4, 16), norms[0], nn.Tanh(), nn.Linear(16, 16), norms[1], nn.Linear(16, 3))
+
+
 class AcceptsNumItems(TinyClassifier):
     """Divides by the number of items of the whole optimizer step, as transformers' language models do."""
 

@@ -25,13 +25,18 @@ times below.
 _FEWEST = 0.01
 """The share of ||d||^2 that the tensors must hold that tell: else the weight decay and rounding do."""
 
-_OWN = [1, 3, 0, 11, 12]
-"""The places in ``sums_of`` of ||w||^2, ||d||^2, -<g, d>, and of what it has of the rows."""
+_OWN = [1, 3, 0, 11, 12, 10, 14]
+"""The places in ``sums_of`` of ||w||^2, ||d||^2, -<g, d>, of what it has of the rows, of the number of weights and, of
+vectors, of their sum.
+"""
 
 _ORTHOGONAL = 0.05
 """The cosine of a row of weights and its gradient, in units of that of random ones, up to which they are orthogonal; in
 the root of the rows' mean. AdamP asks whole tensors, up to 0.1 (Heo et al. 2021).
 """
+
+_CONSTANT = 1e-3
+"""By what the weights of a norm differ from a constant at most, in the root of the mean square, before training."""
 
 
 def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tuple[Tensor, Tensor]:
@@ -44,7 +49,7 @@ def over_processes(rows: Tensor, have_row: Sequence[bool], shares: Shares) -> tu
         shares: how the processes share them.
 
     Returns:
-        (NUM_SUMS,), the sum over all tensors; and (m, 5), what ``_OWN`` names, of each.
+        (NUM_SUMS,), the sum over all tensors; and (m, 7), what ``_OWN`` names, of each.
     """
     own = torch.zeros(len(have_row), len(_OWN), dtype=torch.float64, device="cpu")
     own[torch.tensor(have_row, device="cpu")] = rows[:, _OWN]
@@ -56,14 +61,15 @@ def told_by(layers: Tensor, lr: float) -> dict[str, float]:
     """What single tensors tell of an update.
 
     Args:
-        layers: (n, 5), ``over_processes``.
+        layers: (n, 7), ``over_processes``.
         lr: the common LR of the step, positive.
 
     Returns:
-        ``layer_trust`` in units of the LR, ``scale_invariant`` and ``spread``, by these names.
+        ``layer_trust`` in units of the LR, ``scale_invariant``, ``spread``, ``new_norms`` and ``trained_norms``, by
+        these names.
     """
     shares = {"scale_invariant": scale_invariant_share(layers), "spread": spread_of(layers)}
-    return {"layer_trust": lr * layer_trust(layers), **shares}
+    return {"layer_trust": lr * layer_trust(layers), **shares, **kinds_of_norms(layers)}
 
 
 def layer_trust(layers: Tensor) -> float:
@@ -93,7 +99,7 @@ def spread_of(layers: Tensor) -> float:
     """How evenly the slope of an update is spread over the tensors that it moves.
 
     Args:
-        layers: (n, 5), ``over_processes``.
+        layers: (n, 3 or more), ``over_processes``.
 
     Returns:
         The cosine of two vectors of n numbers: ||d|| of each tensor, and its slope per unit of that. 1 where each has
@@ -118,7 +124,26 @@ def scale_invariant_share(layers: Tensor) -> float:
         Their share of the update's square, or of the slope, whichever is larger. The first is that of most optimizers
         whose updates have a size of their own; LAMB's and Muon's are mostly in few other tensors at first.
     """
-    _, d2, down, gw2, of_random = layers.unbind(1)
+    _, d2, down, gw2, of_random, *_ = layers.unbind(1)
     are_free = (of_random > 0.0) & (gw2 <= _ORTHOGONAL**2 * of_random)
     shares = [float(part[are_free].sum()) / float(part.sum()) for part in (d2, down) if float(part.sum()) > 0.0]
     return min(max(shares, default=0.0), 1.0)
+
+
+def kinds_of_norms(layers: Tensor) -> dict[str, float]:
+    """How many vectors look like the weights of norms, new ones and trained ones, by their mean and mean square.
+
+    Args:
+        layers: (n, 7), ``over_processes``.
+
+    Returns:
+        ``new_norms``, those that are 1 throughout; and ``trained_norms``, those that are not constant and have one
+        sign: the square of their mean is more than half of their mean square.
+    """
+    number, of_vector = layers[:, 5:].unbind(1)
+    are_norms = (number > 1.0) & (2.0 * of_vector.square() > number * layers[:, 0])
+    number, of_vector, w2 = number[are_norms], of_vector[are_norms], layers[are_norms, 0]
+    mean = of_vector / number
+    are_constant = w2 / number - mean.square() < _CONSTANT**2
+    are_new = are_constant & ((mean - 1.0).abs() < _CONSTANT)
+    return {"new_norms": float(are_new.sum()), "trained_norms": float((~are_constant).sum())}

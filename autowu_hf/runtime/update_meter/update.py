@@ -16,7 +16,7 @@ from torch import Tensor
 HALF = (torch.float16, torch.bfloat16)
 """The types of weights in half precision."""
 
-NUM_SUMS = 14
+NUM_SUMS = 15
 """The length of ``sums_of``."""
 
 MOST_WAITING = 16
@@ -53,6 +53,8 @@ class Update:
         divisor: that of ``clipping``, where all gradients were divided alike and nobody has told of it; else 1.
         evenness: -<g, u> / (||g|| ||u||) without the decay: of an update that is as large in every weight, as Adam's
             first one, how evenly the gradient lies over the weights. NaN in a state of an older release.
+        new_norms: how many vectors are 1 throughout, as the weights of norms are at first (``layers.kinds_of_norms``).
+        trained_norms: how many have one sign, as those have, and are not constant.
     """
 
     slope: float
@@ -71,6 +73,8 @@ class Update:
     spread: float = math.nan
     divisor: float = 1.0
     evenness: float = math.nan
+    new_norms: float = 0.0
+    trained_norms: float = 0.0
 
     def is_of_weights_of(self, other: Update) -> bool:
         """Whether none were frozen, or joined, since another update; True where an old state does not tell."""
@@ -130,7 +134,8 @@ def sums_of(
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
         ||g||^2, -<g, d> and ||d||^2 with the decay in g, and -<g, d> without it, per unit of the group's own LR, 0
-        where that is 0; -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; and 1.
+        where that is 0; -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; 1; and the sum of
+        the weights, 0 of matrices.
     """
     given = [before, now, gradient] + ([] if start is None else [start])
     parts = starmap(_products, zip(*map(_pieces, given), strict=True))
@@ -139,7 +144,9 @@ def sums_of(
     powers = ((own_g2, 0), (down - decay * wd, 1), (d2, 2), (down, 1))
     own = [x / own_lr**power if own_lr > 0.0 else 0.0 * x for x, power in powers]
     number, rows = torch.full_like(w2, now.numel()), _of_rows(before, gradient)
-    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, fallen, number, *rows, torch.ones_like(w2)])
+    of_vector = before.sum(dtype=w2.dtype) if before.dim() < 2 else torch.zeros_like(w2)
+    last = (fallen, number, *rows, torch.ones_like(w2), of_vector)
+    return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, *last])
 
 
 def _cosine(ab: float, a2: float, b2: float) -> float:

@@ -10,9 +10,17 @@ from torch import nn
 
 from autowu_hf.runtime import collective
 from autowu_hf.runtime.update_meter import UpdateMeter
-from autowu_hf.runtime.update_meter.layers import layer_trust, over_processes, scale_invariant_share, spread_of, told_by
+from autowu_hf.runtime.update_meter.layers import (
+    _OWN,
+    kinds_of_norms,
+    layer_trust,
+    over_processes,
+    scale_invariant_share,
+    spread_of,
+    told_by,
+)
 from autowu_hf.runtime.update_meter.shares import Shares
-from autowu_hf.runtime.update_meter.update import NUM_SUMS
+from autowu_hf.runtime.update_meter.update import NUM_SUMS, sums_of
 
 CPU = Shares([], 1)
 
@@ -53,21 +61,21 @@ def test_each_tensor_has_its_place_among_the_parameters():
     rows = torch.arange(2.0 * NUM_SUMS, dtype=torch.float64).reshape(2, NUM_SUMS)
     sums, layers = over_processes(rows, [False, True, False, True], CPU)
     assert torch.equal(sums, rows.sum(0))
-    own = [1, 3, 0, 11, 12]  # of the weights, the change, the slope, and the two of rows
-    assert layers.tolist() == [[0.0] * 5, rows[0, own].tolist(), [0.0] * 5, rows[1, own].tolist()]
+    own = [1, 3, 0, 11, 12, 10, 14]  # of the weights, the change, the slope, the two of rows, their number and sum
+    assert layers.tolist() == [[0.0] * 7, rows[0, own].tolist(), [0.0] * 7, rows[1, own].tolist()]
     sums, layers = over_processes(torch.zeros(0, NUM_SUMS, dtype=torch.float64), [False, False], CPU)
     assert not sums.any()
-    assert layers.shape == (2, 5)
+    assert layers.shape == (2, 7)
 
 
 def test_shares_of_one_tensor_are_put_together_before_the_median(monkeypatch):
     monkeypatch.setattr(collective, "gather_sum", lambda numbers: numbers + other)
-    other = torch.zeros(NUM_SUMS + 10, dtype=torch.float64)
-    other[NUM_SUMS:][:5] = torch.tensor([300.0, 3.0, 1.0, -1.0, 7.0])  # the first tensor's other share
+    other = torch.zeros(NUM_SUMS + 14, dtype=torch.float64)
+    other[NUM_SUMS:][:7] = torch.tensor([300.0, 3.0, 1.0, -1.0, 7.0, 2.0, 5.0])  # the first tensor's other share
     rows = torch.ones(2, NUM_SUMS, dtype=torch.float64)
     rows[:, 1] = 100.0
     _, layers = over_processes(rows, [True, True], Shares([], 2))
-    assert layers.tolist() == [[400.0, 4.0, 2.0, 0.0, 8.0], [100.0, 1.0, 1.0, 1.0, 1.0]]
+    assert layers.tolist() == [[400.0, 4.0, 2.0, 0.0, 8.0, 3.0, 6.0], [100.0, *[1.0] * 6]]
     assert scale_invariant_share(layers) == 0.8
 
 
@@ -220,6 +228,32 @@ def test_the_spread_of_an_update_does_not_depend_on_the_lr():
     assert 0.5 < spreads[0] < 1.0
 
 
+OF_TRAINED = 1.0 + 0.05 * torch.randn(8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+@pytest.mark.parametrize(
+    ("vectors", "new", "trained"),
+    [
+        ([torch.ones(8), torch.ones(8) + 1e-5], 2, 0),  # the second one has moved in the first measured step
+        ([torch.ones(8), torch.full((8,), 1e-2)], 1, 0),  # a layer's scale
+        ([torch.full((8,), 0.5)], 0, 0),
+        ([torch.ones(8), OF_TRAINED, -OF_TRAINED], 1, 2),
+        ([torch.zeros(8), torch.linspace(-1.0, 1.0, 8), torch.ones(1)], 0, 0),  # biases
+        ([torch.ones(8, 8), torch.ones(8).bfloat16()], 1, 0),
+    ],
+)
+def test_norms_tell_whether_they_are_new_also_in_shares(vectors, new, trained, shares):
+    """A matrix that processes share out is known to be one only where its numbers are not of one sign."""
+    layers = torch.zeros(len(vectors), 7, dtype=torch.float64)
+    for vector, layer in zip(vectors, layers, strict=True):
+        for share in vector.chunk(shares):
+            layer += sums_of(share, 0.9 * share, share, 0.1)[_OWN]
+    assert kinds_of_norms(layers) == {"new_norms": new, "trained_norms": trained}
+
+
 def test_what_single_tensors_tell_is_in_the_unit_of_the_lr():
-    layers = torch.tensor([[4.0, 1.0, 2.0, 0.0, 0.0]], dtype=torch.float64)
-    assert told_by(layers, 0.1) == pytest.approx({"layer_trust": 0.2, "scale_invariant": 0.0, "spread": 1.0})
+    layers = torch.tensor([[4.0, 1.0, 2.0, 0.0, 0.0, 4.0, 4.0]], dtype=torch.float64)
+    norms = {"new_norms": 1.0, "trained_norms": 0.0}
+    expected = {"layer_trust": 0.2, "scale_invariant": 0.0, "spread": 1.0, **norms}
+    assert told_by(layers, 0.1) == pytest.approx(expected)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....runtime.update_meter import Update
 from ..legs import Way
-from ..measures.bounds import TRAINED, begins_steep
+from ..measures.bounds import begins_steep, tells
 from ..measures.first_steps import FARTHEST
 from ..measures.scale import POLYAK_SHARE, TRUST_SHARE, Scale
 from ..measures.scale_search import ScaleSearch
@@ -220,18 +220,16 @@ def told_by(
 
     Returns:
         How many times as high P is, per unit of LR, ``MOST_RISEN`` at most; the same per unit of the way that the
-        weights go; and the LR for what follows, None where it was no transient, or the model was trained before, so
-        that R and M say nothing of what lies below a fresh head that has learned how often each class occurs. It is the
-        geometric mean of 0.3 P as it is now and of the LR that R and M allow, for P is that of gradients that are
-        mostly noise now, and still too low; or 0.3 P as it is now, half of that LR at most, where a model from scratch
-        ``begins_steep``.
+        weights go; and the LR for what follows, None where it was no transient. It is the geometric mean of 0.3 P as it
+        is now and of the LR that R and M allow, for P is that of gradients that are mostly noise now, and still too
+        low; or 0.3 P as it is now, half of that LR at most, where a model from scratch ``begins_steep``.
     """
     slope = sum(update.slope for update in seen) / len(seen)
     risen = min(loss / slope / scale.polyak, MOST_RISEN) if slope > 0.0 else MOST_RISEN
     before, now = (math.hypot(*(own.whole_norm for own in of)) / len(of) ** 0.5 for of in (first, seen))
     kept = risen * now / before if before > 0.0 else 0.0
     is_none = kept < KEPT or now >= HARDLY_SHRUNK * before or goes_on(seen, loss, kept)
-    if is_none or scale.norms == TRAINED:
+    if is_none:
         return risen, kept, None
     most = scale.trusted_lr
     by_polyak = min(risen * POLYAK_SHARE * scale.polyak, most)
@@ -253,6 +251,6 @@ def goes_on(seen: Sequence[Update], loss: float, kept: float) -> bool:
 
 
 def may_be_transient(scale: Scale) -> bool:
-    """Whether P lies as far below R as in a transient, and no farther, and R tells something of most weights."""
+    """Whether P lies as far below R as in a transient, and no farther, and R tells something of that."""
     is_far = scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
-    return begins_steep(scale) or (is_far and scale.narrowing == 1.0)
+    return begins_steep(scale) or (is_far and tells(scale))

@@ -23,7 +23,6 @@ from .scale import POLYAK_SHARE, Scale
 _ONE_SIGN = 0.5  # the share of the mean square that the square of the mean has at least, for numbers of one sign
 
 NEW, TRAINED = "new", "trained"
-_CHANGED = 1e-3  # by more than the measured steps change a weight, and by less than training does
 
 STEEP = 3.0
 """How far below R's and M's LR that of P lies at least where a model from scratch begins with something steep."""
@@ -34,14 +33,13 @@ much for all inputs, whereas the changes by a matrix's weights partly cancel.
 """
 
 
-def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update], is_shared: bool = False) -> Scale:
+def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update]) -> Scale:
     """The scale with what is known of its bounds.
 
     Args:
         scale: of the first updates.
         optimizer: with accelerate's wraps or without.
         updates: (n,), these, n at least 1.
-        is_shared: whether processes share tensors, so that each sees other vectors.
     """
     scale = without_bounds(scale, optimizer)
     if are_factors(optimizer):
@@ -50,7 +48,7 @@ def bounded(scale: Scale, optimizer: Any, updates: Sequence[Update], is_shared: 
     share = 1.0 if is_other else density(optimizer, updates)
     left = min(1.0, share * scale.trusted_lr / (POLYAK_SHARE * scale.lr)) if share < 1.0 else 1.0
     room = scale.trusted_lr / (POLYAK_SHARE * scale.polyak)
-    norms = "" if is_shared else norms_of(optimizer)
+    norms = norms_of(updates[0])
     if norms == NEW and not is_like_adam(optimizer):  # how far its later updates get has to be seen first
         norms = ""
     narrow = 1.0 if scale.others_follow or norms == NEW else narrowing(optimizer, updates[0].evenness, room)
@@ -95,20 +93,19 @@ def are_factors(optimizer: Any) -> bool:
     return 2 * num_factors >= sum(p.numel() for p in tensors)
 
 
-def norms_of(optimizer: Any) -> str:
-    """What the weights of the norms say of the model that an optimizer trains, by two or more of them.
+def norms_of(update: Update) -> str:
+    """What the weights of the norms say of the model that is trained, by two or more of them.
 
     Args:
-        optimizer: with accelerate's wraps or without.
+        update: the first one that was measured.
 
     Returns:
         TRAINED where two or more vectors have one sign and are not constant; NEW where none is, and two or more are all
         1; "" elsewhere.
     """
-    of_one_sign = [p for p in _trained(optimizer) if p.dim() == 1 and _has_one_sign(p.float())]
-    num_trained = sum(not _is_constant(p, p[0]) for p in of_one_sign)
-    num_new = sum(_is_constant(p, 1.0) for p in of_one_sign)
-    return TRAINED if num_trained >= 2 else NEW if num_new >= 2 and not num_trained else ""
+    if update.trained_norms >= 2.0:
+        return TRAINED
+    return NEW if update.new_norms >= 2.0 and update.trained_norms == 0.0 else ""
 
 
 def begins_steep(scale: Scale) -> bool:
@@ -119,14 +116,16 @@ def begins_steep(scale: Scale) -> bool:
     return is_held and not (scale.is_aligned or scale.is_scale_invariant)
 
 
+def tells(scale: Scale) -> bool:
+    """Whether R and M tell something of LRs far above P's: not where most of the gradient lies in few weights, nor of
+    what a fresh head sees of the model below it, which was trained.
+    """
+    return scale.narrowing == 1.0 and scale.norms != TRAINED
+
+
 def may_be_outgrown(scale: Scale, lr: float) -> bool:
     """Whether there is room above an LR, up to R, and R tells something of most weights."""
-    return scale.density == scale.narrowing == 1.0 and 2.0 * lr < scale.trust < math.inf
-
-
-def _is_constant(numbers: Tensor, value: Tensor | float) -> bool:
-    """Whether they are some value, but for what the measured steps have changed."""
-    return bool((numbers - value).abs().max() < _CHANGED)
+    return tells(scale) and scale.density == 1.0 and 2.0 * lr < scale.trust < math.inf
 
 
 def _trained(optimizer: Any) -> list[Tensor]:

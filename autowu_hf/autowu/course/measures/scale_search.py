@@ -170,7 +170,7 @@ class ScaleSearch:
     def scale_of(self, losses: Sequence[float]) -> Scale:
         """What the measured updates say with such losses in their steps; see ``Scale.from_updates``."""
         scale = Scale.from_updates(losses, self.updates, self.alignment, self.momentum, self.first)
-        bounds = bounded(scale, self.meter.optimizer, self.updates, is_shared=self.num_shares() > 1)
+        bounds = bounded(scale, self.meter.optimizer, self.updates)
         return replace(bounds, beta2=self._beta2)
 
     def runs_out(self, step: int, num_steps: int, longest: int) -> bool:

@@ -399,13 +399,6 @@ def test_where_the_way_goes_on_it_was_none_unless_p_has_risen_far():
         assert (lr is not None) == is_one
 
 
-def test_of_a_model_that_was_trained_r_and_m_raise_nothing():
-    for norms, is_raised in ((NEW, True), ("", True), (TRAINED, False)):
-        _, kept, lr = told_by([FIRST], dataclasses.replace(SCALE, norms=norms), later(0.1, 5.0), 1.0)
-        assert kept >= SURELY_KEPT
-        assert (lr is not None) is is_raised
-
-
 def test_p_may_lie_thirty_to_three_hundred_times_below_r():
     far = 0.2 / 0.3
     for trust, is_one in ((25.0, False), (35.0, True), (290.0, True), (310.0, False), (math.inf, False)):
@@ -422,6 +415,14 @@ def test_where_the_gradient_lies_in_few_weights_r_tells_nothing_of_the_others():
     assert not may_be_outgrown(far, 80.0)
     assert not may_be_outgrown(dataclasses.replace(far, density=0.9), 0.1)
     assert not may_be_outgrown(dataclasses.replace(far, trust=math.inf), 0.1)
+
+
+def test_r_tells_nothing_of_a_model_that_was_trained():
+    far = dataclasses.replace(SCALE, trust=150.0)
+    for norms, tells in ((NEW, True), ("", True), (TRAINED, False)):
+        scale = dataclasses.replace(far, norms=norms)
+        assert may_be_transient(scale) is tells
+        assert may_be_outgrown(scale, 0.1) is tells
 
 
 def test_a_raise_that_costs_what_was_learned_is_taken_back_and_said(caplog):
