@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -248,7 +249,7 @@ def trainer_run(
     kill_at: int | None = None,
     stop_at: int | None = None,
     resume: str | bool = False,
-    model: Any = None,
+    model: Callable[[], Any] | None = None,
     optimizer: Any = None,
     watch_states: bool = False,
     asks_later: bool = False,
@@ -257,10 +258,12 @@ def trainer_run(
     options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it. ``asks_later``
-    has later batches say how much of the first slope lasts, although P does not lie far below R; ``goes_too_far``
-    takes whatever they say after the growth for a loss that has risen; ``relapses`` takes whatever the losses say after
-    the switch for a relapse.
+    """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it.
+
+    Each process makes its own ``model``, for one that is handed over lies in memory that they share. ``asks_later`` has
+    later batches say how much of the first slope lasts, although P does not lie far below R; ``goes_too_far`` takes
+    whatever they say after the growth for a loss that has risen; ``relapses`` takes whatever the losses say after the
+    switch for a relapse.
     """
     from tiny import trainer_for
     from transformers import TrainerCallback, TrainingArguments
@@ -329,7 +332,7 @@ def trainer_run(
         max_steps=steps,
         logging_steps=1,
         lr_scheduler_kwargs={"max_lr": 10.0, **(options or {})},
-        **({"model": model} if model is not None else {}),
+        **({"model": model()} if model is not None else {}),
         **({"optimizers": (optimizer, None)} if optimizer is not None else {}),
         **arguments,
     )

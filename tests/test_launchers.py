@@ -113,7 +113,7 @@ def test_rewind_goes_back_bit_for_bit(tmp_path, launcher, rule):
         processes=1 if launcher == "1 process" else 2,
         timeout=400.0,
         environment=environment,
-        model=TinyClassifier() if is_half else WithBatchNorm(),  # torch has no batch norm in bf16 on a CPU
+        model=TinyClassifier if is_half else WithBatchNorm,  # torch has no batch norm in bf16 on a CPU
         watch_states=True,
         options={"test_every": 3, "peak_rule": rule, "max_lr": 100.0},
     )

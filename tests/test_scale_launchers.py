@@ -25,7 +25,7 @@ RELAPSES = {"relapses": True, "steps": 120}
 
 
 def run(function, folder, *args, processes=2, steps=STEPS, **settings):
-    settings = {"model": WithTrainedNorms(), "processes": processes, "steps": steps, **settings}
+    settings = {"model": WithTrainedNorms, "processes": processes, "steps": steps, **settings}
     return run_ranks(function, str(folder), *args, options=OPTIONS, **settings)
 
 
