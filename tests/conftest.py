@@ -12,6 +12,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")  # in every process that a test starts, too
+os.environ["DS_ACCELERATOR"] = "cpu"
 
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@ The processes are forked from a server that has imported everything already, so 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -24,6 +25,8 @@ _context.set_forkserver_preload(
         "transformers.trainer",
         "autowu_hf.integrations.trainer_callback",
         "autowu_hf.loss_curve.gpytorch_gp",
+        "deepspeed",  # every Trainer imports it, where it is installed
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # and ZeRO this, which imports torch's compiler
     ]
 )
 
@@ -86,6 +89,7 @@ def _free_port() -> int:
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, environment: dict[str, str], path: Path) -> None:
     import torch
 
+    gc.freeze()  # accelerate collects garbage, for which all that was imported would be read and so copied
     if environment["WORLD_SIZE"] == "1":
         for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             environment.pop(name)
