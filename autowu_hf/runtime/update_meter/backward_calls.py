@@ -134,10 +134,11 @@ class BackwardCalls:
     def _scalers_and_scale(self, optimizers: Sequence[int]) -> tuple[list[GradScaler], float | None]:
         """The gradient scalers of torch's that are in use, and the scale of the one which steps an optimizer of such an
         id; None where that cannot be told. A scaler changes its scale after the step only. The first look
-        takes some 0.2 s.
+        takes some 0.1 s.
         """
         if self._scalers is None:
-            found = [each for each in gc.get_objects() if issubclass(type(each), GradScaler)]
+            kinds = _kinds_of(GradScaler)
+            found = [each for each in gc.get_referrers(*kinds) if type(each) in kinds]  # an instance refers to its type
             self._scalers = [weakref.ref(scaler) for scaler in found]
         in_use = [scaler for own in self._scalers if (scaler := own()) is not None and scaler.is_enabled()]
         known = [own for own in in_use if any(key in getattr(own, "_per_optimizer_states", ()) for key in optimizers)]
@@ -150,6 +151,11 @@ class BackwardCalls:
         counted = [key for key in heard if squares.get(key, 0.0) > _COUNTS * total]
         ratios = [float(heard[key]) / squares[key] for key in counted]
         return bool(ratios) and max(ratios) - min(ratios) <= _ALIKE * max(ratios)
+
+
+def _kinds_of(kind: type) -> set[type]:
+    """A class, and all that are made from it."""
+    return {kind}.union(*map(_kinds_of, kind.__subclasses__()))
 
 
 _listening: weakref.WeakSet[BackwardCalls] = weakref.WeakSet()

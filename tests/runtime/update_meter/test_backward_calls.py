@@ -99,6 +99,18 @@ def test_only_a_strange_scaler_that_is_in_use_hides_a_clipping():
     assert calls.clipping(6.0 / 1024) == pytest.approx(1024.0)
 
 
+def test_a_scaler_of_another_class_is_found_too():
+    class Own(torch.amp.GradScaler):
+        pass
+
+    class Sharded(Own):
+        pass
+
+    scaler = Sharded("cpu")
+    assert scaler.is_enabled()
+    assert heard(parameter()).clipping(6.0 / 1024) == 1.0
+
+
 def test_what_was_told_of_clipping_belongs_to_the_parameters_that_were_clipped():
     calls, (p, q, other) = BackwardCalls(), (parameter() for _ in range(3))
     tell_clipping([p], 5.0, 2.0)
