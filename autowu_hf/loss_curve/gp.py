@@ -4,7 +4,7 @@ The model is ``autowu_hf.loss_curve.gpytorch_gp.LossCurveModel``: constant mean,
 length-scale, Gaussian noise. Its inputs always lie in [0, 1] and the length-scale is fixed, so the kernel has numerical
 rank 19: it equals
 ``outputscale * phi(x) @ phi(x').T`` to 1e-13, with ``phi`` the Nystrom features of 30 Chebyshev nodes. In that basis
-the marginal likelihood of n losses depends on them only through ``phi.T @ phi`` and a few sums (``_Statistics``), and
+the marginal likelihood of n losses depends on them only through ``phi.T @ phi`` and a few sums (``Statistics``), and
 costs O(rank) for any value of the parameters. Everything here is float64.
 """
 
@@ -108,12 +108,16 @@ def features(x: Array) -> Array:
 _GRID_FEATURES = features(GRID)
 
 
-class _Statistics:
+class Statistics:
     """What the marginal likelihood needs to know of n losses, in the eigenbasis of ``phi.T @ phi``.
 
     With ratio R = outputscale / noise, the covariance of the losses is noise * (I + R phi phi.T). By Woodbury,
     u.T (I + R phi phi.T)^-1 v = u.v - sum_i u_i v_i R / (1 + R lambda_i), with u_i the coefficients of phi.T u. Losses
     enter centred on their average, so that no digit is lost to a large offset.
+
+    Args:
+        x: (n,), positions in [0, 1].
+        y: (n,), losses, finite.
     """
 
     def __init__(self, x: Array, y: Array) -> None:
@@ -162,18 +166,16 @@ class _Statistics:
         return value, slope
 
 
-def log_marginal_likelihood(params: GPParameters, x: Array, y: Array) -> tuple[float, Array]:
+def log_marginal_likelihood(params: GPParameters, stats: Statistics) -> tuple[float, Array]:
     """The log marginal likelihood log p(y | x) of the GP and its gradient.
 
     Args:
         params: the parameters to evaluate it at.
-        x: (n,), positions in [0, 1].
-        y: (n,), losses, finite.
+        stats: of the n losses.
 
     Returns:
         The log likelihood (nats, all n losses together) and its gradient (3,) in (log outputscale, log noise, mean).
     """
-    stats = _Statistics(x, y)
     ratio = params.outputscale / params.noise
     terms = stats.quadratic(np.array([ratio]), params.mean - stats.centre)
     _, form, form_by_ratio, form_by_mean = (float(term[0]) for term in terms)
@@ -202,7 +204,7 @@ class FastGP:
         Returns:
             The parameters at the maximum.
         """
-        stats = _Statistics(x, y)
+        stats = Statistics(x, y)
         low, high = _LOG_RATIO_RANGE
         points = np.linspace(low, high, 2 * _NUM_SEARCH_POINTS)
         value, _ = stats.profile(np.exp(points))

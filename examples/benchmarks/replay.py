@@ -13,7 +13,7 @@ import numpy as np
 
 from autowu_hf.autowu.minimum_test import MinimumTest
 from autowu_hf.autowu.settings import AutoWUSettings
-from autowu_hf.loss_curve.gp import NOISE_FLOOR, FastGP, GPParameters, log_marginal_likelihood
+from autowu_hf.loss_curve.gp import NOISE_FLOOR, FastGP, GPParameters, Statistics, log_marginal_likelihood
 
 
 def softplus(raw: float) -> float:
@@ -41,9 +41,10 @@ class FastPaperGP(FastGP):
     def fit(self, x: np.ndarray, y: np.ndarray) -> GPParameters:
         """Places (n,) in [0, 1] and losses (n,) -> the parameters."""
         self.raw[2] = y.mean()
+        stats = Statistics(x, y)
         for _ in range(100):
             params = self.parameters()
-            _, gradient = log_marginal_likelihood(params, x, y)
+            _, gradient = log_marginal_likelihood(params, stats)
             chain = [sigmoid(self.raw[0]) / params.outputscale, sigmoid(self.raw[1]) / params.noise, 1.0]
             descent = -gradient * chain / len(y)
             self.steps += 1

@@ -13,6 +13,7 @@ from autowu_hf.loss_curve.gp import (
     NOISE_FLOOR,
     FastGP,
     GPParameters,
+    Statistics,
     features,
     log_marginal_likelihood,
 )
@@ -62,7 +63,7 @@ def test_marginal_likelihood_and_gradient_equal_the_dense_closed_form(n, params)
         return 0.5 * float(alpha @ derivative @ alpha - np.trace(inverse @ derivative))
 
     gradient = [by(params.outputscale * kernel(x, x)), by(params.noise * np.eye(n)), alpha.sum()]
-    fast_value, fast_gradient = log_marginal_likelihood(params, x, y)
+    fast_value, fast_gradient = log_marginal_likelihood(params, Statistics(x, y))
     assert fast_value == pytest.approx(value, rel=1e-8)
     np.testing.assert_allclose(fast_gradient, gradient, rtol=1e-6, atol=1e-8 * np.abs(gradient).max())
 
@@ -81,7 +82,7 @@ def test_marginal_likelihood_and_gradient_equal_gpytorch(n, params):
     by_log_scale = raw_scale.grad / torch.sigmoid(raw_scale) * params.outputscale
     by_log_noise = raw_noise.grad / torch.sigmoid(raw_noise) * params.noise
     gradient = [by_log_scale.item(), by_log_noise.item(), model.mean_module.constant.grad.item()]
-    fast_value, fast_gradient = log_marginal_likelihood(params, x, y)
+    fast_value, fast_gradient = log_marginal_likelihood(params, Statistics(x, y))
     assert fast_value == pytest.approx(value.item(), rel=1e-6)
     np.testing.assert_allclose(fast_gradient, gradient, rtol=1e-6, atol=1e-8 * np.abs(gradient).max())
 
@@ -111,7 +112,7 @@ def test_posterior_equals_the_dense_closed_form_and_gpytorch(n, params):
 def test_fit_is_at_a_maximum(n):
     x, y = curve(n)
     params = FastGP().fit(x, y)
-    best, gradient = log_marginal_likelihood(params, x, y)
+    best, gradient = log_marginal_likelihood(params, Statistics(x, y))
     assert params.noise >= NOISE_FLOOR
     assert abs(gradient[0]) < 1e-4
     assert abs(gradient[2]) < 1e-6
@@ -122,7 +123,7 @@ def test_fit_is_at_a_maximum(n):
             GPParameters(params.outputscale, max(params.noise * scale, NOISE_FLOOR), params.mean),
             GPParameters(params.outputscale, params.noise, params.mean + scale - 1.0),
         ):
-            assert log_marginal_likelihood(other, x, y)[0] <= best + 1e-9
+            assert log_marginal_likelihood(other, Statistics(x, y))[0] <= best + 1e-9
 
 
 def test_sets_of_different_lengths_do_not_disturb_each_other():
@@ -136,11 +137,11 @@ def test_sets_of_different_lengths_do_not_disturb_each_other():
 
 def test_fit_beats_a_grid_of_parameters():
     x, y = curve(60)
-    best, _ = log_marginal_likelihood(FastGP().fit(x, y), x, y)
+    best, _ = log_marginal_likelihood(FastGP().fit(x, y), Statistics(x, y))
     for scale in np.logspace(-3, 3, 13):
         for noise in np.logspace(-4, 1, 13):
             for mean in (-1.0, 0.0, 0.5, 1.0):
-                assert log_marginal_likelihood(GPParameters(scale, noise, mean), x, y)[0] <= best
+                assert log_marginal_likelihood(GPParameters(scale, noise, mean), Statistics(x, y))[0] <= best
 
 
 def test_fit_finds_the_noise_of_a_known_curve():
