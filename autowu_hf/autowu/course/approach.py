@@ -29,6 +29,7 @@ from .later.transient import Transient
 from .legs import FEWEST_LOSSES, Sweep, Way
 from .looks import Looks
 from .measures.bounds import may_be_outgrown
+from .measures.first_steps import lie_around_0
 from .measures.scale import Scale
 from .measures.scale_search import ScaleSearch
 from .signs import FEWEST_TO_RISE, Array, have_risen
@@ -50,8 +51,7 @@ class Approach:
         search: the scale, or the search for it.
         later, transient: measure, once the scale is known, what later steps say, also of losses that have halved.
         looks: when losses are needed.
-        way: the legs of the LR since the scale is known.
-        breaks: where the losses had risen too far.
+        way, breaks: the legs of the LR since the scale is known, and where the losses had risen too far.
         stalled, unmoved: the steps done when nothing had been learned and the run went back, or grew on; None before.
         has_fallen: whether the losses had fallen by a tenth at the last look; None where too few of them tell.
         wants_back: whether the run has to go back to where the way began, before its next step (``went_back``).
@@ -169,7 +169,7 @@ class Approach:
     def _look(self, step: int, losses: Array, scale: Scale, share: float) -> None:
         if (losses < 0.0).any():  # 0 is no bound of theirs, so that P says nothing
             self.search.give_up("the losses are not positive throughout")
-            self.search.is_blind = self.times.longest - step < FEWEST_LOSSES
+            self.search.is_blind = lie_around_0([*losses]) or self.times.longest - step < FEWEST_LOSSES
             self.wants_back = self.is_over = True
             return
         seen, num, self.way.is_too_short = self.way.signs, len(losses), False

@@ -134,8 +134,8 @@ def sums_of(
     Returns:
         (NUM_SUMS,), on their device: -<g, d>, ||w||^2, ||g||^2, ||d||^2, the last again where w is not all zero;
         ||g||^2, -<g, d> and ||d||^2 with the decay in g, and -<g, d> without it, per unit of the group's own LR, 0
-        where that is 0; -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; 1; and the sum of
-        the weights, 0 of matrices.
+        where that is 0; -<g, w - w_0>, or 0; how many weights they are; the two of ``_of_rows``; the sum of the
+        weights, 0 of matrices; and 1.
     """
     given = [before, now, gradient] + ([] if start is None else [start])
     parts = starmap(_products, zip(*map(_pieces, given), strict=True))
@@ -145,7 +145,7 @@ def sums_of(
     own = [x / own_lr**power if own_lr > 0.0 else 0.0 * x for x, power in powers]
     number, rows = torch.full_like(w2, now.numel()), _of_rows(before, gradient)
     of_vector = before.sum(dtype=w2.dtype) if before.dim() < 2 else torch.zeros_like(w2)
-    last = (fallen, number, *rows, torch.ones_like(w2), of_vector)
+    last = (fallen, number, *rows, of_vector, torch.ones_like(w2))
     return torch.stack([down, w2, g2, d2, d2 * (w2 > 0.0), *own, *last])
 
 

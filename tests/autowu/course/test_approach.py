@@ -131,16 +131,45 @@ def test_a_run_that_is_too_short_to_ask_batches_does_not_wait_for_them():
     assert schedule.switch_step == 5  # the measured ones, the growth, and two more that are measured
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-9, -1e-9])
-def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, caplog):
-    """A policy gradient's, whose advantages cancel."""
+@pytest.mark.parametrize(("size", "switch_step"), [(0.0, 2), (1e-9, 2), (-1e-9, 6)])
+def test_losses_that_are_next_to_nothing_leave_the_given_lr_at_once(size, switch_step, caplog):
+    """A policy gradient's, whose advantages cancel; negative ones may lie around 0, which the next ones tell."""
     model, optimizer, schedule = made(400)
     lrs = run(model, optimizer, schedule, size * np.random.default_rng(0).random(400))
-    assert (schedule.switch_step, schedule.ended_by, schedule.peak_lr) == (2, "nothing", 1e-3)
+    assert (schedule.switch_step, schedule.ended_by, schedule.peak_lr) == (switch_step, "nothing", 1e-3)
     assert max(lrs) == 1e-3
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "the first losses are next to nothing" in said
     assert "peak LR 1.0e-3, which the optimizer was given" in said
+
+
+@pytest.mark.parametrize(
+    ("first", "switch_step"),
+    [
+        ([0.05, -0.02], 2),
+        ([-0.01, -0.05, -0.03, 0.06, 0.02, 0.04], 4),
+        ([0.0, -0.05, -0.03, -0.01, 0.06, 0.04], 5),
+    ],
+)
+def test_losses_around_0_leave_the_given_lr_after_a_few_steps(first, switch_step, caplog):
+    """A policy gradient's of several updates per generation, or of batches whose advantages do not cancel."""
+    model, optimizer, schedule = made(400)
+    noise = 0.05 * np.random.default_rng(0).standard_normal(400)
+    lrs = run(model, optimizer, schedule, np.concatenate([first, noise[len(first) :]]))
+    assert (schedule.switch_step, schedule.ended_by, schedule.peak_lr) == (switch_step, "nothing", 1e-3)
+    assert max(lrs) == 1e-3
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the first losses lie around 0 (from -0.0" in said
+
+
+def test_losses_that_turn_out_to_lie_around_0_leave_it_too(caplog):
+    model, optimizer, schedule = made(400)
+    losses = 0.05 * np.random.default_rng(0).standard_normal(400)
+    losses[:2] = 0.05
+    lrs = run(model, optimizer, schedule, losses)
+    assert (schedule.ended_by, schedule.peak_lr) == ("nothing", 1e-3)
+    assert max(lrs) <= 1e-3
+    assert "the losses are not positive throughout" in caplog.text
 
 
 def test_sgd_that_learns_nothing_at_the_scale_goes_back_once_to_a_half(caplog):

@@ -61,7 +61,7 @@ def test_each_tensor_has_its_place_among_the_parameters():
     rows = torch.arange(2.0 * NUM_SUMS, dtype=torch.float64).reshape(2, NUM_SUMS)
     sums, layers = over_processes(rows, [False, True, False, True], CPU)
     assert torch.equal(sums, rows.sum(0))
-    own = [1, 3, 0, 11, 12, 10, 14]  # of the weights, the change, the slope, the two of rows, their number and sum
+    own = [1, 3, 0, 11, 12, 10, 13]  # of the weights, the change, the slope, the two of rows, their number and sum
     assert layers.tolist() == [[0.0] * 7, rows[0, own].tolist(), [0.0] * 7, rows[1, own].tolist()]
     sums, layers = over_processes(torch.zeros(0, NUM_SUMS, dtype=torch.float64), [False, False], CPU)
     assert not sums.any()

@@ -82,8 +82,14 @@ SEEM_CLIPPED = (
 """Why there is no scale then, as a part of a sentence."""
 
 
+SIGNED = 6
+"""The first losses that are looked at, where they are negative and far apart, to see whether they lie around 0."""
+
+_APART = 0.5  # of their mean's size
+
+
 class BlindLossesError(ValueError):
-    """The losses tell nothing, whatever the LR: next to nothing beside what a step changes, or not seen."""
+    """The losses tell nothing, whatever the LR: next to nothing beside what a step changes, around 0, or not seen."""
 
 
 def check_losses(losses: Sequence[float], fall: float) -> None:
@@ -94,7 +100,7 @@ def check_losses(losses: Sequence[float], fall: float) -> None:
         fall: by how much a step as large as the weights, that of R, would bring them down.
 
     Raises:
-        BlindLossesError: P is below ``BLIND_SHARE`` of R, or all losses are NaN.
+        BlindLossesError: P is below ``BLIND_SHARE`` of R, the losses lie around 0, or all are NaN.
         ValueError: a loss is not positive, or not finite.
     """
     loss = sum(losses) / len(losses)
@@ -103,9 +109,30 @@ def check_losses(losses: Sequence[float], fall: float) -> None:
     if not (min(losses) > 0.0 and math.isfinite(loss)):
         if all(map(math.isnan, losses)):
             raise BlindLossesError("the first losses were not seen, or are not a number")
+        if lie_around_0(losses):
+            raise BlindLossesError(f"the first losses lie around 0 (from {min(losses):.2g} to {max(losses):.2g})")
         is_finite = all(map(math.isfinite, losses))
         what = f"positive (the lowest is {min(losses):.3g})" if is_finite else "finite"
         raise ValueError(f"the first losses are not {what}")
+
+
+def lie_around_0(losses: Sequence[float]) -> bool:
+    """Whether losses, one per optimizer step, have both signs, and a mean within two standard errors of 0. Those of a
+    policy gradient do, for they are means of advantages; what is learned does not show in them.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite or not min(finite) < 0.0 < max(finite):
+        return False
+    error = statistics.stdev(finite) / math.sqrt(len(finite))
+    return abs(statistics.fmean(finite)) <= 2.0 * error
+
+
+def may_lie_around_0(losses: Sequence[float]) -> bool:
+    """Whether more of the first losses have to be seen for that: fewer than ``SIGNED`` are known, and they are not
+    positive, and far apart.
+    """
+    is_open = 1 < len(losses) < SIGNED and all(map(math.isfinite, losses)) and max(losses) <= 0.0
+    return is_open and max(losses) - min(losses) > _APART * abs(statistics.fmean(losses))
 
 
 def is_without_bound(obstacle: str | None) -> bool:

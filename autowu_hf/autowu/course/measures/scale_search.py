@@ -12,7 +12,7 @@ from ....runtime import collective
 from ....runtime.update_meter import Update, UpdateMeter, seem_clipped
 from ...optimizer_kinds import AVERAGED, is_used, momentum_of, num_unrectified, rectification, rectified_by, steps_of
 from .bounds import bounded
-from .first_steps import SEEM_CLIPPED, BlindLossesError, common_divisor
+from .first_steps import SEEM_CLIPPED, BlindLossesError, common_divisor, may_lie_around_0
 from .measuring_lr import DEAF, USUAL_SIZE, MeasuringLR, say_deaf
 from .scale import Scale
 
@@ -152,7 +152,7 @@ class ScaleSearch:
             if self.lr != lr:  # the rest were made at the LR from before
                 break
         self.meter.expected_lr = self.lr
-        if len(self.updates) >= _MEASURES:
+        if len(self.updates) >= _MEASURES and not (self._steps < _LONGEST and may_lie_around_0(self.losses)):
             self.meter.disarm()
             if collective.num_processes() > 1 and seem_clipped(self.updates, self.meter.is_half):
                 self.obstacle = SEEM_CLIPPED

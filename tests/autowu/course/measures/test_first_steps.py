@@ -19,11 +19,14 @@ from autowu_hf.autowu.course.measures.first_steps import (
     NARROW,
     NARROW_FROM,
     NARROWING_POWER,
+    SIGNED,
     UNEVEN,
     BlindLossesError,
     check_losses,
     common_divisor,
     density,
+    lie_around_0,
+    may_lie_around_0,
     narrowing,
     others_follow,
     seen_norm,
@@ -54,13 +57,49 @@ def test_losses_that_are_positive_tell_something(losses, fall):
         ([math.nan, math.nan], BlindLossesError, "were not seen"),
         ([1.0, math.nan], ValueError, "not finite"),
         ([1.0, math.inf], ValueError, "not finite"),
-        ([1.0, -2.0], ValueError, r"not positive \(the lowest is -2\)"),
+        ([-1.0, -2.0], ValueError, r"not positive \(the lowest is -2\)"),
+        ([1.0, -2.0], BlindLossesError, r"lie around 0 \(from -2 to 1\)"),
         ([1.0, 0.0], ValueError, r"not positive \(the lowest is 0\)"),
     ],
 )
 def test_losses_that_tell_nothing_are_refused(losses, error, words):
     with pytest.raises(error, match=words):
         check_losses(losses, fall=1.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([0.1, -0.1], True),
+        ([0.1, -0.2, 0.3, -0.1], True),
+        ([0.1, -0.2, math.nan, math.inf], True),
+        ([1.0, 0.9, 0.5, 0.2, -0.1], False),  # a likelihood's that falls below 0
+        ([-0.1, -0.2], False),
+        ([0.0, 0.0], False),
+        ([0.0, 0.1], False),
+        ([math.nan], False),
+        ([], False),
+    ],
+)
+def test_losses_lie_around_0_where_they_have_both_signs_and_no_mean(losses, expected):
+    assert lie_around_0(losses) is expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([-0.1, -0.3], True),
+        ([0.0, -0.3], True),
+        ([*[-0.1, -0.3] * (SIGNED // 2)], False),
+        ([-1.0, -1.1], False),
+        ([-0.1], False),
+        ([0.0, 0.0], False),
+        ([0.1, -0.3], False),
+        ([-0.1, -math.inf], False),
+    ],
+)
+def test_of_negative_losses_that_are_far_apart_more_have_to_be_seen(losses, expected):
+    assert may_lie_around_0(losses) is expected
 
 
 def test_losses_are_next_to_nothing_below_a_share_of_what_a_large_step_changes():

@@ -105,7 +105,8 @@ def test_losses_that_are_next_to_nothing_are_told_from_others(losses):
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ([-1.0, 2.0], r"losses are not positive \(the lowest is -1\)"),
+        ([-1.0, -2.0], r"losses are not positive \(the lowest is -2\)"),
+        ([-1.0, 2.0], r"losses lie around 0 \(from -1 to 2\)"),
         ([math.nan, math.nan], "losses were not seen"),
         ([math.nan, 1.0], "losses are not finite"),
         ([math.inf, 1.0], "losses are not finite"),
