@@ -108,7 +108,8 @@ class Breaks:
         return divisor
 
     def find(self, losses: Array, way: Way, step: int, raised_at: int | None = None) -> bool:
-        """Whether the run is broken, so that it has to go back.
+        """Whether the run is broken, so that it has to go back. Losses that rise while the LR is held far below P's do so
+        by noise.
 
         Args:
             losses: (n,).
@@ -118,10 +119,11 @@ class Breaks:
                 None where it was not.
         """
         counted, since = self.counted(losses), self._since(losses, way)
-        is_broken = way.signs.are_broken(counted, since)
+        are_finite = np.isfinite(losses[-window(way.times.num_steps) :]).all()
+        is_broken = way.signs.are_broken(counted, since) and not (way.is_held and are_finite)
         self.are_too_many = is_broken and len(self.steps) == _MOST
         if is_broken and not self.are_too_many:
-            self._add(step, RISEN if np.isfinite(losses[-window(way.times.num_steps) :]).all() else NOT_FINITE)
+            self._add(step, RISEN if are_finite else NOT_FINITE)
         elif not is_broken and raised_at is not None and not (self.steps or self.changes):
             self._lost = way.signs.lost_since(counted, raised_at - self.start(losses))
             if self._lost is not None:

@@ -33,6 +33,7 @@ WAY = SimpleNamespace(
     raised=1.0,
     peak_lr=0.3,
     has_gone_back=False,
+    is_held=False,
     lr_before=lambda step: 0.3 / step,
     times=Timetable.of(400, None),
 )
@@ -54,6 +55,15 @@ def test_losses_of_0_at_the_start_are_not_the_first_ones():
     assert not breaks.find(np.append(np.zeros(4), GOOD), WAY, 64)
     assert len(breaks.counted(np.append(np.zeros(4), GOOD))) == 60
     assert Breaks().find(np.append(np.zeros(4), np.append(GOOD, GOOD[:10] + 2.0)), WAY, 74)
+
+
+def test_while_the_lr_is_held_far_below_that_of_p_losses_rise_by_noise():
+    losses, held = np.append(GOOD[:20], GOOD[:10] + 2.0), SimpleNamespace(**{**vars(WAY), "is_held": True})
+    assert Breaks().find(losses, WAY, 30)
+    assert not Breaks().find(losses, held, 30)
+    broken = Breaks()
+    assert broken.find(np.where(np.arange(30) < 20, losses, np.nan), held, 30)
+    assert broken.reasons == [NOT_FINITE]
 
 
 def test_a_loss_that_is_as_high_with_the_weights_from_before_has_changed():
