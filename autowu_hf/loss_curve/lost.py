@@ -43,13 +43,15 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int, erro
 
 
 def has_hardly_fallen(first: float, losses: Array, num: int) -> bool:
-    """Whether the losses have certainly fallen by less than ``LEAST_LOST``, or not at all; those that are not finite do
-    not tell.
+    """Whether the losses have fallen by less than ``LEAST_LOST``, or not at all: certainly, or as far as can be seen,
+    where they do not lie a standard error below the first ones, either; those that are not finite do not tell.
 
     Args:
         first: their level at the start of the run.
         losses: (n,), the last ones, n at least ``num``.
         num: how many of these make a level.
     """
-    now = level(losses[-num:])
-    return math.isfinite(now) and first - now + NOISES / 2.0 * error(losses, num) < LEAST_LOST * abs(first)
+    now, finite, least = level(losses[-num:]), losses[np.isfinite(losses)], LEAST_LOST * abs(first)
+    is_certain = first - now + NOISES / 2.0 * error(losses, num) < least
+    is_seen = first - level(finite) >= min(error(finite, len(finite)), least)
+    return math.isfinite(now) and (is_certain or not is_seen)

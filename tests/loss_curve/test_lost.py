@@ -62,11 +62,14 @@ def test_one_look_may_be_asked_for_fewer_errors():
         (1.91, 0.0, True),
         (1.89, 0.0, False),  # by more than a twentieth
         (1.97, 0.01, True),
-        (1.97, 0.2, False),  # so noisy that they may have
+        (1.93, 0.05, False),  # so noisy that they may have, and lower by a standard error
+        (1.97, 0.2, True),  # of which none can be seen
+        (2.0, 0.5, True),
+        (1.8, 0.5, False),  # by less than that, but by a twentieth
         (3.0, 0.2, True),
         (math.inf, 0.0, False),
     ],
 )
-def test_losses_that_have_certainly_not_fallen(now, noise, expected):
+def test_losses_that_have_not_fallen_certainly_or_as_far_as_can_be_seen(now, noise, expected):
     losses = now + noise * np.resize([-1.0, 1.0, 0.0, -1.0, 1.0], 20)
     assert has_hardly_fallen(2.0, losses, 10) == expected

@@ -108,8 +108,8 @@ class Breaks:
         return divisor
 
     def find(self, losses: Array, way: Way, step: int, raised_at: int | None = None) -> bool:
-        """Whether the run is broken, so that it has to go back. Losses that rise while the LR is held far below P's do so
-        by noise.
+        """Whether the run is broken, so that it has to go back. While the LR is held far below P's, noise alone makes
+        losses rise.
 
         Args:
             losses: (n,).

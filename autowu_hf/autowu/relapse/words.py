@@ -44,9 +44,9 @@ def unlearned_line(step: int, num_steps: int, first: float, now: float, peak_lr:
     level ``first`` to ``now``. A ``max_lr`` is no remedy: over its range, losses that tell nothing leave the
     optimizer's LR.
     """
-    learned = "next to nothing" if now < first else "nothing"
+    learned = "hardly any" if now < first else "no"
     return (
-        f"AutoWU: by step {step} of {num_steps} {learned} has been learned: the losses began at {first:.4g}, and are "
+        f"AutoWU: by step {step} of {num_steps} the losses show {learned} progress: they began at {first:.4g}, and are "
         f"at {now:.4g}. If there is more to learn, look at the data and the labels, and try a tenth of the peak LR, "
         f"{0.1 * peak_lr:.1e}, or ten times it, {10.0 * peak_lr:.1e}, as the optimizer's learning rate with another "
         "schedule, rex or cosine"

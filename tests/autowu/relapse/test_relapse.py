@@ -224,7 +224,7 @@ def test_a_run_that_has_learned_next_to_nothing_by_then_is_told_so(ticks, caplog
     run = Run(wear=0.0, ticks=ticks, harder=lambda step: 20.0).go()  # of which the model takes one
     step = run.scheduler.report()["relapses"]["unlearned"]
     assert UNTIL * STEPS < step < UNTIL * STEPS + 10
-    assert f"by step {step} of {STEPS} next to nothing has been learned: the losses began at 2" in caplog.text
+    assert f"by step {step} of {STEPS} the losses show hardly any progress: they began at 2" in caplog.text
     assert f"a tenth of the peak LR, {0.1 * run.scheduler.peak_lr:.1e}, or" in caplog.text
     assert run.scheduler.report()["found"].endswith(f"by step {step} the losses had not fallen by a twentieth")
     resumed = Run(wear=0.0, ticks=ticks, harder=run.harder).resume(run.state(), STEPS)
@@ -237,7 +237,7 @@ def test_a_loss_that_has_become_another_one_is_not_compared_with_the_start(caplo
     assert [attempt["was_lost"] for attempt in run.attempts] == [False]
     assert run.losses[-1] > run.losses[0]
     assert run.scheduler.report()["relapses"]["unlearned"] is None
-    assert "nothing has been learned" not in caplog.text
+    assert "progress" not in caplog.text
 
 
 @pytest.mark.parametrize(("steps", "at"), [(STEPS, 100), (STEPS, 145), (100, 50)])
