@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....runtime.update_meter import Update
 from ..legs import Way
-from ..measures.bounds import begins_steep, tells
+from ..measures.bounds import TRAINED, begins_steep
 from ..measures.first_steps import FARTHEST
 from ..measures.scale import POLYAK_SHARE, TRUST_SHARE, Scale
 from ..measures.scale_search import ScaleSearch
@@ -251,6 +251,8 @@ def goes_on(seen: Sequence[Update], loss: float, kept: float) -> bool:
 
 
 def may_be_transient(scale: Scale) -> bool:
-    """Whether P lies as far below R as in a transient, and no farther, and R tells something of that."""
+    """Whether P lies as far below R as in a transient, and no farther, and R tells something of most weights: not of a
+    model that was trained before.
+    """
     is_far = scale.may_be_noise and TRUST_SHARE * scale.trust < FARTHEST * POLYAK_SHARE * scale.polyak
-    return begins_steep(scale) or (is_far and tells(scale))
+    return begins_steep(scale) or (is_far and scale.narrowing == 1.0 and scale.norms != TRAINED)

@@ -30,7 +30,7 @@ from autowu_hf.autowu.course.later.transient import (
     told_by,
 )
 from autowu_hf.autowu.course.legs import Way
-from autowu_hf.autowu.course.measures.bounds import NEW, TRAINED, begins_steep, may_be_outgrown
+from autowu_hf.autowu.course.measures.bounds import NEW, TRAINED, TRAINED_ROOM, begins_steep, may_be_outgrown
 from autowu_hf.autowu.course.measures.scale import FAR, LAYER_SHARE, POLYAK_SHARE, TRUST_SHARE, Scale
 from autowu_hf.autowu.course.timetable import MOST_REACHED
 from autowu_hf.runtime.update_meter import Update
@@ -417,12 +417,16 @@ def test_where_the_gradient_lies_in_few_weights_r_tells_nothing_of_the_others():
     assert not may_be_outgrown(dataclasses.replace(far, trust=math.inf), 0.1)
 
 
-def test_r_tells_nothing_of_a_model_that_was_trained():
+def test_r_tells_nothing_of_a_transient_in_a_model_that_was_trained():
     far = dataclasses.replace(SCALE, trust=150.0)
-    for norms, tells in ((NEW, True), ("", True), (TRAINED, False)):
-        scale = dataclasses.replace(far, norms=norms)
-        assert may_be_transient(scale) is tells
-        assert may_be_outgrown(scale, 0.1) is tells
+    for norms, is_one in ((NEW, True), ("", True), (TRAINED, False)):
+        assert may_be_transient(dataclasses.replace(far, norms=norms)) is is_one
+
+
+def test_nor_of_a_better_lr_where_it_lies_far_above_p():
+    for norms, room, tells in ((TRAINED, 0.9, True), (TRAINED, 1.1, False), (NEW, 1.1, True), ("", 1.1, True)):
+        trust = room * TRAINED_ROOM * POLYAK_SHARE * SCALE.polyak
+        assert may_be_outgrown(dataclasses.replace(SCALE, norms=norms, trust=trust), 0.1) is tells
 
 
 def test_a_raise_that_costs_what_was_learned_is_taken_back_and_said(caplog):
