@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from .timetable import FEWEST_AFTER
 
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run."""
+
+BORNE_WHILE_HELD = 4.0
+"""How many times as far the losses may rise while the LR is held far below P's, which is mostly by noise."""
 
 LOST_DIVISOR = 3.0
 """The same where it has taught the run nothing that lasts, or by the end nothing at all."""
@@ -108,8 +112,7 @@ class Breaks:
         return divisor
 
     def find(self, losses: Array, way: Way, step: int, raised_at: int | None = None) -> bool:
-        """Whether the run is broken, so that it has to go back. While the LR is held far below P's, noise alone makes
-        losses rise.
+        """Whether the run is broken, so that it has to go back.
 
         Args:
             losses: (n,).
@@ -119,11 +122,11 @@ class Breaks:
                 None where it was not.
         """
         counted, since = self.counted(losses), self._since(losses, way)
-        are_finite = np.isfinite(losses[-window(way.times.num_steps) :]).all()
-        is_broken = way.signs.are_broken(counted, since) and not (way.is_held and are_finite)
+        borne = BORNE_WHILE_HELD if way.is_held else 1.0
+        is_broken = replace(way.signs, borne=borne * way.signs.borne).are_broken(counted, since)
         self.are_too_many = is_broken and len(self.steps) == _MOST
         if is_broken and not self.are_too_many:
-            self._add(step, RISEN if are_finite else NOT_FINITE)
+            self._add(step, RISEN if np.isfinite(losses[-window(way.times.num_steps) :]).all() else NOT_FINITE)
         elif not is_broken and raised_at is not None and not (self.steps or self.changes):
             self._lost = way.signs.lost_since(counted, raised_at - self.start(losses))
             if self._lost is not None:
