@@ -160,13 +160,12 @@ def test_what_torch_clips_is_seen_under_ddp(limit):
 
 @pytest.mark.once
 def test_clipping_and_accumulation_change_nothing(tmp_path, one_process):
-    for name, options in (
-        ("clipped", {"max_grad_norm": 0.01}),
-        ("not clipped", {"max_grad_norm": 0.0}),
-        ("accumulated", {"gradient_accumulation_steps": 4, "samples": 1920}),
+    for name, options, tolerance in (
+        ("clipped", {"max_grad_norm": 0.01}, 1e-2),
+        ("not clipped", {"max_grad_norm": 0.0}, 5e-2),  # Adam adds up two gradients, which clipping makes alike
+        ("accumulated", {"gradient_accumulation_steps": 4, "samples": 1920}, 0.3),  # other examples
     ):
         (seen,) = run(trainer_run, tmp_path / name, processes=1, **options)
-        tolerance = 1e-2 if name != "accumulated" else 0.3  # other examples
         assert seen["approach"]["scale"]["peak_lr"] == pytest.approx(
             one_process["approach"]["scale"]["peak_lr"], rel=tolerance
         )
