@@ -17,9 +17,6 @@ from .timetable import FEWEST_AFTER
 BREAK_DIVISOR = 10.0
 """By what the LR is divided where it has broken the run."""
 
-BORNE_WHILE_HELD = 4.0
-"""How many times as far the losses may rise while the LR is held far below P's, which is mostly by noise."""
-
 LOST_DIVISOR = 3.0
 """The same where it has taught the run nothing that lasts, or by the end nothing at all."""
 
@@ -28,6 +25,9 @@ STALL_DIVISOR = 2.0
 
 LEAST_DIVISOR = 2.0
 """For less the run does not go back: the steps that are lost cost more."""
+
+BORNE_WHILE_HELD = 4.0
+"""How many times as far the losses may rise while the LR is held far below P's: mostly by noise."""
 
 RISEN, NOT_FINITE, LOST, ABOVE, UNLEARNED = "risen", "not finite", "lost", "above", "unlearned"
 THIN, NO_LOWER = "thin", "no lower"
