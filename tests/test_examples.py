@@ -45,7 +45,7 @@ def test_a_third_of_the_default_run_finds_its_lr_in_both_stages(vit, tmp_path, c
         assert f"picture:             {picture}" in printed
         assert picture.stat().st_size > 10_000
         report = json.loads((tmp_path / stage / "autowu.json").read_text())
-        assert_below(report["switch_step"], report["warmup_cap"], report["warmup_cap"])
+        assert report["switch_step"] <= report["warmup_cap"]  # where nothing grows on, the last look is there
         assert f"learning rate found: {report['peak_lr']:.2e} (at step {report['switch_step']})" in printed
 
 
