@@ -118,7 +118,7 @@ def scale_invariant_share(layers: Tensor) -> float:
     1812.03981). A layer norm makes only the whole of a tensor scale-invariant.
 
     Args:
-        layers: (n, 5), ``over_processes``.
+        layers: (n, 5 or more), ``over_processes``.
 
     Returns:
         Their share of the update's square, or of the slope, whichever is larger. The first is that of most optimizers
