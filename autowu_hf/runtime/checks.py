@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 import sys
@@ -13,6 +14,7 @@ from torch import Tensor
 
 _OWN = __name__.partition(".")[0]
 _INSIDE = re.compile(rf"({_OWN}|accelerate|torch\._dynamo)(\.|$)")  # the last calls what it does not trace
+_ALIKE = 0.8  # of two names, as difflib has it, where one is the other with a mistake
 
 
 def check_steps(num_training_steps: Any, num_warmup_steps: Any, steps_per_epoch: Any) -> None:
@@ -149,9 +151,11 @@ def check_count(name: str, value: Any, minimum: int) -> None:
 
 
 def check_name(what: str, value: Any, known: tuple[str, ...]) -> None:
-    """Raises a ValueError where a name is not one of those known."""
+    """Raises a ValueError where a name is not one of those known; it names one that differs by a letter or two."""
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; pick one of {', '.join(known)}")
+        alike = difflib.get_close_matches(str(value), known, n=1, cutoff=_ALIKE)
+        meant = f" (did you mean {alike[0]!r}?)" if alike else ""
+        raise ValueError(f"unknown {what} {value!r}{meant}; pick one of {', '.join(known)}")
 
 
 def caller_level() -> int:

@@ -40,3 +40,9 @@ def test_an_unknown_option_lists_the_known_ones(sixth):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(ValueError, match="unknown option of lr_scheduler_type='halving' 'gamma'; pick one of after"):
         get_scheduler("halving", optimizer, 0, 10, scheduler_specific_kwargs={"gamma": 0.1})
+
+
+def test_of_an_option_with_a_mistake_the_right_name_is_named(sixth):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match=r"'halving' 'aftr' \(did you mean 'after'\?\); pick one of after"):
+        get_scheduler("halving", optimizer, 0, 10, scheduler_specific_kwargs={"aftr": 1})

@@ -15,7 +15,8 @@ from ..course.words import lasting, setbacks, times
 from ..relapse.words import in_short
 from ..verdict import DIVERGENCE, MAX_LR, NOTHING, MinimumTestRecord
 from .at_scale import at_scale
-from .decays import name_of_decay, why_this_decay
+from .decays import decay_in_words, name_of_decay
+from .peak_words import contested, given
 
 _STEPS = ("num_training_steps", "growth_steps", "switch_step", "minimum_step", "cliff_step", "rewound_to")
 """Fields of a report, and of its curve, that are scheduler steps."""
@@ -96,8 +97,7 @@ def describe(report: dict[str, Any]) -> str:
         found = f"{scale} from the first gradients{_corrections(approach)}; {found}"
     restored = "" if report["rewound_to"] is None else f", weights and optimizer state of step {report['rewound_to']}"
     steps = max(report["num_training_steps"] - step, 0)  # less where a finished run was resumed as a shorter one
-    decay = f"{name_of_decay(report)} decay over {steps} steps{why_this_decay(report)}"
-    return f"{found}; peak LR {_peak(report)}{restored}, {decay}{in_short(report)}"
+    return f"{found}; peak LR {_peak(report)}{restored}, {decay_in_words(report, steps)}{in_short(report)}"
 
 
 def with_sentence(report: dict[str, Any]) -> dict[str, Any]:
@@ -142,24 +142,18 @@ def headline(report: dict[str, Any]) -> str:
 
 def lr_in_words(report: dict[str, Any]) -> str:
     """The peak LR of a report after the switch, as a model card names it."""
-    said = f"{report['peak_lr']:.3g}{_given(report)}"
-    if _given(report):
-        return f"{said}; AutoWU found none"
-    if report["ended_by"] == MAX_LR:
-        return f"{said}, which is max_lr; the losses fell all the way up to it"
-    return f"{said}, {'chosen' if is_doubtful(report) else 'found'} by AutoWU{in_short(report)}"
+    said, whose = f"{report['peak_lr']:.3g}", given(report)
+    if whose:
+        said += f"{whose}; AutoWU found none"
+    elif report["ended_by"] == MAX_LR:
+        said += ", which is max_lr; the losses fell all the way up to it"
+    else:
+        said += f", {'chosen' if is_doubtful(report) else 'found'} by AutoWU{in_short(report)}"
+    return said + contested(report)
 
 
 def _peak(report: dict[str, Any]) -> str:
-    return _lr(report["peak_lr"]) + _given(report)
-
-
-def _given(report: dict[str, Any]) -> str:
-    """Whose the peak LR is where the losses have found none, as a part of a sentence; empty where they have."""
-    if not report.get("peak_is_given", report["ended_by"] == NOTHING):  # a report may be older than the field
-        return ""
-    is_highest = report["peak_lr"] == report["settings"].get("max_lr")
-    return ", which is max_lr" if is_highest else ", which the optimizer was given"
+    return _lr(report["peak_lr"]) + given(report) + contested(report)
 
 
 def _ending(report: dict[str, Any]) -> str:

@@ -189,6 +189,7 @@ class Reported(AdaptiveScheduler):
             "cliff_lr": cliff_lr,
             "highest_lr": highest_lr(self._course, self.switch_step, self.ticks_per_step),
             "peak_is_given": self._peak_is_given,
+            "lr_is_contested": self._foreign_lr.is_found,
             **self._course.report(),
             **self._relapse.report(),
         }

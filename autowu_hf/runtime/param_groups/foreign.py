@@ -30,6 +30,11 @@ class ForeignLR:
         self._name = name
         self._num_seen = 0  # in a row, up to ``_OFTEN``
 
+    @property
+    def is_found(self) -> bool:
+        """Whether something else sets them, too."""
+        return self._num_seen == _OFTEN
+
     def look(self, optimizer: Optimizer, lrs: Sequence[float | Tensor], step: int) -> None:
         """Warns once, before the schedule sets its next LRs.
 
@@ -38,7 +43,7 @@ class ForeignLR:
             lrs: that the schedule has set, one per group; groups that were added since have none.
             step: the scheduler steps done since then, this one included.
         """
-        if self._num_seen == _OFTEN:
+        if self.is_found:
             return
         for group, lr in zip(optimizer.param_groups, lrs, strict=False):
             if group["lr"] is not lr:  # which it is at every step of most runs

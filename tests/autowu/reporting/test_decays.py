@@ -6,7 +6,7 @@ import pytest
 from scale_runs import made, run, surely
 
 from autowu_hf.autowu.course.usual_decay import WHY
-from autowu_hf.autowu.reporting.decays import name_of_decay, why_this_decay
+from autowu_hf.autowu.reporting.decays import decay_in_words, name_of_decay, why_this_decay
 from autowu_hf.autowu.reporting.report import describe
 from autowu_hf.shapes import DECAY_TYPES
 
@@ -34,6 +34,14 @@ def test_without_a_scale_or_in_an_older_report_there_is_no_reason():
 def test_names():
     assert name_of_decay({"settings": {"decay_type": "rex"}}) == "REX"
     assert name_of_decay(report("trust", curve={"decay_type": "constant_then_cosine"})) == "constant then cosine"
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "words"),
+    [(0, "no step is left to decay in"), (1, "REX decay over 1 step"), (2, "REX decay over 2 steps")],
+)
+def test_steps_are_counted_in_words(num_steps, words):
+    assert decay_in_words({"settings": {"decay_type": "rex"}}, num_steps) == words
 
 
 def test_the_log_says_it():
