@@ -183,7 +183,7 @@ def test_losses_that_fell_all_the_way_have_told_something_but_no_lr():
 
 
 def test_a_run_that_was_resumed_as_a_shorter_one_has_no_steps_left():
-    assert describe(switched(num_training_steps=100)).endswith("optimizer state of step 91, no step is left to decay in")
+    assert describe(switched(num_training_steps=100)).endswith("state of step 91, no step is left to decay in")
 
 
 @pytest.mark.parametrize(
