@@ -174,7 +174,7 @@ class Relapse:
             is_same = all(attempt.was_lost for attempt in self.attempts)  # else the loss may have changed since
             if is_over and is_same and has_hardly_fallen(self._first, losses, num):
                 self.unlearned = step
-                say(unlearned_line(step, num_steps, self._first, level(losses[-num:]), peak_lr))
+                say(unlearned_line(step, num_steps, self._first, losses[-num:], peak_lr))
             self.stop(step)
             return
         if kept is None or kept.step is None:  # after a resume from a checkpoint without it

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ...loss_curve.lost import LEAST_LOST, NOISES, error, level
+from ...runtime.losses.history import Array
 from .attempt import Attempt
 
 
@@ -39,14 +41,16 @@ def line(attempt: Attempt, num: int) -> str:
     return f"AutoWU: the losses are {seen}; {goes_on}"
 
 
-def unlearned_line(step: int, num_steps: int, first: float, now: float, peak_lr: float) -> str:
+def unlearned_line(step: int, num_steps: int, first: float, last: Array, peak_lr: float) -> str:
     """What is said where the losses have not fallen by a twentieth after ``step`` of ``num_steps`` steps, from the
-    level ``first`` to ``now``. A ``max_lr`` is no remedy: over its range, losses that tell nothing leave the
-    optimizer's LR.
+    level ``first`` to that of the ``last`` ones (n,). A ``max_lr`` is no remedy: over its range, losses that tell
+    nothing leave the optimizer's LR.
     """
-    learned = "hardly any" if now < first else "no"
+    now, is_noisy = level(last), NOISES / 2.0 * error(last, len(last)) > LEAST_LOST * abs(first)
+    learned = "hardly any progress" if now < first else "no progress"
+    seen = f"{learned} that could be seen through their noise" if is_noisy else learned
     return (
-        f"AutoWU: by step {step} of {num_steps} the losses show {learned} progress: they began at {first:.4g}, and are "
+        f"AutoWU: by step {step} of {num_steps} the losses show {seen}: they began at {first:.4g}, and are "
         f"at {now:.4g}. If there is more to learn, look at the data and the labels, and try a tenth of the peak LR, "
         f"{0.1 * peak_lr:.1e}, or ten times it, {10.0 * peak_lr:.1e}, as the optimizer's learning rate with another "
         "schedule, rex or cosine"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
+
 from autowu_hf.autowu.relapse.attempt import Attempt
 from autowu_hf.autowu.relapse.words import in_short, line, unlearned_line
 
@@ -46,8 +48,15 @@ def test_only_what_was_lost_is_in_the_sentence_of_the_report():
 
 
 def test_losses_that_have_hardly_fallen_are_said_with_a_remedy():
-    said = unlearned_line(161, 200, 2.30459, 2.3, 0.02)
+    said = unlearned_line(161, 200, 2.30459, np.full(10, 2.3), 0.02)
     start = "AutoWU: by step 161 of 200 the losses show hardly any progress: they began at 2.305, and are at 2.3. If"
     assert said.startswith(start)
     assert "a tenth of the peak LR, 2.0e-03, or ten times it, 2.0e-01, as the optimizer's learning rate" in said
-    assert " 200 the losses show no progress: they began at 0.6875" in unlearned_line(161, 200, 0.6875, 0.6962, 0.02)
+    flat = unlearned_line(161, 200, 0.6875, np.full(10, 0.6962), 0.02)
+    assert " 200 the losses show no progress: they began at 0.6875" in flat
+
+
+def test_of_noisy_losses_no_more_is_said_than_can_be_seen():
+    said = unlearned_line(99, 120, 0.75, np.array([0.98, 0.53, 1.16, 0.69, 0.95, 0.54, 1.56, 0.66, 1.33, 0.7]), 0.02)
+    words = "the losses show no progress that could be seen through their noise: they began at 0.75, and are at 0.825."
+    assert words in said
