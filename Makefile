@@ -17,7 +17,7 @@ NUMERICS := autowu loss_curve rewind \
 	runtime/update_meter runtime/test_wrapping.py \
 	salsa/test_line_search.py salsa/test_optimizers.py salsa/test_sasa.py salsa/test_scheduler.py \
 	salsa/test_settings.py salsa/test_update_tap.py \
-	test_batch_norm_benchmark.py test_benchmark_runs.py test_benchmarks.py test_designs.py test_faults.py test_layout.py test_nothing_found.py \
+	test_batch_norm_benchmark.py test_benchmark_runs.py test_benchmarks.py test_designs.py test_faults.py test_layout.py test_misses.py test_nothing_found.py \
 	test_optimizers_benchmark.py test_paper_experiments.py test_real_designs.py test_real_model_texts.py \
 	test_real_models.py test_shapes.py test_suggestions_benchmark.py
 
