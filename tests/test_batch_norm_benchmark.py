@@ -20,6 +20,16 @@ def batch_norm_tasks(load):
     return load("batch_norm_tasks")
 
 
+@pytest.fixture
+def little_pretraining(batch_norm_tasks, monkeypatch):
+    """Networks have learned for five epochs before, not 20 or 25."""
+    known = {name: (task, 5) for name, (task, _) in batch_norm_tasks.PRETRAINING.items()}
+    monkeypatch.setattr(batch_norm_tasks, "PRETRAINING", known)
+    batch_norm_tasks.pretrained.cache_clear()
+    yield
+    batch_norm_tasks.pretrained.cache_clear()
+
+
 def row(batch_norm, method, lr, seed, value, cell=CELL):
     results = {"tune": value, "test": value, "peak_lr": 0.01}
     return batch_norm.RUNS.row((*cell, method, lr, seed), results)
@@ -56,6 +66,7 @@ def test_the_table_has_what_is_there(batch_norm, capsys):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("little_pretraining")
 def test_designs_differ_in_the_peak_and_in_the_decay(batch_norm):
     task = ("other digits, MobileNet", 16, 60)
     peaks = {design: batch_norm.run((*task, design, None, 20))["peak_lr"] for design in ("without", "0.1", "0.3")}
@@ -78,6 +89,7 @@ def test_one_design_keeps_an_lr_that_is_above_p(batch_norm):
     assert found[batch_norm.DEFAULT] == "rex"
 
 
+@pytest.mark.usefixtures("little_pretraining")
 @pytest.mark.parametrize("name", ["signals MLP", "other signals", "turned digits, ResNet", "digits, MobileNet"])
 def test_a_run_has_its_steps_and_starts_from_its_seed(batch_norm_tasks, name):
     task = batch_norm_tasks.TASKS[name]

@@ -21,6 +21,16 @@ def real_models(load):
     return load("real_models")
 
 
+@pytest.fixture
+def little_pretraining(load, monkeypatch):
+    """The ViT has learned the first digits for ten epochs, not 40."""
+    before = load("fine_tuning_tasks")
+    monkeypatch.setattr(before, "EPOCHS_BEFORE", 10)
+    before.lower_digits_run.cache_clear()
+    yield
+    before.lower_digits_run.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def tasks(load):
     return load("real_model_tasks")
@@ -189,6 +199,7 @@ def test_the_tables_have_what_the_rows_give(real_models, load, capsys):
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("little_pretraining")
 def test_a_row_of_the_fine_tuned_vit(real_models):
     results = real_models.run((VIT, "autowu", None, 10))
     made = real_models.RUNS.row((VIT, "autowu", None, 10), results)
@@ -205,6 +216,9 @@ def test_a_row_of_the_fine_tuned_vit(real_models):
 def test_a_row_of_a_real_model(real_models, tasks, heads, load, monkeypatch, name):
     task = tasks.pairs_task(4) if name == "pairs" else tasks.efficientnet_task(16, 4)
     monkeypatch.setitem(heads.ALL_TASKS, "short", with_weights(load, task))
+    texts = load("real_model_texts")
+    monkeypatch.setattr(texts, "TUNE", 20)
+    monkeypatch.setattr(texts, "TEST", 60)
     results = real_models.run(("short", "practice", task.practice, 10))
     assert (results["steps"], results["looked"], results["peak_lr"]) == (4, 0, task.practice)
     assert ("kept" in results) == (name == "pairs")
@@ -262,10 +276,10 @@ def test_only_the_adapter_is_trained(adapters, monkeypatch, name):
 @pytest.mark.filterwarnings("ignore")
 def test_a_row_of_an_adapter(real_models, adapters, monkeypatch):
     pytest.importorskip("peft")
-    monkeypatch.setattr(adapters, "PRETRAINING", 60)
+    monkeypatch.setattr(adapters, "PRETRAINING", 40)
+    monkeypatch.setattr(adapters, "EVALUATED", 32)
     adapters.pretrained_llama.cache_clear()
-    name = "LoRA, q and v, 60 steps"
-    results = real_models.run((name, "autowu", None, 10))
+    results = real_models.run(("LoRA, q and v, 60 steps", "autowu", None, 10))
     adapters.pretrained_llama.cache_clear()
     assert_above(results["test"], results["start"], -results["start"])
     assert results["kept"] != results["kept_start"]
@@ -303,7 +317,9 @@ def test_a_row_of_a_head(real_models, heads, monkeypatch):
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")
-def test_features_are_those_of_the_frozen_models(heads, load):
+def test_features_are_those_of_the_frozen_models(heads, load, monkeypatch):
+    monkeypatch.setattr(load("real_model_texts"), "MOST_TOKENS", 6)
+    heads.of_minilm.cache_clear()
     for name, width, classes in (("MiniLM", 384, 20), ("MiniLM, normalized", 384, 20)):
         make, packages = heads.FEATURES[name]
         if load("pretrained").missing(packages):
@@ -313,6 +329,7 @@ def test_features_are_those_of_the_frozen_models(heads, load):
         assert {x.shape[1] for x, _ in parts} == {width}
         assert len(parts[0][1].unique()) == classes
         assert not any(x.requires_grad for x, _ in parts)
+    heads.of_minilm.cache_clear()
     assert float((parts[0][0].norm(dim=1) - 1.0).abs().max()) < 1e-5  # the last ones are normalized
 
 

@@ -125,11 +125,15 @@ def classification(
     return PreparedRun(model, one, epochs * (n // batch), n // batch, cross_entropy, evaluate, decay)
 
 
+EPOCHS_BEFORE = 40
+"""In which the ViT has learned the digits 0 to 4."""
+
+
 @functools.lru_cache(maxsize=8)
 def lower_digits_run(seed: int) -> PreparedRun:
     """A ViT that was trained on the digits 0 to 4, once for all that start from it."""
     torch.manual_seed(seed)
-    run = classification(DigitsViT(4, 64, 5), *lower_digits(), 640, 32, 40, seed, "cosine")
+    run = classification(DigitsViT(4, 64, 5), *lower_digits(), 640, 32, EPOCHS_BEFORE, seed, "cosine")
     run.train_at(2e-3)
     return run
 

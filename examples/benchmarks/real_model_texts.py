@@ -23,6 +23,9 @@ SCALE = 20.0
 MOST_TOKENS = 24
 """Of a text; what is longer is cut off."""
 
+TUNE, TEST = 200, 400
+"""Pairs that are held out to tune on and to report on."""
+
 
 @functools.lru_cache(maxsize=1)
 def minilm_tokenizer() -> Any:
@@ -52,8 +55,8 @@ def pairs(seed: int, steps: int) -> PreparedRun:
     the closest among the held-out ones; kept is the similarity of its embeddings of other texts to the ones before.
     """
     known = named_docstrings()
-    held_out = {"tune": known[:200], "test": known[200:600]}
-    train = known[600:]
+    held_out = {"tune": known[:TUNE], "test": known[TUNE : TUNE + TEST]}
+    train = known[TUNE + TEST :]
     draw = shuffled(len(train), 16, seed)
     model = SentenceEncoder(pretrained_minilm())
 
