@@ -39,9 +39,9 @@ def test_losses_that_are_always_0_leave_the_default_lr(nothing_found):
 
 @pytest.mark.once
 def test_a_trained_model_that_goes_on_is_hardly_harmed(nothing_found, tasks, monkeypatch):
-    """It was trained for half as long as in the benchmark."""
+    """It was trained for three eighths of what it is in the benchmark."""
     whole = tasks.gpt
-    monkeypatch.setattr(tasks, "gpt", lambda seed: dataclasses.replace(whole(seed), steps=220))
+    monkeypatch.setattr(tasks, "gpt", lambda seed: dataclasses.replace(whole(seed), steps=150))
     tasks.trained_gpt.cache_clear()
     job = ("trained GPT, 20 steps", "autowu", 10)
     asked = nothing_found.run(job)
