@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,17 @@ from tiny import IS_TRANSFORMERS_5
 OPTIONS = {"max_lr": 1e4, "test_every": 6, "peak_rule": "minimum"}
 TRAINER_OPTIONS = {"max_lr": 1e4, "test_every": 3, "peak_rule": "minimum"}
 SAVE_EVERY = 7
-# A few of them show that it works with the oldest releases too.
-SEEDS = [pytest.param(seed, marks=[pytest.mark.once] if seed >= 2 else []) for seed in range(20)]
+# The first ones show that it works with the oldest releases too.
+KILLED = [range(2), range(2, 8), range(8, 14), range(14, 20)]
+TRAINER_KILLED = [range(2), range(2, 6), range(6, 10)]
+
+
+def some_once(groups: list[range]) -> list[Any]:
+    """One test for each group of seeds."""
+    return [
+        pytest.param(seeds, id=f"{seeds[0]}-{seeds[-1]}", marks=[pytest.mark.once] if seeds[0] >= 2 else [])
+        for seeds in groups
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +49,18 @@ def kill_step(seed: int, switch_step: int) -> int:
     return random.Random(seed).randint(int(first), int(last))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_an_accelerate_loop_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted, seed):
+@pytest.mark.parametrize("seeds", some_once(KILLED))
+def test_an_accelerate_loop_killed_at_random_steps_resumes_exactly(tmp_path, uninterrupted, seeds):
+    """What is resumed is killed again further on, so that every resumed run but the last is itself resumed."""
     whole = uninterrupted["accelerate"]
     assert_below(whole[0]["switch_step"], whole[0]["cap"], whole[0]["cap"])
-    step = kill_step(seed, whole[0]["switch_step"])
-    point = random.Random(seed + 100).choice(["backward", "optimizer", "step"])
     settings = {"folder": str(tmp_path), "options": OPTIONS, "save_every": SAVE_EVERY}
-    run_ranks(accelerate_loop, kill_at=(step, point), killed=True, **settings)
+    kills = []
+    for seed in seeds:
+        point = random.Random(seed + 100).choice(["backward", "optimizer", "step"])
+        kills.append((kill_step(seed, whole[0]["switch_step"]), point))
+    for i, (step, point) in enumerate(sorted(kills)):
+        run_ranks(accelerate_loop, kill_at=(step, point), killed=True, resume=i > 0, **settings)
     for seen, before in zip(run_ranks(accelerate_loop, resume=True, **settings), whole, strict=True):
         done = len(before["lrs"]) - len(seen["lrs"])
         assert done % SAVE_EVERY == 0
@@ -56,13 +71,13 @@ def test_an_accelerate_loop_killed_at_a_random_step_resumes_exactly(tmp_path, un
             assert seen[name] == before[name]
 
 
-@pytest.mark.parametrize("seed", SEEDS[:10])
-def test_trainer_killed_at_a_random_step_resumes_exactly(tmp_path, uninterrupted, seed):
+@pytest.mark.parametrize("seeds", some_once(TRAINER_KILLED))
+def test_trainer_killed_at_random_steps_resumes_exactly(tmp_path, uninterrupted, seeds):
     whole = uninterrupted["trainer"]
     assert_below(whole[0]["switch_step"], whole[0]["cap"], whole[0]["cap"])
-    step = kill_step(seed, whole[0]["switch_step"])
     settings = {"save_strategy": "steps", "save_steps": SAVE_EVERY, "options": TRAINER_OPTIONS}
-    run_ranks(trainer_run, str(tmp_path), kill_at=step, killed=True, **settings)
+    for i, step in enumerate(sorted(kill_step(seed, whole[0]["switch_step"]) for seed in seeds)):
+        run_ranks(trainer_run, str(tmp_path), kill_at=step, killed=True, resume=i > 0, **settings)
     for seen, before in zip(run_ranks(trainer_run, str(tmp_path), resume=True, **settings), whole, strict=True):
         done = len(before["lrs"]) - len(seen["lrs"])
         assert done == (step - 1) // SAVE_EVERY * SAVE_EVERY > 0
@@ -85,11 +100,22 @@ def test_a_checkpoint_under_trainer_costs_one_gather_in_the_warm_up(uninterrupte
         assert seen["all_lrs_equal"]
 
 
-@pytest.mark.parametrize("processes", [1, 4])
-def test_resumed_on_another_number_of_ranks_it_trains_on_with_a_note(tmp_path, processes):
-    """The ticks of an accelerate loop count batches, so that the schedule goes on where it was."""
-    settings = {"folder": str(tmp_path), "options": OPTIONS, "save_every": SAVE_EVERY}
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What runs of 2 ranks left that were killed at step 25."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("accelerate", "trainer")}
+    settings = {"folder": str(folders["accelerate"]), "options": OPTIONS, "save_every": SAVE_EVERY}
     run_ranks(accelerate_loop, kill_at=(25, "step"), killed=True, **settings)
+    settings = {"save_strategy": "steps", "save_steps": SAVE_EVERY, "options": TRAINER_OPTIONS}
+    run_ranks(trainer_run, str(folders["trainer"]), kill_at=25, killed=True, **settings)
+    return folders
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_resumed_on_another_number_of_ranks_it_trains_on_with_a_note(tmp_path, killed, processes):
+    """The ticks of an accelerate loop count batches, so that the schedule goes on where it was."""
+    shutil.copytree(killed["accelerate"], tmp_path, dirs_exist_ok=True)
+    settings = {"folder": str(tmp_path), "options": OPTIONS, "save_every": SAVE_EVERY}
     ranks = run_ranks(accelerate_loop, processes=processes, resume=True, log_notes=True, **settings)
     for seen in ranks:
         assert seen["all_lrs_equal"]
@@ -99,9 +125,9 @@ def test_resumed_on_another_number_of_ranks_it_trains_on_with_a_note(tmp_path, p
 
 
 @pytest.mark.parametrize("processes", [1, 4])
-def test_trainer_resumed_on_another_number_of_ranks_trains_on(tmp_path, uninterrupted, processes):
+def test_trainer_resumed_on_another_number_of_ranks_trains_on(tmp_path, uninterrupted, killed, processes):
+    shutil.copytree(killed["trainer"], tmp_path, dirs_exist_ok=True)
     settings = {"save_strategy": "steps", "save_steps": SAVE_EVERY, "options": TRAINER_OPTIONS}
-    run_ranks(trainer_run, str(tmp_path), kill_at=25, killed=True, **settings)
     before = uninterrupted["trainer"][0]
     for seen in run_ranks(trainer_run, str(tmp_path), processes=processes, resume=True, **settings):
         assert seen["all_lrs_equal"]
