@@ -106,8 +106,8 @@ def deep():
     return nn.Sequential(*first, *(Block(12) for _ in range(8)), *last)
 
 
-def trained(steps=60, optimizer_class=torch.optim.AdamW, **options):
-    """The schedule, the LRs after each step, and the loss on other images."""
+def trained(steps=60, optimizer_class=torch.optim.AdamW, to_the_switch=False, **options):
+    """The schedule, the LRs after each step, and the loss on other images; or only the schedule at the switch."""
     model, generator = deep(), torch.Generator().manual_seed(0)
     momentum = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
     optimizer = optimizer_class(model.parameters(), lr=1e-3, **momentum)
@@ -121,6 +121,8 @@ def trained(steps=60, optimizer_class=torch.optim.AdamW, **options):
         optimizer.step()
         schedule.step(loss.item())
         lrs += schedule.get_last_lr()
+        if to_the_switch and schedule.phase == "decay":
+            return schedule
     model.eval()
     with torch.no_grad():
         batch, labels = images(torch.Generator().manual_seed(1), 500)
@@ -169,10 +171,10 @@ def test_it_bears_four_times_the_rise(monkeypatch, rise, is_too_far):
         "autowu_hf.autowu.course.later.overshoot.rise_of",
         lambda rises, first, last, bar, is_sure: rise if rise > bar else None,
     )
-    schedule, *_ = trained()
+    schedule = trained(to_the_switch=True)
     assert bool(schedule.report()["approach"]["overshot"]) == is_too_far
     monkeypatch.setattr(Scale, "is_scale_invariant", property(lambda self: False))
-    schedule, *_ = trained()
+    schedule = trained(to_the_switch=True)
     assert schedule.report()["approach"]["overshot"]
 
 
