@@ -12,12 +12,17 @@ PYTEST := -m pytest -n 3 --dist loadfile -q --durations 15
 NUMERICS := autowu loss_curve rewind \
 	autolrs/test_forecast.py autolrs/test_positions.py autolrs/test_proposal.py autolrs/test_restart.py \
 	autolrs/test_scheduler.py autolrs/test_search.py autolrs/test_stages.py \
+	clars/test_hooks.py clars/test_rates.py \
 	runtime/losses/test_history.py runtime/losses/test_value.py \
-	runtime/test_checks.py runtime/test_compiling.py runtime/test_finite.py runtime/test_random_state.py \
+	runtime/param_groups/test_flat.py runtime/param_groups/test_foreign.py runtime/param_groups/test_masters.py \
+	runtime/param_groups/test_stepped.py \
+	runtime/test_checks.py runtime/test_compiling.py runtime/test_finite.py runtime/test_loop_watch.py \
+	runtime/test_random_state.py \
 	runtime/update_meter runtime/test_wrapping.py \
 	salsa/test_line_search.py salsa/test_optimizers.py salsa/test_sasa.py salsa/test_scheduler.py \
-	salsa/test_settings.py salsa/test_update_tap.py \
-	test_batch_norm_benchmark.py test_benchmark_runs.py test_benchmarks.py test_designs.py test_faults.py test_layout.py test_misses.py test_nothing_found.py \
+	salsa/test_settings.py salsa/test_state.py salsa/test_update_tap.py \
+	test_batch_norm_benchmark.py test_benchmark_runs.py test_benchmarks.py test_designs.py test_faults.py test_layout.py \
+	test_misses.py test_nothing_found.py \
 	test_optimizers_benchmark.py test_paper_experiments.py test_real_designs.py test_real_model_texts.py \
 	test_real_models.py test_shapes.py test_suggestions_benchmark.py
 
