@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import functools
 import inspect
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 from margins import assert_above, assert_below, assert_close
 from rank_programs import accelerate_loop, two_models
@@ -45,47 +41,17 @@ MODES = {
     "stepped by the loop per epoch": {
         "step_with_optimizer": False,
         "scheduler_steps": "epoch",
-        "samples": 48,
-        "steps": 180,
+        "samples": 160,
+        "steps": 600,
         "overflow_at": (5, 6),
     },
 }
 
-OF_TWO = {
-    **{f"tests every {every}": {"steps": 101, "options": {**FAST, "test_every": every}} for every in ("auto", 3, 8)},
-    "a NaN": {"nan_at": {10: 1}, "clean": True},
-    "a NaN, explicit loss": {"nan_at": {10: 1}, "clean": True, "explicit": True},
-}
-"""What is run by two processes only."""
-
-
-def one_after_another(loops: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the loops saw, each with an accelerator that knows of no other."""
-    found = {}
-    for name, settings in loops.items():
-        for state in (AcceleratorState, GradientState):
-            state._reset_state()
-        found[name] = accelerate_loop(**{"options": FAST, **settings})
-    return found
-
-
-@pytest.fixture(scope="module")
-def seen_by() -> Callable[[int], dict[str, list[dict[str, Any]]]]:
-    """The number of processes -> the name of a loop -> what each rank saw in it."""
-
-    @functools.cache
-    def seen_by(processes: int) -> dict[str, list[dict[str, Any]]]:
-        loops = {**MODES, **OF_TWO} if processes == 2 else MODES
-        ranks = run_ranks(one_after_another, loops, processes=processes, timeout=300.0)
-        return {name: [rank[name] for rank in ranks] for name in loops}
-
-    return seen_by
-
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_one_observation_per_optimizer_step_and_two_collectives_per_test(mode, processes, seen_by):
-    for seen in seen_by(processes)[mode]:
+def test_one_observation_per_optimizer_step_and_two_collectives_per_test(mode, processes):
+    for seen in run_ranks(accelerate_loop, processes=processes, options=FAST, **MODES[mode]):
         assert seen["skipped"] == len(MODES[mode].get("overflow_at", ()))
         assert_above(seen["num_tests"], 10, seen["num_tests"])
         assert seen["test_steps"] == sorted(set(seen["test_steps"]))
@@ -96,17 +62,15 @@ def test_one_observation_per_optimizer_step_and_two_collectives_per_test(mode, p
         assert seen["last_lr"] == 0.0
         assert_below(seen["switch_step"], seen["cap"], seen["cap"])
         if MODES[mode].get("scheduler_steps") == "epoch":
-            assert len(seen["losses"]) == seen["switch_step"] * 3 - seen["skipped"]
+            assert len(seen["losses"]) == seen["switch_step"] * 10 - seen["skipped"]
         else:
             ticks_per_step = 4 if MODES[mode].get("scheduler_steps") == "micro-batch" else 1
             assert len(seen["losses"]) == seen["switch_step"] // ticks_per_step
         assert seen["pending"] == 0
 
 
-def test_one_two_and_four_processes_do_the_same(seen_by):
-    one, two = (seen_by(processes)["plain"] for processes in (1, 2))
-    four = run_ranks(accelerate_loop, processes=4, options=FAST)
-    assert (len(one), len(two), len(four)) == (1, 2, 4)
+def test_one_two_and_four_processes_do_the_same():
+    one, two, four = (run_ranks(accelerate_loop, processes=n, options=FAST) for n in (1, 2, 4))
     for seen in [*two, *four]:
         assert seen["switch_step"] == one[0]["switch_step"]
         assert_below(seen["switch_step"], seen["cap"], seen["cap"])
@@ -118,17 +82,18 @@ def test_one_two_and_four_processes_do_the_same(seen_by):
 
 
 @pytest.mark.parametrize(("every", "expected"), [("auto", 1), (3, 2), (8, 4)])
-def test_tests_fall_on_whole_optimizer_steps(seen_by, every, expected):
+def test_tests_fall_on_whole_optimizer_steps(every, expected):
     """A number of scheduler steps that is no whole number of optimizer steps is rounded up."""
-    seen = seen_by(2)[f"tests every {every}"][0]
+    seen = run_ranks(accelerate_loop, steps=101, options={**FAST, "test_every": every})[0]
     assert seen["cap"] == 50
     assert seen["test_steps"][:3] == [expected, 2 * expected, 3 * expected]
 
 
-@pytest.mark.parametrize("name", ["a NaN", "a NaN, explicit loss"])
-def test_a_nan_on_one_rank_is_left_out_and_hangs_nobody(seen_by, name):
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_nan_on_one_rank_is_left_out_and_hangs_nobody(explicit):
     """The mean over ranks of that step is NaN, as the update was: the step keeps its place and leaves the fit."""
-    for seen in seen_by(2)[name]:
+    ranks = run_ranks(accelerate_loop, options=FAST, nan_at={10: 1}, explicit=explicit, clean=True)
+    for seen in ranks:
         assert [i for i, loss in enumerate(seen["losses"]) if loss != loss] == [10]
         assert seen["all_lrs_equal"]
         assert len(seen["losses"]) == seen["switch_step"]
