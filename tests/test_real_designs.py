@@ -12,16 +12,6 @@ def real_designs(load):
     return load("real_designs")
 
 
-@pytest.fixture
-def little_pretraining(load, monkeypatch):
-    """The ViT has learned the first digits for ten epochs, not 40."""
-    before = load("fine_tuning_tasks")
-    monkeypatch.setattr(before, "EPOCHS_BEFORE", 10)
-    before.lower_digits_run.cache_clear()
-    yield
-    before.lower_digits_run.cache_clear()
-
-
 def rows_of(real_designs, task, start, tests_by_design):
     """One row a seed and design, whose metric is ``test``."""
     results = {"start": start, "peak_lr": 0.01}

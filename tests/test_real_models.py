@@ -21,16 +21,6 @@ def real_models(load):
     return load("real_models")
 
 
-@pytest.fixture
-def little_pretraining(load, monkeypatch):
-    """The ViT has learned the first digits for ten epochs, not 40."""
-    before = load("fine_tuning_tasks")
-    monkeypatch.setattr(before, "EPOCHS_BEFORE", 10)
-    before.lower_digits_run.cache_clear()
-    yield
-    before.lower_digits_run.cache_clear()
-
-
 @pytest.fixture(scope="module")
 def tasks(load):
     return load("real_model_tasks")
