@@ -247,7 +247,7 @@ def trainer_run(
     steps: int = 120,
     samples: int = 480,
     kill_at: int | None = None,
-    stop_at: int | None = None,
+    save_at: tuple[int, ...] = (),
     resume: str | bool = False,
     model: Callable[[], Any] | None = None,
     optimizer: Any = None,
@@ -260,10 +260,11 @@ def trainer_run(
 ) -> dict[str, Any]:
     """A Trainer run on as many processes as there are; what it saw and what the scheduler made of it.
 
-    Each process makes its own ``model``, for one that is handed over lies in memory that they share. ``asks_later`` has
-    later batches say how much of the first slope lasts, although P does not lie far below R; ``goes_too_far`` takes
-    whatever they say after the growth for a loss that has risen; ``relapses`` takes whatever the losses say after the
-    switch for a relapse.
+    Each process makes its own ``model``, for one that is handed over lies in memory that they share. The steps of
+    ``save_at`` leave a checkpoint, whose collectives are not counted; ``watch_states`` ends the run a step after the
+    switch; ``asks_later`` has later batches say how much of the first slope lasts, although P does not lie far below R;
+    ``goes_too_far`` takes whatever they say after the growth for a loss that has risen; ``relapses`` takes whatever the
+    losses say after the switch for a relapse.
     """
     from tiny import trainer_for
     from transformers import TrainerCallback, TrainingArguments
@@ -312,17 +313,22 @@ def trainer_run(
     class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen["lrs"].append(kwargs["optimizer"].param_groups[0]["lr"])
-            seen["before"] = len(calls)
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if kill_at == state.global_step + 1:
                 die()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if watch_states and "went_back" not in seen:
-                keep_and_compare(state.global_step, kwargs)
-            if stop_at == state.global_step:
-                control.should_training_stop = True
+            if watch_states:
+                if "went_back" in seen:
+                    control.should_training_stop = True
+                else:
+                    keep_and_compare(state.global_step, kwargs)
+            control.should_save |= state.global_step in save_at
+            seen["before_saving"] = len(calls)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del calls[seen["before_saving"] :]
 
     trainer = trainer_for(
         folder,
@@ -468,10 +474,13 @@ def allow_deepspeed_on_a_cpu() -> None:
 
 
 def compile_nothing() -> None:
-    """DeepSpeed builds reductions through shared memory, where it can, for minutes; gloo has its own."""
+    """DeepSpeed builds reductions through shared memory, where it can, for minutes; gloo has its own.
+
+    Nor does it try its compiler on each of its operations, of which no run here has one.
+    """
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def deepspeed_trainer_run(folder: str, config: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -486,11 +495,11 @@ def deepspeed_trainer_run(folder: str, config: dict[str, Any], **options: Any) -
 
 
 def sharded_loop(
-    kind: str, folder: str, *, steps: int = 120, stop_at: int | None = None, resume: bool = False
+    kind: str, folder: str, *, steps: int = 120, save_at: int | None = None, resume: bool = False
 ) -> dict[str, Any]:
     """An accelerate loop under "fsdp2", "deepspeed", or "deepspeed optimizer": with the optimizer in its config.
 
-    Saves its state at ``stop_at`` and ends there; ``resume`` goes on from it.
+    Saves its state at ``save_at``; ``resume`` goes on from it.
     """
     from accelerate import DeepSpeedPlugin, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
     from accelerate.utils import DummyOptim, DummyScheduler
@@ -529,7 +538,7 @@ def sharded_loop(
         accelerator.load_state(folder)
         step = inner.last_epoch // ticks
     lrs, expected = [], []
-    while step < (stop_at or steps):
+    while step < steps:
         loader = accelerator.skip_first_batches(data, step % 30)
         for example in loader:
             lrs.append(optimizer.param_groups[0]["lr"])
@@ -540,10 +549,10 @@ def sharded_loop(
             scheduler.step()
             optimizer.zero_grad()
             step += 1
-            if step == (stop_at or steps):
+            if step == save_at:
+                accelerator.save_state(folder)
+            if step == steps:
                 break
-    if stop_at:
-        accelerator.save_state(folder)
     return {
         "all_lrs_equal": all(other == lrs for other in gather_object([lrs])),
         "lrs": lrs,

@@ -6,6 +6,7 @@ The processes are forked from a server that has imported everything already, so 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -26,6 +27,7 @@ _context.set_forkserver_preload(
         "autowu_hf.integrations.trainer_callback",
         "autowu_hf.loss_curve.gpytorch_gp",
         "deepspeed",  # every Trainer imports it, where it is installed
+        "torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks",
         "deepspeed.runtime.zero.muon.muon_optimizer",  # and ZeRO this, which imports torch's compiler
     ]
 )
@@ -89,6 +91,8 @@ def _free_port() -> int:
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, environment: dict[str, str], path: Path) -> None:
     import torch
 
+    if importlib.util.find_spec("lomo_optim") is None:
+        sys.modules["lomo_optim"] = None  # type: ignore[assignment]  # accelerate looks for it, twice a step
     gc.freeze()  # accelerate collects garbage, for which all that was imported would be read and so copied
     if environment["WORLD_SIZE"] == "1":
         for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):

@@ -1,4 +1,4 @@
-"""What ``ranks.run_ranks`` starts for the tests of ``autowu_hf.run``: one process each, that ends with the script."""
+"""What ``ranks.run_ranks`` starts for the tests of ``autowu_hf.run``: processes that end with the script."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from ranks import run_ranks
 
@@ -29,8 +30,22 @@ def script_alone(path: str, *arguments: str, folder: object, fails: bool = False
     return said
 
 
+def on_two_processes(*program: str, folder: object) -> str:
+    """What a script, or a module after "-m", prints on two processes that find each other as under torchrun."""
+    run_one = _run_module if program[0] == "-m" else _run_script
+    ranks = run_ranks(_ended, run_one, [*program], str(folder), timeout=300.0)
+    assert all(not code for code, _ in ranks), ranks
+    return "".join(said for _, said in ranks)
+
+
+def _run_module(arguments: list[str]) -> None:
+    sys.argv = arguments[1:]
+    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+
+
 def _run_script(arguments: list[str]) -> None:
     sys.argv = arguments
+    sys.path[0] = str(Path(arguments[0]).parent)
     runpy.run_path(arguments[0], run_name="__main__")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from margins import assert_above, assert_below
 from PIL import Image
-from torchrun import torchrun
+from run_programs import on_two_processes
 
 HANDS_EPOCH_ON = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 10)
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -128,8 +128,8 @@ def test_the_loop_without_trainer_resumes_exactly(no_trainer, tmp_path):
 
 @pytest.mark.once
 def test_the_loop_without_trainer_on_two_processes(tmp_path):
-    options = ["--cpu", "--num_train_epochs", "3", "--output_dir", str(tmp_path)]
-    printed = torchrun(str(EXAMPLES / "vit_no_trainer.py"), *options)
+    options = ["--cpu", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    printed = on_two_processes(str(EXAMPLES / "vit_no_trainer.py"), *options, folder=tmp_path)
     assert printed.count("learning rate found") == 1
     assert (tmp_path / "autowu.png").is_file()
 

@@ -35,13 +35,13 @@ def one_process(tmp_path_factory):
 def check_trains_with_one_lr_and_resumes(
     folder, one_process, function, *args, tolerance=1e-5, saved_at=SAVED_AT, exact=True, **settings
 ):
-    """A whole run against that of one process, and runs stopped at ``saved_at`` and resumed against the whole one.
+    """A whole run against that of one process, and runs resumed from its checkpoints of ``saved_at`` against itself.
 
     ``one_process`` None: the launcher's optimizer is another, so that only the schedule can be compared. Not ``exact``:
     the launcher resumes the schedule as it was, but not the training.
     """
     settings = {"options": OPTIONS, "timeout": 400.0, **settings}
-    whole = run_ranks(function, str(folder / "whole"), *args, **settings)
+    whole = run_ranks(function, str(folder), *args, save_at=saved_at, **settings)
     for seen in whole:
         assert seen["all_lrs_equal"]
         assert_below(seen["switch_step"], seen["cap"], seen["cap"])
@@ -55,10 +55,7 @@ def check_trains_with_one_lr_and_resumes(
         assert seen["calls"][: 2 * seen["num_tests"]] == ["gather", "broadcast"] * seen["num_tests"]
         assert seen["last_lr"] == 0.0
     for step in saved_at:
-        here = folder / str(step)
-        saving = {"save_strategy": "steps", "save_steps": step}
-        run_ranks(function, str(here), *args, stop_at=step, **saving, **settings)
-        resumed = run_ranks(function, str(here), *args, resume=True, **saving, **settings)
+        resumed = run_ranks(function, str(folder), *args, resume=str(folder / f"checkpoint-{step}"), **settings)
         for seen, before in zip(resumed, whole, strict=True):
             assert seen["lrs"] == before["lrs"][step:]
             assert seen["losses"] == before["losses"]
@@ -180,14 +177,13 @@ def test_trainer_deepspeed_with_its_own_scheduler_is_refused(tmp_path):
 
 def check_accelerate_loop(folder, kind, environment=None):
     settings = {"environment": environment, "timeout": 400.0}
-    whole = run_ranks(sharded_loop, kind, str(folder), **settings)
+    whole = run_ranks(sharded_loop, kind, str(folder), save_at=SAVED_AT[0], **settings)
     for seen in whole:
         assert seen["all_lrs_equal"]
         assert len(seen["losses"]) == seen["switch_step"]
         assert_above(seen["switch_step"], SAVED_AT[0], seen["switch_step"])
         assert seen["losses"] == pytest.approx(seen["expected"][: len(seen["losses"])], abs=1e-5)
         assert seen["last_lr"] == 0.0
-    run_ranks(sharded_loop, kind, str(folder), stop_at=SAVED_AT[0], **settings)
     resumed = run_ranks(sharded_loop, kind, str(folder), resume=True, **settings)
     for seen, before in zip(resumed, whole, strict=True):
         assert seen["lrs"] == before["lrs"][SAVED_AT[0] :]

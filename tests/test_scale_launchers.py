@@ -113,16 +113,14 @@ def test_deepspeed_finds_the_same_in_half_precision_and_clipped_and_accumulated(
 
 @pytest.mark.once
 @needs_deepspeed
-@pytest.mark.parametrize(("stage", "stopped"), [(2, 1), (3, 2)])
-def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(tmp_path, stage, stopped):
+@pytest.mark.parametrize(("stage", "saved"), [(2, 1), (3, 2)])
+def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(tmp_path, stage, saved):
     """Before there is a snapshot, which no checkpoint of shares has."""
-    saving = {"save_strategy": "steps", "save_steps": stopped}
-    whole = run_deepspeed(tmp_path / "whole", deepspeed_config(stage))
-    run_deepspeed(tmp_path / "part", deepspeed_config(stage), stop_at=stopped, **saving)
-    resumed = run_deepspeed(tmp_path / "part", deepspeed_config(stage), resume=True, **saving)
+    whole = run_deepspeed(tmp_path, deepspeed_config(stage), save_at=(saved,))
+    resumed = run_deepspeed(tmp_path, deepspeed_config(stage), resume=str(tmp_path / f"checkpoint-{saved}"))
     for seen, before in zip(resumed, whole, strict=True):
         assert seen["approach"]["scale"] == before["approach"]["scale"]
-        assert seen["lrs"] == before["lrs"][stopped:]
+        assert seen["lrs"] == before["lrs"][saved:]
 
 
 @pytest.mark.once
