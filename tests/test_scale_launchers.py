@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from rank_programs import (
@@ -22,6 +24,8 @@ OPTIONS = {"scale": True, "max_lr": None}
 STEPS = 60
 RELAPSES = {"relapses": True, "steps": 120}
 """In 60 steps there is no time for an attempt."""
+SAVED = {2: 1, 3: 2}
+"""Stage of ZeRO -> the step of its checkpoint: before there is a snapshot, which no checkpoint of shares has."""
 
 
 def run(function, folder, *args, processes=2, steps=STEPS, **settings):
@@ -38,6 +42,19 @@ def one_process(tmp_path_factory):
 def whole(tmp_path_factory, one_process):
     """Processes -> what the ranks of a whole run saw."""
     return {1: [one_process], 2: run(trainer_run, tmp_path_factory.mktemp("two"))}
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory):
+    """Stage of ZeRO -> the folder of a whole run and what its ranks saw. Its checkpoint is that of step ``SAVED``."""
+
+    @functools.cache
+    def of(stage):
+        folder = tmp_path_factory.mktemp("zero")
+        saved = {"save_at": (SAVED[stage],)} if stage in SAVED else {}
+        return folder, run_deepspeed(folder, deepspeed_config(stage), **saved)
+
+    return of
 
 
 def check_finds_the_same(ranks, one_process, tolerance):
@@ -89,9 +106,9 @@ def run_deepspeed(folder, config, **settings):
 @pytest.mark.parametrize(
     "stage", [pytest.param(0, marks=pytest.mark.once), pytest.param(1, marks=pytest.mark.once), 2, 3]
 )
-def test_deepspeed(tmp_path, one_process, stage):
+def test_deepspeed(zero, one_process, stage):
     """ZeRO keeps flat shares of the weights; the same is found in them."""
-    check_finds_the_same(run_deepspeed(tmp_path, deepspeed_config(stage)), one_process, tolerance=1e-2)
+    check_finds_the_same(zero(stage)[1], one_process, tolerance=1e-2)
 
 
 @pytest.mark.once
@@ -113,11 +130,10 @@ def test_deepspeed_finds_the_same_in_half_precision_and_clipped_and_accumulated(
 
 @pytest.mark.once
 @needs_deepspeed
-@pytest.mark.parametrize(("stage", "saved"), [(2, 1), (3, 2)])
-def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(tmp_path, stage, saved):
-    """Before there is a snapshot, which no checkpoint of shares has."""
-    whole = run_deepspeed(tmp_path, deepspeed_config(stage), save_at=(saved,))
-    resumed = run_deepspeed(tmp_path, deepspeed_config(stage), resume=str(tmp_path / f"checkpoint-{saved}"))
+@pytest.mark.parametrize("stage", SAVED)
+def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(zero, stage):
+    saved, (folder, whole) = SAVED[stage], zero(stage)
+    resumed = run_deepspeed(folder, deepspeed_config(stage), resume=str(folder / f"checkpoint-{saved}"))
     for seen, before in zip(resumed, whole, strict=True):
         assert seen["approach"]["scale"] == before["approach"]["scale"]
         assert seen["lrs"] == before["lrs"][saved:]
@@ -125,13 +141,12 @@ def test_deepspeed_goes_on_from_a_checkpoint_of_its_first_steps(tmp_path, stage,
 
 @pytest.mark.once
 @needs_deepspeed
-def test_deepspeed_counts_the_parts_that_each_process_has(tmp_path):
+def test_deepspeed_counts_the_parts_that_each_process_has(tmp_path, zero):
     """Also where its optimizer steps the weights in several parts, one after the other."""
     config = deepspeed_config(3)
     config["zero_optimization"]["sub_group_size"] = 20
-    whole, small = (
-        run_deepspeed(tmp_path / name, c) for name, c in (("whole", deepspeed_config(3)), ("small", config))
-    )
+    _, whole = zero(3)
+    small = run_deepspeed(tmp_path, config)
     for seen, other in zip(small, whole, strict=True):
         for number in ("polyak", "trust", "layer_trust"):
             assert seen["approach"]["scale"][number] == pytest.approx(other["approach"]["scale"][number], rel=1e-5)
@@ -198,16 +213,17 @@ def test_later_batches_say_the_same_under_every_launcher(kind, tmp_path, asked):
 
 @pytest.fixture(scope="module")
 def too_far(tmp_path_factory):
-    """What one process saw whose batches after the growth said that it had gone too far."""
-    return run(trainer_run, tmp_path_factory.mktemp("too far"), processes=1, goes_too_far=True)
+    """Processes -> what the ranks saw whose batches after the growth said that it had gone too far."""
+    folder = tmp_path_factory.mktemp("too far")
+    return {n: run(trainer_run, folder / str(n), processes=n, goes_too_far=True) for n in (1, 2)}
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("kind", [*LAUNCHERS, ZERO[2]])
 def test_a_growth_that_has_gone_too_far_is_judged_alike_under_every_launcher(kind, tmp_path, too_far):
-    expected = too_far[0]["approach"]["overshot"]
+    expected = too_far[1][0]["approach"]["overshot"]
     assert len(expected) == 2
-    for seen in run_by(kind, tmp_path, goes_too_far=True):
+    for seen in too_far[2] if kind == "ddp" else run_by(kind, tmp_path, goes_too_far=True):
         assert seen["all_lrs_equal"]
         (first, rise), (second, _) = seen["approach"]["overshot"]
         assert [first, second] == [step for step, _ in expected]
@@ -234,10 +250,9 @@ def check_goes_on_bit_for_bit(folder, whole, killed, same, **options):
 
 @pytest.mark.once
 @pytest.mark.parametrize(("processes", "killed"), [(1, 9), (2, 9), (2, 24)])
-def test_a_run_that_is_killed_while_that_is_asked_goes_on_bit_for_bit(tmp_path, processes, killed):
+def test_a_run_that_is_killed_while_that_is_asked_goes_on_bit_for_bit(tmp_path, too_far, processes, killed):
     options = {"processes": processes, "goes_too_far": True}
-    whole = run(trainer_run, tmp_path / "whole", **options)
-    check_goes_on_bit_for_bit(tmp_path, whole, killed, ["approach"], **options)
+    check_goes_on_bit_for_bit(tmp_path, too_far[processes], killed, ["approach"], **options)
 
 
 @pytest.mark.once
@@ -252,16 +267,17 @@ def test_a_run_that_is_killed_within_its_first_steps_goes_on_bit_for_bit(tmp_pat
 
 @pytest.fixture(scope="module")
 def relapsed(tmp_path_factory):
-    """What one process saw that went back after the switch."""
-    return run(trainer_run, tmp_path_factory.mktemp("relapsed"), processes=1, **RELAPSES)[0]
+    """Processes -> what the ranks saw that went back after the switch."""
+    folder = tmp_path_factory.mktemp("relapsed")
+    return {n: run(trainer_run, folder / str(n), processes=n, **RELAPSES) for n in (1, 2)}
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("kind", [*LAUNCHERS, ZERO[3]])
 def test_a_relapse_is_judged_alike_under_every_launcher(kind, tmp_path, relapsed):
-    expected = relapsed["relapses"]
+    expected = relapsed[1][0]["relapses"]
     assert [attempt["was_lost"] for attempt in expected["attempts"]][:1] == [True]
-    for seen in run_by(kind, tmp_path, **RELAPSES):
+    for seen in relapsed[2] if kind == "ddp" else run_by(kind, tmp_path, **RELAPSES):
         assert seen["all_lrs_equal"]
         assert seen["relapses"]["lr_factors"] == expected["lr_factors"]
         for attempt, other in zip(seen["relapses"]["attempts"], expected["attempts"], strict=True):
@@ -272,8 +288,7 @@ def test_a_relapse_is_judged_alike_under_every_launcher(kind, tmp_path, relapsed
 
 @pytest.mark.once
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_while_earlier_weights_are_tried_goes_on_bit_for_bit(tmp_path, processes):
-    options = {"processes": processes, **RELAPSES}
-    whole = run(trainer_run, tmp_path / "whole", **options)
+def test_a_run_that_is_killed_while_earlier_weights_are_tried_goes_on_bit_for_bit(tmp_path, relapsed, processes):
+    options, whole = {"processes": processes, **RELAPSES}, relapsed[processes]
     killed = whole[0]["relapses"]["attempts"][0]["since"] + 3
     check_goes_on_bit_for_bit(tmp_path, whole, killed, ["relapses"], **options)

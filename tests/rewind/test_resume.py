@@ -13,38 +13,49 @@ from tiny import get_schedule
 from autowu_hf import get_autolrs_schedule, get_autowu_schedule, get_salsa_schedule
 from autowu_hf.runtime.checks import opened
 
+STOPS = (30, 123, 171, 300)
+"""Between two snapshots, past the minimum, and in the decay."""
 
-@pytest.mark.parametrize("stop", [30, 123, 171, 300])
-def test_a_resumed_run_goes_back_to_the_same_state(stop):
-    """Stopped between two snapshots, past the minimum, and in the decay."""
+
+def go(model, optimizer, scheduler, first, last, each=lambda done: None):
     losses = valley(150, 400)
+    for step in range(first, last):
+        torch.manual_seed(step)
+        train_step(model, optimizer, scheduler, float(losses[step]))
+        each(step + 1)
 
-    def go(model, optimizer, scheduler, first, last):
-        for step in range(first, last):
-            torch.manual_seed(step)
-            train_step(model, optimizer, scheduler, float(losses[step]))
 
-    whole = small()
-    of_whole = get_schedule(whole[1], 400, model=whole[0])
-    go(*whole, of_whole, 0, 400)
-    first = small()
-    of_first = get_schedule(first[1], 400, model=first[0])
-    go(*first, of_first, 0, stop)
-    file = io.BytesIO()
-    torch.save([first[0].state_dict(), first[1].state_dict(), of_first.state_dict()], file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
+@pytest.fixture(scope="module")
+def whole():
+    """A whole run, and how its parts were saved at each of the stops."""
+    model, optimizer = small()
+    scheduler = get_schedule(optimizer, 400, model=model)
+    files = {stop: io.BytesIO() for stop in STOPS}
+
+    def save(done):
+        if done in files:
+            torch.save([part.state_dict() for part in (model, optimizer, scheduler)], files[done])
+
+    go(model, optimizer, scheduler, 0, 400, save)
+    return model, optimizer, scheduler, files
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_resumed_run_goes_back_to_the_same_state(whole, stop):
+    *of_whole, scheduler, files = whole
+    files[stop].seek(0)
+    state = torch.load(files[stop], weights_only=True)
     second = small(seed=1)
     of_second = get_schedule(second[1], 400, model=second[0])
     for part, saved in zip((*second, of_second), state, strict=True):
         part.load_state_dict(saved)
     go(*second, of_second, stop, 400)
-    assert of_second.rewound_to == of_whole.rewound_to is not None
-    assert_same(state_of(*second), state_of(*whole))
+    assert of_second.rewound_to == scheduler.rewound_to is not None
+    assert_same(state_of(*second), state_of(*of_whole))
 
 
 def test_a_resumed_accelerate_loop_keeps_its_snapshots_of_a_model_with_buffers(tmp_path):
-    def loop(stop, resume=False):
+    def loop(resume=False):
         model, optimizer = small()
         accelerator = Accelerator(cpu=True)
         scheduler = get_schedule(optimizer, 400)
@@ -53,21 +64,20 @@ def test_a_resumed_accelerate_loop_keeps_its_snapshots_of_a_model_with_buffers(t
         if resume:
             accelerator.load_state(str(tmp_path / "state"))
             first = scheduler.last_epoch
-        for step in range(first, stop):
+        for step in range(first, 250):
             torch.manual_seed(step)
             real = prepared[0](torch.randn(16, 4)).square().mean()
             accelerator.backward(real - real.detach() + float(valley(150, 400)[step]))
             prepared[1].step()
             prepared[2].step()
             prepared[1].zero_grad()
-        if stop == 165:
-            accelerator.save_state(str(tmp_path / "state"))
+            if step + 1 == 165 and not resume:
+                accelerator.save_state(str(tmp_path / "state"))
         accelerator.free_memory()
         return scheduler, state_of(model, optimizer)
 
-    whole, expected = loop(250)
-    loop(165)
-    resumed, state = loop(250, resume=True)
+    whole, expected = loop()
+    resumed, state = loop(resume=True)
     assert whole.switch_step > 165 > resumed.rewound_to
     assert resumed.rewound_to == whole.rewound_to
     assert_same(state, expected)
