@@ -563,8 +563,8 @@ def sharded_loop(
     }
 
 
-def search_in_workers(folder: str) -> list[Any]:
-    """Sends a Trainer to two spawned processes; what its schedule did there."""
+def search_in_a_worker(folder: str) -> Any:
+    """Sends a Trainer to a spawned process; what its schedule did there."""
     import multiprocessing
 
     import cloudpickle
@@ -576,13 +576,11 @@ def search_in_workers(folder: str) -> list[Any]:
     trainer = trainer_for(folder, max_steps=30, callbacks=[AutoWUCallback(plot=False, report=False)])
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [context.Process(target=work, args=(cloudpickle.dumps(trainer), results)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    outcomes = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join(timeout=60)
-    return outcomes
+    worker = context.Process(target=work, args=(cloudpickle.dumps(trainer), results))
+    worker.start()
+    outcome = results.get(timeout=120)
+    worker.join(timeout=60)
+    return outcome
 
 
 def rex_loop(folder: str) -> tuple[Any, Any]:

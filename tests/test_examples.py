@@ -107,7 +107,7 @@ def no_trainer():
 
 @pytest.mark.once
 def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys):
-    metrics = no_trainer.main(["--cpu", "--num_train_epochs", "15", "--output_dir", str(tmp_path)])
+    metrics = no_trainer.main(["--cpu", "--num_train_epochs", "9", "--output_dir", str(tmp_path)])
     assert_above(metrics["accuracy"], 0.5, 0.9)  # of ten classes
     printed = capsys.readouterr().out
     assert f"learning rate found: {metrics['peak_lr']:.2e}" in printed
@@ -118,12 +118,12 @@ def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys
 @pytest.mark.skipif(not HANDS_EPOCH_ON, reason="this accelerate's skip_first_batches forgets the epoch's shuffle")
 def test_the_loop_without_trainer_resumes_exactly(no_trainer, tmp_path):
     """45 steps an epoch; the checkpoint lies in the warm-up and inside an epoch."""
-    options = ["--cpu", "--num_train_epochs", "4", "--checkpointing_steps", "25"]
+    options = ["--cpu", "--num_train_epochs", "3", "--checkpointing_steps", "20"]
     whole = no_trainer.main([*options, "--output_dir", str(tmp_path / "whole")])
-    checkpoint = str(tmp_path / "whole" / "step_25")
+    checkpoint = str(tmp_path / "whole" / "step_20")
     resumed = no_trainer.main([*options, "--output_dir", str(tmp_path), "--resume_from_checkpoint", checkpoint])
     assert resumed == whole
-    assert_above(whole["switch_step"], 25, whole["switch_step"])
+    assert_above(whole["switch_step"], 20, whole["switch_step"])
 
 
 @pytest.mark.once

@@ -211,12 +211,33 @@ def test_the_command_line_takes_it(name):
     assert args.lr_scheduler_kwargs == {"max_lr": 0.5}
 
 
-def test_training_args_load_without_the_package_and_with_it(tmp_path: Path):
-    trainer_for(tmp_path).save_model()
-    file = tmp_path / "training_args.bin"
+COSINE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import hashlib, os, tempfile, torch
+from tiny import trainer_for
+torch.set_num_threads(1)
+with tempfile.TemporaryDirectory() as folder:
+    trainer = trainer_for(folder, lr_scheduler_type="cosine", num_train_epochs=3)
+    trainer.train()
+    files = os.listdir(folder)
+weights = b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
+history = [e for e in trainer.state.log_history if "loss" in e]
+has_it = "autowu_hf" in sys.modules
+digest = hashlib.sha256(weights + repr(history).encode()).hexdigest()
+"""
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory) -> list[str]:
+    """What a process prints that never has the package: of a cosine run, and of the arguments of an autowu run."""
+    folder = tmp_path_factory.mktemp("arguments")
+    trainer_for(folder).save_model()
+    file = folder / "training_args.bin"
     assert torch.load(file, weights_only=False).lr_scheduler_type is SchedulerType("autowu")
     code = f"""
-import sys, torch
+{COSINE}
+print(has_it, digest)
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "autowu_hf":
@@ -226,7 +247,11 @@ args = torch.load({str(file)!r}, weights_only=False)
 assert type(args.lr_scheduler_type) is str
 print(args.lr_scheduler_type, args.to_dict()["lr_scheduler_type"])
 """
-    assert python(code).splitlines()[-1] == "autowu autowu"
+    return python(code).splitlines()[-2:]
+
+
+def test_training_args_load_without_the_package_and_with_it(without):
+    assert without[1] == "autowu autowu"
 
 
 def test_a_pickled_member_calls_nothing_that_scanners_of_shared_files_refuse():
@@ -234,26 +259,12 @@ def test_a_pickled_member_calls_nothing_that_scanners_of_shared_files_refuse():
     assert found == ["inspect getattr_static", "transformers.trainer_utils SchedulerType"]
 
 
-def test_a_cosine_run_is_bit_for_bit_what_it_is_without_the_import(tmp_path: Path):
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import hashlib, torch
-from tiny import trainer_for
-torch.set_num_threads(1)
-trainer = trainer_for({str(tmp_path)!r}, lr_scheduler_type="cosine", num_train_epochs=3)
-trainer.train()
-weights = b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
-history = [e for e in trainer.state.log_history if "loss" in e]
-has_it = "autowu_hf" in sys.modules
-digest = hashlib.sha256(weights + repr(history).encode()).hexdigest()
-"""
-    without = python(f"{code}\nprint(has_it, digest)").splitlines()[-1]
+def test_a_cosine_run_is_bit_for_bit_what_it_is_without_the_import(without):
     here: dict[str, object] = {}
-    exec(code, here)
+    exec(COSINE, here)
     assert here["has_it"]
-    assert without == f"False {here['digest']}"
-    assert list(tmp_path.glob("autowu*")) == []
+    assert without[0] == f"False {here['digest']}"
+    assert not any(name.startswith("autowu") for name in here["files"])
 
 
 def test_every_trainer_has_one_callback_and_the_users_takes_its_place(tmp_path: Path):
