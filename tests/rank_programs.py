@@ -317,6 +317,9 @@ def trainer_run(
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if kill_at == state.global_step + 1:
                 die()
+            if state.global_step + 1 in save_at:
+                control.should_save = True  # known to the callback of this package, as where Trainer decides it
+                seen["before_saving"] = len(calls)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if watch_states:
@@ -324,8 +327,6 @@ def trainer_run(
                     control.should_training_stop = True
                 else:
                     keep_and_compare(state.global_step, kwargs)
-            control.should_save |= state.global_step in save_at
-            seen["before_saving"] = len(calls)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del calls[seen["before_saving"] :]

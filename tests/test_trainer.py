@@ -242,8 +242,8 @@ def test_lora_by_peft_is_known_by_its_zeros_and_resumes_exactly(tmp_path):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
     class Save(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_save |= state.global_step in (1, 8)
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            control.should_save = state.global_step + 1 in (1, 8)
 
     def run(folder, resume=None):
         torch.manual_seed(0)
