@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import GradientState
+from ranks import look_for_lomo_once
 
 import autowu_hf
 
@@ -30,6 +31,7 @@ DATA = Path(__file__).parent / "data"
 def pytest_collection_finish() -> None:
     """Every Trainer collects garbage: what was imported is no garbage, and is not looked through for it."""
     gc.freeze()
+    look_for_lomo_once()
 
 
 @pytest.fixture(scope="session")

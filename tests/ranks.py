@@ -82,6 +82,12 @@ def run_ranks(
         return [] if killed else [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(processes)]
 
 
+def look_for_lomo_once() -> None:
+    """accelerate looks for this package twice a step, on all paths."""
+    if importlib.util.find_spec("lomo_optim") is None:
+        sys.modules["lomo_optim"] = None  # type: ignore[assignment]
+
+
 def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -91,8 +97,7 @@ def _free_port() -> int:
 def _run(function: Callable[..., Any], args: Any, kwargs: Any, environment: dict[str, str], path: Path) -> None:
     import torch
 
-    if importlib.util.find_spec("lomo_optim") is None:
-        sys.modules["lomo_optim"] = None  # type: ignore[assignment]  # accelerate looks for it, twice a step
+    look_for_lomo_once()
     gc.freeze()  # accelerate collects garbage, for which all that was imported would be read and so copied
     if environment["WORLD_SIZE"] == "1":
         for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):

@@ -31,16 +31,10 @@ def script_alone(path: str, *arguments: str, folder: object, fails: bool = False
 
 
 def on_two_processes(*program: str, folder: object) -> str:
-    """What a script, or a module after "-m", prints on two processes that find each other as under torchrun."""
-    run_one = _run_module if program[0] == "-m" else _run_script
-    ranks = run_ranks(_ended, run_one, [*program], str(folder), timeout=300.0)
+    """What a script prints on two processes that find each other as under torchrun."""
+    ranks = run_ranks(_ended, _run_script, [*program], str(folder), timeout=300.0)
     assert all(not code for code, _ in ranks), ranks
     return "".join(said for _, said in ranks)
-
-
-def _run_module(arguments: list[str]) -> None:
-    sys.argv = arguments[1:]
-    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 
 def _run_script(arguments: list[str]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import accelerate
 import pytest
-from run_programs import command, on_two_processes, script_alone
+from run_programs import command, script_alone
+from torchrun import torchrun
 from transformers import SchedulerType
 
 from autowu_hf import run
@@ -65,8 +66,8 @@ def test_a_script_with_fixed_choices_runs_unchanged(tmp_path):
 
 
 @pytest.mark.once
-def test_on_two_processes(tmp_path):
-    on_two_processes(*RUN, *ARGUMENTS, folder=tmp_path)
+def test_under_torchrun(tmp_path):
+    torchrun(*RUN, *ARGUMENTS, folder=tmp_path)
     check_fixed_choices(tmp_path, processes=2)
 
 
