@@ -329,7 +329,8 @@ def trainer_run(
                     keep_and_compare(state.global_step, kwargs)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            del calls[seen["before_saving"] :]
+            if "before_saving" in seen:  # not where Trainer saves by itself
+                del calls[seen.pop("before_saving") :]
 
     trainer = trainer_for(
         folder,
