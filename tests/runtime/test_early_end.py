@@ -219,6 +219,7 @@ for step in range({steps}):
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("steps", "end", "is_said"), [(5, "", True), (5, "raise RuntimeError('broken')", False), (120, "", False)]
 )
