@@ -63,7 +63,7 @@ def test_it_fits_two_screens():
 
 
 def test_it_has_its_picture_at_the_top():
-    assert "](examples/pictures/digits_5_to_9.png)" in "\n".join(README.splitlines()[:12])
+    assert "](examples/pictures/digits_0_to_4.png)" in "\n".join(README.splitlines()[:12])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
