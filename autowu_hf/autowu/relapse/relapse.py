@@ -142,13 +142,13 @@ class Relapse:
         if step % ticks != 0:
             return
         step, num_steps = step // ticks, num_steps // ticks
-        num, attempt = window(num_steps), self.attempt
-        is_tried = attempt is not None and step - self.heard.since >= attempt.num_losses(num)
+        attempt = self.attempt
+        is_tried = attempt is not None and step - self.heard.since >= attempt.num_losses(window(num_steps))
         if is_held:
             self.stop(step, is_alone=True)
         elif step % interval(num_steps) == 0 or is_tried:
             if self.heard.gather(step, num_steps):
-                self._look(step, num_steps, num, peak_lr)
+                self._look(step, num_steps, window(num_steps), peak_lr)
             else:
                 self.stop(step)
 

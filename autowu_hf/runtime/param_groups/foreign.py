@@ -24,16 +24,15 @@ class ForeignLR:
 
     Args:
         name: of the schedule.
+
+    Attributes:
+        is_found: whether something else sets them, too.
     """
 
     def __init__(self, name: str) -> None:
+        self.is_found = False
         self._name = name
         self._num_seen = 0  # in a row, up to ``_OFTEN``
-
-    @property
-    def is_found(self) -> bool:
-        """Whether something else sets them, too."""
-        return self._num_seen == _OFTEN
 
     def look(self, optimizer: Optimizer, lrs: Sequence[float | Tensor], step: int) -> None:
         """Warns once, before the schedule sets its next LRs.
@@ -58,6 +57,7 @@ class ForeignLR:
             return
         self._num_seen += 1
         if self._num_seen == _OFTEN:
+            self.is_found = True
             present = optimizer.param_groups[found]["lr"]
             warnings.warn(
                 f"at scheduler step {step} the learning rate of parameter group {found} was {present:.3g}, but "
