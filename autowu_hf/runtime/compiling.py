@@ -21,6 +21,6 @@ def untraced(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        return (disabled if torch.compiler.is_compiling() else function)(*args, **options)
+        return (disabled if torch.compiler.is_dynamo_compiling() else function)(*args, **options)
 
     return cast(Function, call)

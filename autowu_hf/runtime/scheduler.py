@@ -128,7 +128,8 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
         """
         if others:
             refuse_others(others)
-        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
+        if len(self._ratios) != len(self.optimizer.param_groups):
+            self._match_ratios()
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
             if step == 0:
@@ -137,7 +138,7 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
             self._advance(step, loss)
             if self._step_count > 1:
                 self._step_count, self.last_epoch = self._step_count + 1, step
-                return self._set_lrs()
+                return self._set_known_lrs()
             self.say_inherited()
         super().step()  # torch's own, which warns of a step before the optimizer's first
 
@@ -153,8 +154,14 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
             self._history.forget_earlier()
         self._set_lrs()
 
-    def _set_lrs(self) -> None:
+    def _match_ratios(self) -> None:
         param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
+
+    def _set_lrs(self) -> None:
+        self._match_ratios()
+        self._set_known_lrs()
+
+    def _set_known_lrs(self) -> None:
         self._last_lr = lrs = self.get_lr()  # type: ignore[assignment]
         param_groups.set_lrs(self.optimizer, lrs)
 
@@ -166,7 +173,7 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
             ticks_per_step: how often in a row the scheduler is stepped for one optimizer step, at least 1.
             optimizers: the optimizer, with its wraps.
         """
-        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
+        self._match_ratios()
         for optimizer in optimizers:
             self.meet(optimizer)
         self.ticks_per_step = ticks_per_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from .signs import FEWEST_STEPS
@@ -121,6 +122,7 @@ class Timetable:
         return interval(self.num_steps)
 
 
+@functools.cache
 def interval(num_steps: int) -> int:
     """The steps from one look at the losses to the next, in a run of so many, also after the switch."""
     return max(FEWEST_NEW, num_steps // 60)
