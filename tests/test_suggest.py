@@ -303,6 +303,7 @@ print("trained")
 """
 
 
+@pytest.mark.once
 def test_the_command_trains_nothing_in_a_script_without_a_trainer(tmp_path):
     script = tmp_path / "loop.py"
     script.write_text(LOOP)

@@ -9,7 +9,7 @@ from ranks import run_ranks
 FAST = {"max_lr": 1e4, "test_every": 4, "peak_rule": "minimum"}
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.once), 2])
 def test_a_rank_with_fewer_batches_hangs_nobody(processes):
     """Rank 1 has one batch fewer in every epoch; inside join_uneven_inputs no collective of ours is issued."""
     ranks = run_ranks(uneven_loop, processes=processes, options=FAST)
