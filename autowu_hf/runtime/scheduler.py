@@ -129,7 +129,7 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
         if others:
             refuse_others(others)
         if len(self._ratios) != len(self.optimizer.param_groups):
-            self._match_ratios()
+            param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
         step = self.last_epoch + 1
         if self._step_count > 0:  # torch's constructor makes a first step, before which nothing has been done
             if step == 0:
@@ -154,11 +154,8 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
             self._history.forget_earlier()
         self._set_lrs()
 
-    def _match_ratios(self) -> None:
-        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
-
     def _set_lrs(self) -> None:
-        self._match_ratios()
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
         self._set_known_lrs()
 
     def _set_known_lrs(self) -> None:
@@ -173,7 +170,7 @@ class AdaptiveScheduler(early_end.KnowsItsEnd):
             ticks_per_step: how often in a row the scheduler is stepped for one optimizer step, at least 1.
             optimizers: the optimizer, with its wraps.
         """
-        self._match_ratios()
+        param_groups.match_ratios(self._ratios, self.optimizer, self._own_lr, self._had_weights)
         for optimizer in optimizers:
             self.meet(optimizer)
         self.ticks_per_step = ticks_per_step

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 _HALF = frozenset((torch.float16, torch.bfloat16))
-_USUAL = frozenset((torch.float32, torch.float64, *_HALF))
 
 _AT_HAND = frozenset(("cpu",))
 """The devices whose numbers are read without waiting for them; a number is quicker to keep than a tensor."""
@@ -25,8 +24,6 @@ def loss_value(loss: Tensor, where: str) -> Tensor | float:
     Raises:
         ValueError: it has more elements than one, or is complex.
     """
-    if type(loss) is Tensor and loss.is_cpu and loss.dtype in _USUAL and loss.numel() == 1:  # this is quick
-        return float(loss.item())
     if loss.numel() != 1:
         raise ValueError(
             f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
