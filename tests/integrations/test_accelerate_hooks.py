@@ -241,7 +241,7 @@ def test_a_step_before_the_first_test_copies_nothing_to_the_host(monkeypatch):
             Count.copies += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr("autowu_hf.runtime.losses.value._AT_HAND", frozenset())
+    monkeypatch.setattr("autowu_hf.runtime.losses.value._READS_THE_CPU", False)
     accelerator = Accelerator(cpu=True)
     model = TinyClassifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, foreach=False)

@@ -7,8 +7,10 @@ from torch import Tensor
 
 _HALF = frozenset((torch.float16, torch.bfloat16))
 
-_AT_HAND = frozenset(("cpu",))
-"""The devices whose numbers are read without waiting for them; a number is quicker to keep than a tensor."""
+_USUAL = frozenset((torch.float32, torch.float64, *_HALF))
+
+_READS_THE_CPU = True
+"""Whether a loss on the CPU, for which nothing waits, is kept as a number, which is quicker than a tensor."""
 
 
 def loss_value(loss: Tensor, where: str) -> Tensor | float:
@@ -24,6 +26,8 @@ def loss_value(loss: Tensor, where: str) -> Tensor | float:
     Raises:
         ValueError: it has more elements than one, or is complex.
     """
+    if _READS_THE_CPU and loss.is_cpu and type(loss) is Tensor and loss.dtype in _USUAL and loss.numel() == 1:
+        return float(loss.item())  # at once, for this is done at every step
     if loss.numel() != 1:
         raise ValueError(
             f"the loss passed to {where} must be a scalar, got shape {tuple(loss.shape)}; "
@@ -33,7 +37,7 @@ def loss_value(loss: Tensor, where: str) -> Tensor | float:
         loss = loss.full_tensor()
     if loss.is_complex():
         raise ValueError(f"the loss passed to {where} must be real, got {loss.dtype}; pass its real part, loss.real")
-    if loss.device.type in _AT_HAND:
+    if _READS_THE_CPU and loss.is_cpu:
         return float(loss.item())
     loss = loss.detach().reshape(())
     return loss.float() if loss.dtype in _HALF else loss.clone()
