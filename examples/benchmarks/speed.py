@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -38,6 +39,7 @@ torch.set_num_threads(1)
 DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 SIZES = (200, 2_000, 20_000)
 LENGTHS = (100, 1_000, 10_000)
+REPEATS = {100: 30, 1_000: 3, 10_000: 1}
 ROUNDS = 40
 WIDTH = 256
 
@@ -150,12 +152,21 @@ def forbid_waiting(step: Callable[[], object], flush: Callable[[], object]) -> N
 def approaches() -> None:
     """What the schedule's steps take in training around the scale: the median step, and all of them, as a share of the
     whole run. From the third step until the peak is known, with the snapshot and the sketches of the weights, those
-    that look at the losses apart from those between; and from there on as long as the losses are watched.
+    that look at the losses apart from those between; and from there on as long as the losses are watched. Short runs
+    are made several times, in turn with the cosine's, and the median is taken of each step.
     """
     rows: list[tuple[str, str]] = []
     for total in LENGTHS:
-        ours, switch, whole, looked = _seconds_of_steps(total, "autowu")
-        theirs, *_ = _seconds_of_steps(total, "cosine")
+        runs: dict[str, list[Any]] = {"autowu": [], "cosine": []}
+        for _ in range(REPEATS[total]):
+            for method, made in runs.items():
+                made.append(_seconds_of_steps(total, method))
+        ours, theirs = (
+            [statistics.median(same_step) for same_step in zip(*(seconds for seconds, *_ in made), strict=True)]
+            for made in runs.values()
+        )
+        _, switch, _, looked = runs["autowu"][0]
+        whole = statistics.median(whole for *_, whole, _ in runs["autowu"])
         until, later = range(2, switch), range(switch, len(ours))
         looks, between = ([i for i in until if (i in looked) == is_look] for is_look in (True, False))
         for name, steps in ((f"2 to {switch}, between", between), (f"{len(looks)} looks", looks), ("watched", later)):

@@ -111,7 +111,8 @@ class LossHistory:
         """
         overheard = self._tap.take(wanted=loss is None and not self._is_quiet)
         if loss is not None:
-            self._pending.append(_checked(loss))
+            is_usual = type(loss) is Tensor and loss.is_floating_point()  # this is quick
+            self._pending.append(loss_value(loss, "step()") if is_usual else _checked(loss))
             self._is_handed = overheard is None
             if type(loss) is float and not self._is_quiet:
                 self.look_for_count(loss)
@@ -244,10 +245,9 @@ class LossHistory:
 
 
 def _checked(loss: Any) -> Tensor | float:
-    is_whole = isinstance(loss, Tensor) and not (loss.is_floating_point() or loss.is_complex())
-    if isinstance(loss, Tensor) and not is_whole:
+    if isinstance(loss, Tensor) and (loss.is_floating_point() or loss.is_complex()):
         return loss_value(loss, "step()")
-    if is_whole or isinstance(loss, (int, np.integer)):
+    if isinstance(loss, (Tensor, int, np.integer)):
         raise ValueError(
             f"step() takes the loss of the optimizer step just done, got the whole number {float(loss):g}; torch's "
             "schedules once took an epoch there. Pass the loss, or nothing where accelerator.backward is called"
