@@ -83,7 +83,7 @@ def test_speed_benchmark_prints_its_ratios(capsys, monkeypatch):
     monkeypatch.setattr(speed, "SIZES", (50,))
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "WIDTH", 16)
-    monkeypatch.setattr(speed, "LENGTHS", (40,))
+    monkeypatch.setattr(speed, "REPEATS", {40: 2})
     speed.main()
     printed = capsys.readouterr().out
     assert "1/" in printed

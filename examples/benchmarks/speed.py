@@ -38,8 +38,8 @@ torch.set_num_threads(1)
 
 DEVICE = torch.device("cpu" if ON_CPU else "cuda")
 SIZES = (200, 2_000, 20_000)
-LENGTHS = (100, 1_000, 10_000)
 REPEATS = {100: 30, 1_000: 3, 10_000: 1}
+"""The steps of a run -> how often it is made."""
 ROUNDS = 40
 WIDTH = 256
 
@@ -156,9 +156,9 @@ def approaches() -> None:
     are made several times, in turn with the cosine's, and the median is taken of each step.
     """
     rows: list[tuple[str, str]] = []
-    for total in LENGTHS:
+    for total, repeats in REPEATS.items():
         runs: dict[str, list[Any]] = {"autowu": [], "cosine": []}
-        for _ in range(REPEATS[total]):
+        for _ in range(repeats):
             for method, made in runs.items():
                 made.append(_seconds_of_steps(total, method))
         ours, theirs = (

@@ -205,10 +205,9 @@ def test_trainer_says_it_by_itself(tmp_path, caplog):
 
 
 SCRIPT = """
-import os, sys
+import os
 import torch, autowu_hf
 
-steps, end = None, None
 for number, case in enumerate({cases}):  # each in a process that ends as that of a script does
     if os.fork() == 0:
         (steps, end), error = case, os.open(str(number), os.O_CREAT | os.O_WRONLY)

@@ -142,7 +142,7 @@ class Relapse:
         if step % ticks != 0:
             return
         step, num_steps = step // ticks, num_steps // ticks
-        attempt = self.attempt if self.attempts else None
+        attempt = self.attempt
         is_tried = attempt is not None and step - self.heard.since >= attempt.num_losses(window(num_steps))
         if is_held:
             self.stop(step, is_alone=True)

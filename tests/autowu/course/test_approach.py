@@ -235,8 +235,8 @@ def test_a_transformer_from_scratch_with_its_norms_after_the_sums_leaves_chance(
     torch.manual_seed(0)
     model = BertForSequenceClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    schedule, losses = get_autowu_schedule(optimizer, 160, model=model), []
-    for _ in range(160):
+    schedule, losses = get_autowu_schedule(optimizer, 240, model=model), []
+    for _ in range(240):
         batch = torch.randint(len(x), (32,))
         loss = model(input_ids=x[batch], labels=y[batch]).loss
         loss.backward()
@@ -245,8 +245,8 @@ def test_a_transformer_from_scratch_with_its_norms_after_the_sums_leaves_chance(
         optimizer.zero_grad()
         losses.append(loss.item())
     assert schedule.num_steps_lost > 0
-    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(160) * schedule._course.scale.density)
-    assert np.mean(losses[-16:]) < 0.95 * np.mean(losses[:16])
+    assert schedule.peak_lr == pytest.approx(schedule._course.scale.peak_lr_for(240) * schedule._course.scale.density)
+    assert np.mean(losses[-24:]) < 0.95 * np.mean(losses[:24])
 
 
 @pytest.mark.parametrize("finds", [True, False])
