@@ -39,7 +39,7 @@ test: $(VENV)/.test
 test-oldest: $(OLDEST)/.test
 	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python $(PYTEST) -m 'not once' $(NUMERICS:%=--ignore tests/%)
 
-quality: $(VENV)/.test $(VENV)/.dev
+quality: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -52,7 +52,7 @@ benchmark: $(VENV)/.benchmarks
 clean:
 	rm -rf $(VENV) $(OLDEST)
 
-$(VENV)/.test: EXTRAS := test,launchers
+$(VENV)/.test: EXTRAS := test,launchers,dev
 $(VENV)/.%: EXTRAS = $*
 $(VENV)/.%: setup.cfg .ci/constraints.txt | $(RUN)
 	$(RUN) $(INSTALL) -c .ci/constraints.txt -e '.[$(EXTRAS)]'

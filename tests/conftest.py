@@ -55,9 +55,9 @@ def load() -> Iterator[Callable[[str], Any]]:
 
 @pytest.fixture
 def little_pretraining(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The ViT of the benchmarks has learned the first digits for ten epochs, not 40."""
+    """The ViT of the benchmarks has learned the first digits for five epochs, not 40."""
     before = load("fine_tuning_tasks")
-    monkeypatch.setattr(before, "EPOCHS_BEFORE", 10)
+    monkeypatch.setattr(before, "EPOCHS_BEFORE", 5)
     before.lower_digits_run.cache_clear()
     yield
     before.lower_digits_run.cache_clear()

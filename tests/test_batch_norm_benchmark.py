@@ -67,10 +67,10 @@ def test_the_table_has_what_is_there(batch_norm, capsys):
 
 @pytest.mark.once
 @pytest.mark.usefixtures("little_pretraining")
-def test_designs_differ_in_the_peak_and_in_the_decay(batch_norm):
+def test_designs_differ_in_the_peak(batch_norm):
     task = ("other digits, MobileNet", 16, 60)
-    peaks = {design: batch_norm.run((*task, design, None, 20))["peak_lr"] for design in ("without", "0.1", "0.3")}
-    assert peaks["without"] < peaks["0.1"] < peaks["0.3"]
+    peaks = {design: batch_norm.run((*task, design, None, 20))["peak_lr"] for design in ("without", "0.3")}
+    assert peaks["without"] < peaks["0.3"]
 
 
 def test_one_design_keeps_an_lr_that_is_above_p(batch_norm):

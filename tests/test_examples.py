@@ -36,8 +36,8 @@ def options(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_third_of_the_default_run_finds_its_lr_in_both_stages(vit, tmp_path, capsys):
-    metrics = vit.main(options(tmp_path, "--num_train_epochs", "26"))
+def test_an_eighth_of_the_default_run_finds_its_lr_in_both_stages(vit, tmp_path, capsys):
+    metrics = vit.main(options(tmp_path, "--num_train_epochs", "10"))
     assert_above(min(m["eval_accuracy"] for m in metrics), 0.5, 0.8)  # of five classes
     printed = capsys.readouterr().out
     for stage in ("digits_0_to_4", "digits_5_to_9"):
@@ -107,8 +107,8 @@ def no_trainer():
 
 @pytest.mark.once
 def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys):
-    metrics = no_trainer.main(["--cpu", "--num_train_epochs", "9", "--output_dir", str(tmp_path)])
-    assert_above(metrics["accuracy"], 0.5, 0.9)  # of ten classes
+    metrics = no_trainer.main(["--cpu", "--num_train_epochs", "6", "--output_dir", str(tmp_path)])
+    assert_above(metrics["accuracy"], 0.4, 0.9)  # of ten classes
     printed = capsys.readouterr().out
     assert f"learning rate found: {metrics['peak_lr']:.2e}" in printed
     assert f"picture:             {tmp_path / 'autowu.png'}" in printed
@@ -118,7 +118,7 @@ def test_the_loop_without_trainer_learns_the_digits(no_trainer, tmp_path, capsys
 @pytest.mark.skipif(not HANDS_EPOCH_ON, reason="this accelerate's skip_first_batches forgets the epoch's shuffle")
 def test_the_loop_without_trainer_resumes_exactly(no_trainer, tmp_path):
     """45 steps an epoch; the checkpoint lies in the warm-up and inside an epoch."""
-    options = ["--cpu", "--num_train_epochs", "3", "--checkpointing_steps", "20"]
+    options = ["--cpu", "--num_train_epochs", "2", "--checkpointing_steps", "20"]
     whole = no_trainer.main([*options, "--output_dir", str(tmp_path / "whole")])
     checkpoint = str(tmp_path / "whole" / "step_20")
     resumed = no_trainer.main([*options, "--output_dir", str(tmp_path), "--resume_from_checkpoint", checkpoint])
@@ -168,7 +168,7 @@ def language():
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_small_gpt_learns_the_standard_librarys_text(language, tmp_path, capsys):
-    metrics = language.main(options(tmp_path, "--max_bytes", "150000", "--block_size", "64"))
+    metrics = language.main(options(tmp_path, "--max_bytes", "80000", "--block_size", "64"))
     assert_below(metrics["bits_per_byte"], metrics["unigram_bits_per_byte"] - 0.5, 1.0)
     assert metrics["perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]))
     printed = capsys.readouterr().out

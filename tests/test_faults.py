@@ -41,7 +41,7 @@ def test_no_fault_ends_at_a_high_lr_on_a_ruined_model(part):
 def check(seed):
     rng = random.Random(seed)
     fault = FAULTS[seed % len(FAULTS)]
-    steps = rng.randint(20, 40) if fault == "short" else rng.choice([60, 120])
+    steps = rng.randint(20, 40) if fault == "short" else rng.choice([40, 80])
     at = rng.randint(0, steps - 1)
     rewind = rng.choice([None, None, False])
     model, x, y = problem(seed, trained=fault == "starts at its minimum")

@@ -60,8 +60,8 @@ def test_gaps_are_to_the_cosine_of_the_same_seed_and_only_of_tasks_whose_runs_ar
 @pytest.mark.once
 @pytest.mark.usefixtures("little_pretraining")
 def test_a_design_changes_the_run(misses):
-    peaks = {design: misses.run((VIT, design, 1))["peak_lr"] for design in ("0.2 P", "default", "0.4 P")}
-    assert peaks["0.2 P"] < 0.8 * peaks["default"] < 0.64 * peaks["0.4 P"]
+    peaks = {design: misses.run((VIT, design, 1))["peak_lr"] for design in ("0.2 P", "default")}
+    assert peaks["0.2 P"] < 0.8 * peaks["default"]
     assert misses.run((VIT, misses.BESIDE, 1))["peak_lr"] == misses.tuned_lr(VIT)
 
 

@@ -266,7 +266,7 @@ def test_only_the_adapter_is_trained(adapters, monkeypatch, name):
 @pytest.mark.filterwarnings("ignore")
 def test_a_row_of_an_adapter(real_models, adapters, monkeypatch):
     pytest.importorskip("peft")
-    monkeypatch.setattr(adapters, "PRETRAINING", 40)
+    monkeypatch.setattr(adapters, "PRETRAINING", 16)
     monkeypatch.setattr(adapters, "EVALUATED", 32)
     adapters.pretrained_llama.cache_clear()
     results = real_models.run(("LoRA, q and v, 60 steps", "autowu", None, 10))

@@ -240,9 +240,8 @@ def check_goes_on_bit_for_bit(folder, whole, killed, same, **options):
         same: names of what has to be the same in the end, beside LRs and weights.
         options: of both runs.
     """
-    saving = {"save_strategy": "steps", "save_steps": 1, **options}
-    run(trainer_run, folder, kill_at=killed + 1, killed=True, **saving)
-    for seen, before in zip(run(trainer_run, folder, resume=True, **saving), whole, strict=True):
+    run(trainer_run, folder, kill_at=killed + 1, killed=True, save_strategy="steps", save_steps=1, **options)
+    for seen, before in zip(run(trainer_run, folder, resume=True, **options), whole, strict=True):
         assert seen["lrs"] == before["lrs"][killed:]
         assert [seen[name] for name in same] == [before[name] for name in same]
         assert all(torch.equal(a, b) for a, b in zip(seen["weights"], before["weights"], strict=True))

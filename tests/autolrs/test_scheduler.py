@@ -94,7 +94,7 @@ def test_losses_that_are_no_numbers_never_win(caplog):
     assert "no candidate's losses were finite" in caplog.text
 
 
-@pytest.mark.parametrize("saved", [1, 5, 11, 20, 40, 41, 42, 70, 81, 100, 161, 162])
+@pytest.mark.parametrize("saved", [1, 11, 20, 40, 41, 42, 81, 161])
 def test_a_run_goes_on_exactly_from_any_step(saved, tmp_path):
     whole = Bowl(201, first_stage=40).run(saved, noise=0.5)
     state = {

@@ -78,9 +78,9 @@ def test_default_decides_alike_in_any_unit_of_the_loss(curves, found, scale, shi
 
 
 def test_a_single_spike_moves_no_switch_by_more_than_one_test(curves, found):
-    """Some places of every curve, its last two among them; examples/benchmarks/faithfulness.py tries every place."""
+    """Some places of every second curve, its last two among them; examples/benchmarks/faithfulness.py tries all."""
     moved = []
-    for record, (switch, _) in zip(curves, found, strict=True):
+    for record, (switch, _) in [*zip(curves, found, strict=True)][::2]:
         cap, interval = cap_of(record), record["steps_per_epoch"]
         seen = min(switch, cap)
         at_the_end = [place for place in (69, 164, 230, 241, 274) if place < seen]
@@ -106,10 +106,10 @@ def test_a_curve_that_always_falls_never_switches(noise, length):
 @pytest.mark.parametrize(("cap", "interval"), [(120, 2), (500, 8)])
 def test_noise_around_a_flat_line_rarely_switches_in_the_first_quarter(cap, interval):
     false = 0
-    for seed in range(200):
+    for seed in range(100):
         losses = 2.3 + 0.1 * np.random.default_rng(seed).standard_normal(cap // 4 + 1)
         false += replay(losses, cap // 4 + 1, interval, EPOCH)[0] <= cap // 4
-    assert false <= 10  # 5 % of 200
+    assert false <= 5  # percent
 
 
 def test_subsets_of_a_short_curve_differ():

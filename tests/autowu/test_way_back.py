@@ -29,8 +29,7 @@ def test_a_peak_below_all_that_was_thought_of_goes_back_to_the_start(place, capl
 
 
 @pytest.mark.parametrize("rule", ["minimum", "cliff"])
-@pytest.mark.parametrize("slope", [0.5, 4.0, 20.0])
-@pytest.mark.parametrize("every", ["auto", 20])
+@pytest.mark.parametrize(("every", "slope"), [("auto", 0.5), ("auto", 4.0), ("auto", 20.0), (20, 4.0)])
 def test_weights_that_saw_an_lr_above_the_peak_are_never_gone_back_to(every, slope, rule):
     model, optimizer = small()
     scheduler = get_schedule(optimizer, 800, model=model, test_every=every, peak_rule=rule)

@@ -228,7 +228,7 @@ def test_an_optimizer_that_is_not_like_adam_does_not_go_back_for_that():
 def test_a_transformer_from_scratch_with_its_norms_after_the_sums_leaves_chance():
     """At the LR that R and M allow it stays there; its losses tell, once they should have fallen."""
     digits = load_digits()
-    x, y = torch.tensor(digits.data).long(), torch.tensor(digits.target)
+    x, y = torch.tensor(digits.data[:, 16:48]).long(), torch.tensor(digits.target)  # the rows in the middle
     config = BertConfig(
         vocab_size=17, num_labels=10, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
     )
@@ -237,7 +237,7 @@ def test_a_transformer_from_scratch_with_its_norms_after_the_sums_leaves_chance(
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     schedule, losses = get_autowu_schedule(optimizer, 240, model=model), []
     for _ in range(240):
-        batch = torch.randint(len(x), (32,))
+        batch = torch.randint(len(x), (16,))
         loss = model(input_ids=x[batch], labels=y[batch]).loss
         loss.backward()
         optimizer.step()
@@ -563,23 +563,21 @@ def test_dampening_takes_the_momentum_back():
     assert schedule.report()["approach"]["scale"]["momentum"] == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 5, 30, 45, 120])
 @pytest.mark.parametrize(
     "losses", [slowly(200), quickly(200, rise=25), rising(200, 8)], ids=["slowly", "quickly", "rising"]
 )
-def test_a_run_that_was_resumed_goes_on_bit_for_bit(cut, losses):
-    model, optimizer, schedule = made(200)
-    whole = run(model, optimizer, schedule, losses)
-    model, optimizer, schedule = made(200)
-    first = run(model, optimizer, schedule, losses[:cut])
-    buffer = io.BytesIO()
-    torch.save((model.state_dict(), optimizer.state_dict(), schedule.state_dict()), buffer)
-    buffer.seek(0)
-    saved = torch.load(buffer, weights_only=True)
-    model, optimizer, again = made(200, seed=1)
-    for part, state in zip((model, optimizer, again), saved, strict=True):
-        part.load_state_dict(state)
-    assert first + run(model, optimizer, again, losses, since=cut) == whole
+def test_a_run_that_was_resumed_goes_on_bit_for_bit(losses):
+    whole, lrs, files = made(200), [], {}
+    for cut in (1, 2, 5, 30, 45, 120, 200):
+        lrs += run(*whole, losses[:cut], since=len(lrs))
+        files[cut] = io.BytesIO()
+        torch.save([part.state_dict() for part in whole], files[cut])
+    for cut, file in files.items():
+        file.seek(0)
+        again = made(200, seed=1)
+        for part, state in zip(again, torch.load(file, weights_only=True), strict=True):
+            part.load_state_dict(state)
+        assert run(*again, losses, since=cut) == lrs[cut:]
 
 
 def test_a_range_beside_the_scale_is_refused():

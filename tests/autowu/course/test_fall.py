@@ -75,18 +75,17 @@ def test_with_another_obstacle_or_a_range_there_is_none():
     assert lr_of_fall(approach, 1.0) is None
 
 
-@pytest.mark.parametrize("stop", [1, 2, 40, 99, 100, 101, 300])
-def test_a_resumed_run_finds_the_same(stop):
-    whole = made(400)
-    lrs = run(*whole, falling(400))
-    first = made(400)
-    run(*first, falling(400)[:stop])
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in first], file)
-    file.seek(0)
-    second = made(400)
-    for part, state in zip(second, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
-    assert run(*second, falling(400), since=stop) == lrs[stop:]
-    assert second[2].lr_of_fall == whole[2].lr_of_fall
-    assert second[2].report()["found"] == whole[2].report()["found"]
+def test_a_resumed_run_finds_the_same():
+    whole, lrs, files = made(400), [], {}
+    for stop in (1, 2, 40, 99, 100, 101, 300, 400):
+        lrs += run(*whole, falling(400)[:stop], since=len(lrs))
+        files[stop] = io.BytesIO()
+        torch.save([part.state_dict() for part in whole], files[stop])
+    for stop, file in files.items():
+        file.seek(0)
+        second = made(400)
+        for part, state in zip(second, torch.load(file, weights_only=True), strict=True):
+            part.load_state_dict(state)
+        assert run(*second, falling(400), since=stop) == lrs[stop:]
+        assert second[2].lr_of_fall == whole[2].lr_of_fall
+        assert second[2].report()["found"] == whole[2].report()["found"]
