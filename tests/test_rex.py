@@ -162,9 +162,9 @@ def test_it_trains_the_digits_under_trainer_and_on_two_processes(tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert_learned(sum(losses[-10:]) / 10, CHANCE, 0.2)
-    whole = run_ranks(digits_loop, "rex", str(tmp_path / "state"), 60, save_at=20)
+    whole = run_ranks(digits_loop, "rex", str(tmp_path / "state"), 40, save_at=20)
     assert whole[0]["weights"] == whole[1]["weights"]
-    part = run_ranks(digits_loop, "rex", str(tmp_path / "state"), 60, save_at=20, resume=True)
+    part = run_ranks(digits_loop, "rex", str(tmp_path / "state"), 40, save_at=20, resume=True)
     for mine, other in zip(part, whole, strict=True):
         assert mine["lrs"] == other["lrs"][20:]
         assert mine["weights"] == other["weights"]

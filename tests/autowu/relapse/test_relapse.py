@@ -367,7 +367,7 @@ def test_what_is_no_loss_does_no_harm_after_the_switch(no_loss):
     assert not run.scheduler._relapse.is_watching
 
 
-@pytest.mark.parametrize("options", [{"rewind": False}, {"scale": False}, {"preset": "paper", "test_every": 5}])
+@pytest.mark.parametrize("options", [{"rewind": False}, {"scale": False}, {"preset": "paper", "test_every": 20}])
 def test_without_a_scale_or_rewind_nothing_is_watched(options):
     run = Run(**options)
     for _ in run.train(STEPS):
