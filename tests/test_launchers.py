@@ -203,6 +203,7 @@ def test_accelerate_deepspeed(tmp_path, kind):
     check_accelerate_loop(tmp_path, kind, environment=DEEPSPEED)
 
 
+@pytest.mark.once
 def test_torchrun_and_plain_ddp():
     """No accelerate in the loop: torch.distributed alone, and ``scheduler.step(loss)``."""
     printed = torchrun(str(Path(__file__).parent / "scripts" / "plain_ddp.py"))
