@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -47,6 +51,28 @@ def run(model, optimizer, schedule, losses, since=0):
         optimizer.step()
         schedule.step(float(losses[step]))
     return lrs
+
+
+def resumed(new: Callable[[], Any], losses: np.ndarray, stops: Iterable[int]) -> Iterator[tuple[Any, Any]]:
+    """Runs that go on from a whole run's states after ``stops`` steps and take its LRs: each, and the whole one.
+
+    Args:
+        new: makes what ``run`` takes before the losses.
+        losses: of the whole run.
+        stops: rising.
+    """
+    whole, lrs, files = new(), [], {}
+    for stop in (*stops, len(losses)):
+        lrs += run(*whole, losses[:stop], since=len(lrs))
+        files[stop] = io.BytesIO()
+        torch.save([part.state_dict() for part in whole], files[stop])
+    for stop, file in files.items():
+        file.seek(0)
+        again = new()
+        for part, state in zip(again, torch.load(file, weights_only=True), strict=True):
+            part.load_state_dict(state)
+        assert run(*again, losses, since=stop) == lrs[stop:]
+        yield again, whole
 
 
 def slowly(n, seed=0):

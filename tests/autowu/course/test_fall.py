@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 
 import numpy as np
 import pytest
-import torch
-from scale_runs import flat, made, run, slowly
+from scale_runs import flat, made, resumed, run, slowly
 
 from autowu_hf.autowu.course.fall import lr_of_fall
 from autowu_hf.autowu.reporting.report import headline
@@ -76,16 +74,7 @@ def test_with_another_obstacle_or_a_range_there_is_none():
 
 
 def test_a_resumed_run_finds_the_same():
-    whole, lrs, files = made(400), [], {}
-    for stop in (1, 2, 40, 99, 100, 101, 300, 400):
-        lrs += run(*whole, falling(400)[:stop], since=len(lrs))
-        files[stop] = io.BytesIO()
-        torch.save([part.state_dict() for part in whole], files[stop])
-    for stop, file in files.items():
-        file.seek(0)
-        second = made(400)
-        for part, state in zip(second, torch.load(file, weights_only=True), strict=True):
-            part.load_state_dict(state)
-        assert run(*second, falling(400), since=stop) == lrs[stop:]
-        assert second[2].lr_of_fall == whole[2].lr_of_fall
-        assert second[2].report()["found"] == whole[2].report()["found"]
+    stops = (1, 2, 40, 99, 100, 101, 300)
+    for (_, _, again), (_, _, whole) in resumed(lambda: made(400), falling(400), stops):
+        assert again.lr_of_fall == whole.lr_of_fall
+        assert again.report()["found"] == whole.report()["found"]
