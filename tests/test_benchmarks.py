@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from margins import assert_above
+from result_pages import shown
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 CELL = ("digits MLP", 128, 10)
@@ -162,22 +163,20 @@ def test_figures_of_merit(compare, tuning, load, tmp_path, capsys):
     assert "AutoWU's peak LR: -22.7 %." in printed
 
 
-def test_the_readme_has_what_the_committed_runs_give(compare, load, capsys):
+def test_the_page_has_what_the_committed_runs_give(compare, load, capsys):
     report = load("compare_report")
-    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    _, _, rest = readme.partition("<!-- comparison -->\n")
-    shown, _, _ = rest.partition("\n<!-- end comparison -->")
+    tables = shown("compare", "comparison")
     report.tables(report.Results(compare.RUNS))
-    assert capsys.readouterr().out.strip() == shown.strip()
-    assert all(task in shown for task in load("tasks").TASKS)
+    assert capsys.readouterr().out.strip() == tables
+    assert all(task in tables for task in load("tasks").TASKS)
 
 
-def test_the_readme_has_the_table_of_batch_sizes(load, capsys):
+def test_the_page_has_the_table_of_batch_sizes(load, capsys):
     batch_sizes = load("batch_sizes")
     batch_sizes.show(batch_sizes.RUNS)
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) == 2 + 10
-    assert printed in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert printed == shown("batch_sizes")
 
 
 @pytest.mark.once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from result_pages import shown
 
 CELL = ("digits MLP", 32, 10)
 
@@ -83,11 +84,10 @@ def test_where_the_tuned_cosine_gains_nothing_a_better_run_counts_as_better(desi
     assert found["REX", designs.FIRST_SEED] == {cell: -100.0}
 
 
-def test_the_table_in_the_readme_is_what_the_committed_rows_give(designs, capsys):
+def test_the_table_on_the_page_is_what_the_committed_rows_give(designs, capsys):
     rows = designs.RUNS.rows()
     designs.show(rows)
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) == 2 + len(designs.FIRST) + sum(3 + len(names) for names, _ in designs.AGAIN)
-    readme = (designs.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- designs -->\n{printed}\n<!-- end designs -->" in readme
+    assert printed == shown("designs")
     assert designs.needed(rows) == []

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from margins import assert_above, assert_below, assert_close
+from result_pages import shown
 
 from autowu_hf.autowu.course.later import overshoot
 
@@ -70,12 +71,11 @@ def test_dpo_begins_at_ln_2_and_ranks_by_chance(tasks):
     assert_close([loss], [0.6931472], 1e-6)
 
 
-def test_the_table_in_the_readme_is_what_the_committed_runs_give(nothing_found, capsys):
+def test_the_table_on_the_page_is_what_the_committed_runs_give(nothing_found, capsys):
     nothing_found.show(nothing_found.RUNS.rows())
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) >= 2 + 5
-    readme = (nothing_found.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- nothing found -->\n{printed}\n<!-- end nothing found -->" in readme
+    assert printed == shown("nothing_found")
 
 
 def test_the_table_has_the_gap_and_the_worst_seed(nothing_found, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from result_pages import result_page, shown
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 CELL = ("digits MLP", "SGD", 10)
@@ -69,7 +70,7 @@ def test_cheap_tasks_come_first_and_what_takes_hours_is_left_out(optimizers):
     assert ("MiniLM", "Muon", 10) in cells
     assert ("MiniLM", "Muon", 100) not in cells
     assert len(cells) == 89
-    assert f"each of the {len(cells)} cells" in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert f"each of the {len(cells)} cells" in result_page("optimizers")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -209,10 +210,9 @@ def test_the_report_ranks_the_cosine_at_one_lr_once_it_was_run(compare, load, tu
             assert line[0].startswith(f"| {name} | all cells together: 0.01 | {rank} | 0, 0, 1 | 1 (1) |")
 
 
-def test_the_readme_has_what_the_committed_runs_give(optimizers, capsys, monkeypatch):
+def test_the_page_has_what_the_committed_runs_give(optimizers, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["optimizers.py", "--table"])
     optimizers.main()
-    _, _, rest = (BENCHMARKS / "README.md").read_text(encoding="utf-8").partition("<!-- optimizers -->\n")
-    shown, _, _ = rest.partition("\n<!-- end optimizers -->")
-    assert capsys.readouterr().out.strip() == shown.strip()
-    assert all(name in shown for name in KINDS)
+    tables = shown("optimizers")
+    assert capsys.readouterr().out.strip() == tables
+    assert all(name in tables for name in KINDS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from margins import assert_learned
+from result_pages import RESULTS, shown
 from run_programs import script_alone
 
 from autowu_hf import get_autowu_schedule
@@ -154,13 +155,25 @@ def test_the_summary_has_no_number_that_is_not_in_the_benchmarks():
     summary = [*section(ROOT / "README.md", "Measured").splitlines()]
     rows = [row for row in summary if row.startswith("|")]
     assert len(rows) == 2 + 8
-    measured = set(re.findall(r"\d+\.\d+", read(BENCHMARKS / "README.md")))
+    pages = "\n".join(map(read, sorted(RESULTS.glob("*.md"))))
+    measured = set(re.findall(r"\d+\.\d+", pages))
     shown = set(re.findall(r"\d+\.\d+", "\n".join(rows)))
     assert len(shown) >= 20
     assert shown <= measured
     share = r"{} took (\S+ %) of the wall time in\s+the median, (\S+ %) at most"
     (found,) = re.findall(share.format("the schedule"), read(ROOT / "README.md"))
-    assert "share of the wall time: {} in the median, {} at most".format(*found) in read(BENCHMARKS / "README.md")
+    assert "share of the wall time: {} in the median, {} at most".format(*found) in pages
+
+
+def test_every_page_of_results_has_the_name_of_a_benchmark_and_its_row():
+    index = read(BENCHMARKS / "README.md")
+    rows = re.findall(
+        r"^\| .* \| \[(\w+)\]\(results/(\w+)\.md\) \| `(\w+)\.py(?: --(\w+))?`", index, flags=re.MULTILINE
+    )
+    for name, page, script, option in rows:
+        assert name == page == (option or script)
+        assert (BENCHMARKS / f"{script}.py").exists()
+    assert {page for _, page, *_ in rows} == {path.stem for path in RESULTS.glob("*.md")}
 
 
 @pytest.fixture
@@ -173,7 +186,7 @@ def test_the_fine_tuning_table_is_what_the_committed_runs_give(fine_tuning, caps
     fine_tuning.markdown()
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) >= 8
-    assert f"<!-- fine-tuning -->\n{printed}\n<!-- end fine-tuning -->" in read(BENCHMARKS / "README.md")
+    assert printed == shown("fine_tuning", "fine-tuning")
 
 
 def test_the_rule_called_the_default_there_is_the_default(fine_tuning):

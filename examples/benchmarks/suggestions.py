@@ -6,7 +6,7 @@
     python examples/benchmarks/suggestions.py --table   # the CSV as tables
 
 Each tool suggests an LR for AdamW on every task of ``compare.py`` at both batch sizes, and on every model of
-``real_models.py``, on three seeds: ``suggest_lr`` from two to 13 optimizer steps, the others from 100, with their
+``real_models.py``, on three seeds: ``suggest_lr`` from two to 66 optimizer steps, the others from 100, with their
 own defaults but for the highest LR of torch-lr-finder, 10. The suggestion is compared with the LR that the cosine was
 tuned to in ``compare.csv`` and ``real_models.csv``, at each of the budgets.
 """

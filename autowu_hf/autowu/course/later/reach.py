@@ -20,7 +20,8 @@ of ``examples/benchmarks/compare.py``, seed 20.
 
 LOWERED_FROM, LIFTED_FROM = 0.6, 2.0
 """Between these factors the LR is not corrected for how far steps get. AdamW's lie there, except in a transient. The
-first was set after runs of LoRA (``examples/benchmarks/README.md``), when R did not know yet of its two factors.
+first was set after runs of LoRA (``examples/benchmarks/results/real_models.md``), when R did not know yet of its two
+factors.
 """
 
 ONE_WAY, SURELY_LIFTED_FROM = 0.75, 2.5
