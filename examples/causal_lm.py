@@ -9,6 +9,8 @@ With a model and a dataset from the Hub it fine-tunes any causal language model 
     python examples/causal_lm.py --model_name_or_path openai-community/gpt2 --dataset_name Salesforce/wikitext \\
         --dataset_config_name wikitext-2-raw-v1 --text_column text --num_train_epochs 3
 
+With ``--lora_rank 8`` an adapter of PEFT's on all linear layers is trained instead of the model's weights.
+
 Every option of ``TrainingArguments`` works too; ``--lr_scheduler_type`` is autowu unless given.
 """
 
@@ -54,6 +56,9 @@ class ExampleArguments:
     text_column: str = field(default="text", metadata={"help": "The dataset's column of texts."})
     block_size: int = field(default=128, metadata={"help": "The tokens, or bytes, of a training sequence."})
     max_bytes: int = field(default=1_000_000, metadata={"help": "How much of the standard library to read."})
+    lora_rank: int = field(
+        default=0, metadata={"help": "Trains LoRA of this rank on all linear layers; 0 trains the model's own weights."}
+    )
 
 
 DEFAULTS: dict[str, Any] = {
@@ -104,6 +109,13 @@ def small_gpt(block_size: int) -> GPT2LMHeadModel:
     )
 
 
+def with_lora(model: Any, rank: int) -> Any:
+    """The model with LoRA on all linear layers but the last, which alone is trained."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
 def blocks(data: DatasetDict, column: str, tokenizer: Any, block_size: int) -> DatasetDict:
     """The texts one after the other, cut into blocks of one length; bytes where there is no tokenizer."""
 
@@ -131,6 +143,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = HfArgumentParser((ExampleArguments, TrainingArguments))
     parser.set_defaults(**DEFAULTS)
     example, args = parser.parse_args_into_dataclasses(args=argv)
+    if example.lora_rank < 0:
+        parser.error(f"--lora_rank must not be negative, got {example.lora_rank}; 0 trains all weights")
+    if example.lora_rank and example.model_name_or_path is None:
+        parser.error("--lora_rank adapts a trained model: give a --model_name_or_path, too")
+    if example.lora_rank and importlib.util.find_spec("peft") is None:
+        parser.error("--lora_rank needs the package peft: pip install peft")
     set_seed(args.seed)
 
     if example.dataset_name is None:
@@ -141,6 +159,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model, tokenizer, block_size = small_gpt(example.block_size), None, example.block_size
     else:
         model = AutoModelForCausalLM.from_pretrained(example.model_name_or_path)
+        if example.lora_rank:
+            model = with_lora(model, example.lora_rank)
         tokenizer = AutoTokenizer.from_pretrained(example.model_name_or_path)
         block_size = min(example.block_size, tokenizer.model_max_length)
     with args.main_process_first(desc="tokenizing"):

@@ -177,9 +177,18 @@ def test_a_small_gpt_learns_the_standard_librarys_text(language, tmp_path, capsy
     assert (tmp_path / "autowu.png").stat().st_size > 10_000
 
 
+def folder_of_texts(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / "train.txt").write_text(f"{text}\n" * 200)
+    return folder
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_language_model_is_fine_tuned_on_a_dataset_of_texts(language, tmp_path):
-    """The path that Hub names take, on a local checkpoint, tokenizer and text file."""
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # used by peft
+def test_a_language_model_is_fine_tuned_on_a_dataset_of_texts_and_by_lora_on_another(language, tmp_path):
+    """The path that Hub names take, on a local checkpoint, tokenizer and text files."""
+    peft = pytest.importorskip("peft")
+    from safetensors.torch import load_file
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -191,13 +200,28 @@ def test_a_language_model_is_fine_tuned_on_a_dataset_of_texts(language, tmp_path
     fast.save_pretrained(tmp_path / "checkpoint")
     config = GPT2Config(vocab_size=5, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "checkpoint")
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "train.txt").write_text("a b c a b c a b c a b c a b c a b c\n" * 200)
-    metrics = language.main(
-        options(
-            tmp_path / "output",
-            *("--model_name_or_path", str(tmp_path / "checkpoint"), "--dataset_name", str(tmp_path / "texts")),
-            *("--num_train_epochs", "4"),
-        )
-    )
+
+    def tuned(checkpoint, output, text, *more):
+        texts = str(folder_of_texts(tmp_path / f"texts of {output}", text))
+        named = ("--model_name_or_path", str(tmp_path / checkpoint), "--dataset_name", texts)
+        return language.main(options(tmp_path / output, *named, *more))
+
+    metrics = tuned("checkpoint", "whole", "a b c a b c a b c a b c a b c a b c", "--num_train_epochs", "4")
     assert_below(metrics["perplexity"], 2.5, 2.0)  # three letters at random: 3
+    backwards = "c b a c b a c b a c b a c b a c b a"
+    at_0 = ("--max_steps", "1", "--lr_scheduler_type", "constant", "--learning_rate", "0")
+    start = tuned("whole", "untrained", backwards, "--lora_rank", "4", *at_0)
+    metrics = tuned("whole", "adapter", backwards, "--lora_rank", "4", "--num_train_epochs", "4")
+    assert_below(metrics["eval_loss"], start["eval_loss"], 1.0)
+    assert all("lora_" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").r == 4
+    assert json.loads((tmp_path / "adapter" / "autowu.json").read_text())["approach"]["scale"]["others_follow"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"), [("-1", "must not be negative, got -1"), ("8", "give a --model_name_or_path, too")]
+)
+def test_lora_needs_a_rank_and_a_trained_model(language, tmp_path, capsys, rank, message):
+    with pytest.raises(SystemExit):
+        language.main(options(tmp_path, "--lora_rank", rank))
+    assert message in capsys.readouterr().err
