@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,10 +22,12 @@ def level(losses: Array) -> float:
     return divergence.median(np.where(np.isfinite(losses), losses, np.inf)) if len(losses) else math.inf
 
 
-def error(losses: Array, num: int) -> float:
-    """The standard error of the difference of two levels, each of ``num`` losses with the noise of these (n,)."""
-    finite = losses[np.isfinite(losses)]
-    return divergence.MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(2.0 / num) if len(finite) > 1 else 0.0
+def error(losses: Array, num: int, other: int | None = None) -> float:
+    """The standard error of the difference of two levels of ``num`` and ``other`` losses, by default as many, with the
+    noise of these (n,).
+    """
+    finite, per_loss = losses[np.isfinite(losses)], 1.0 / num + 1.0 / (other or num)
+    return divergence.MEDIAN_ERROR * divergence.noise(finite) * math.sqrt(per_loss) if len(finite) > 1 else 0.0
 
 
 def is_lost(first: float, best: float, now: float, losses: Array, num: int, errors: float = NOISES) -> bool:
@@ -42,16 +45,20 @@ def is_lost(first: float, best: float, now: float, losses: Array, num: int, erro
     return is_far and now - best > errors * error(losses, num)
 
 
-def has_hardly_fallen(first: float, losses: Array, num: int) -> bool:
+def has_hardly_fallen(starts: Sequence[tuple[float, int]], losses: Array, num: int) -> bool:
     """Whether the losses have fallen by less than ``LEAST_LOST``, or not at all: certainly, or as far as can be seen,
     where they do not lie a standard error below the first ones, either; those that are not finite do not tell.
 
     Args:
-        first: their level at the start of the run.
+        starts: their levels at the start of the run, each with the number of losses that it is of: a few that are sure
+            to be from before the learning, and more, which noise hides less.
         losses: (n,), the last ones, n at least ``num``.
         num: how many of these make a level.
     """
-    now, finite, least = level(losses[-num:]), losses[np.isfinite(losses)], LEAST_LOST * abs(first)
-    is_certain = first - now + NOISES / 2.0 * error(losses, num) < least
-    is_seen = first - level(finite) >= min(error(finite, len(finite)), least)
-    return math.isfinite(now) and (is_certain or not is_seen)
+    now, finite, least = level(losses[-num:]), losses[np.isfinite(losses)], LEAST_LOST * abs(starts[0][0])
+    if not math.isfinite(now):
+        return False
+    is_certain = all(first - now + NOISES / 2.0 * error(losses, num, own) < least for first, own in starts)
+    return is_certain or not any(
+        first - level(finite) >= min(error(finite, len(finite), own), least) for first, own in starts
+    )

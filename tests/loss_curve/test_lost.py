@@ -72,4 +72,24 @@ def test_one_look_may_be_asked_for_fewer_errors():
 )
 def test_losses_that_have_not_fallen_certainly_or_as_far_as_can_be_seen(now, noise, expected):
     losses = now + noise * np.resize([-1.0, 1.0, 0.0, -1.0, 1.0], 20)
-    assert has_hardly_fallen(2.0, losses, 10) == expected
+    assert has_hardly_fallen([(2.0, 10)], losses, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        ([(2.0, 3)], True),  # three losses may have been low by chance
+        ([(2.0, 3), (2.3, 9)], False),
+        ([(2.0, 3), (2.05, 9)], True),
+        ([(2.3, 3), (2.0, 9)], False),  # the more losses have learned meanwhile
+    ],
+)
+def test_more_of_the_first_losses_see_a_fall_that_a_few_do_not(starts, expected):
+    losses = 1.97 + 0.2 * np.resize([-1.0, 1.0, 0.0, -1.0, 1.0], 20)
+    assert has_hardly_fallen(starts, losses, 10) == expected
+
+
+def test_a_fall_is_less_certain_by_the_fewer_first_losses():
+    losses = 1.97 + 0.05 * np.resize([-1.0, 1.0, 0.0, -1.0, 1.0], 20)
+    assert error(losses, 10, 3) > error(losses, 10, 10) == error(losses, 10)
+    assert error(losses, 4, 4) == pytest.approx(error(losses, 3, 6))

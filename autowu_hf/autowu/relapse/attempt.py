@@ -130,13 +130,13 @@ def window(num_steps: int) -> int:
     return max(FEWEST_LOSSES, round(WINDOW * num_steps))
 
 
-def first_level(losses: Array, num: int) -> float | None:
-    """The level of the first of the losses (n,), one per optimizer step, where ``num`` of them make a level; None where
-    too few are finite.
+def start_levels(losses: Array, num: int) -> list[tuple[float, int]]:
+    """The levels of the first eighth and of the first half of the losses (n,), one per optimizer step, each with the
+    number of losses that it is of: three at least, ``num`` at most. Empty where too few are finite.
     """
-    first = losses[: max(3, min(num, len(losses) // 8))]
-    first = first[np.isfinite(first)]
-    return level(first) if len(first) >= 2 else None
+    firsts = (losses[: max(3, min(num, len(losses) // share))] for share in (8, 2))
+    finite = [first[np.isfinite(first)] for first in firsts]
+    return [(level(first), len(first)) for first in finite] if len(finite[0]) >= 2 else []
 
 
 def has_just_broken(first: float, now: float, losses: Array) -> bool:

@@ -1,7 +1,8 @@
-"""The losses since the switch, for a schedule that can do without them."""
+"""The losses since the switch, and what they were at the start, for a schedule that can do without them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,13 @@ class Heard:
 
     Attributes:
         history: the last ones.
+        starts: the levels of the run's first losses, each with the number of losses that it is of.
         since: the optimizer steps done when it began to listen, or last began anew.
     """
 
     def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]]) -> None:
         self.history = LossHistory(optimizer, is_quiet=True)
+        self.starts: list[tuple[float, int]] = []
         self.since = self._gathered_at = self._num_before = 0
         self._models = models
 
@@ -39,8 +42,14 @@ class Heard:
         """(n,): those that were gathered, one per optimizer step."""
         return self.history.gathered
 
-    def begin(self, step: int) -> None:
+    @property
+    def first(self) -> float:
+        """The level of the run's very first losses; infinite where it is not known."""
+        return self.starts[0][0] if self.starts else math.inf
+
+    def begin(self, step: int, starts: Sequence[tuple[float, int]] = ()) -> None:
         """Listens from ``step`` on."""
+        self.starts = [*starts]
         self.history.open()
         self.begin_anew(step)
 
@@ -89,10 +98,10 @@ class Heard:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, and the losses."""
         before = [self.since, self._gathered_at, self._num_before]
-        return {"before": before, "losses": self.history.state_dict()}
+        return {"before": before, "starts": [[*start] for start in self.starts], "losses": self.history.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned, and listens."""
-        self.begin(0)
+        self.begin(0, [(first, num) for first, num in state.get("starts", [])])
         self.since, self._gathered_at, self._num_before = state["before"]
         self.history.load_state_dict(state["losses"])

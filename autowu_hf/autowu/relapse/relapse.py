@@ -21,7 +21,7 @@ from ...rewind.rewind import Rewind
 from ...runtime.losses.history import Array
 from ..course.timetable import interval
 from ..course.words import say
-from .attempt import FEWEST_LOSSES, Attempt, first_level, has_just_broken, window
+from .attempt import FEWEST_LOSSES, Attempt, has_just_broken, start_levels, window
 from .heard import Heard
 from .words import line, unlearned_line
 
@@ -62,7 +62,7 @@ class Relapse:
         self.factors: list[tuple[int, float]] = []
         self.num_lost = 0
         self.unlearned: int | None = None
-        self._first = self._best = math.inf
+        self._best = math.inf
         self._kept: Kept | None = None
         self._rewind = rewind
 
@@ -87,13 +87,12 @@ class Relapse:
             last: (m,), those up to the weights that the run goes on from.
         """
         step, num_steps, num = step // ticks, num_steps // ticks, window(num_steps // ticks)
-        started_at = first_level(first, num)
-        if num_steps < FEWEST_STEPS or step + 2 * num > UNTIL * num_steps or started_at is None:
+        starts = start_levels(first, num)
+        if num_steps < FEWEST_STEPS or step + 2 * num > UNTIL * num_steps or not starts:
             return
-        self._first = started_at
         self._best = level(last[-num:]) if len(last) >= FEWEST_LOSSES else math.inf
         self.is_watching = True
-        self.heard.begin(step)
+        self.heard.begin(step, starts)
         self._keep(step)
 
     def _keep(self, step: int) -> None:
@@ -157,7 +156,7 @@ class Relapse:
         if attempt is None:
             self._watch(step, num_steps, num, peak_lr)
         elif len(losses) >= attempt.num_losses(num):
-            if not attempt.hear(losses, num, self._first):
+            if not attempt.hear(losses, num, self.heard.first):
                 if self._go(step, attempt.since, attempt.factor):
                     self._end(step, attempt, was_lost=False)
             elif attempt.last is not None:
@@ -172,9 +171,9 @@ class Relapse:
         if step > UNTIL * num_steps or len(self.attempts) == MOST:
             is_over = step > UNTIL * num_steps and len(losses) >= num
             is_same = all(attempt.was_lost for attempt in self.attempts)  # else the loss may have changed since
-            if is_over and is_same and has_hardly_fallen(self._first, losses, num):
+            if is_over and is_same and has_hardly_fallen(self.heard.starts, losses, num):
                 self.unlearned = step
-                say(unlearned_line(step, num_steps, self._first, losses[-num:], peak_lr))
+                say(unlearned_line(step, num_steps, self.heard.first, losses[-num:], peak_lr))
             self.stop(step)
             return
         if kept is None or kept.step is None:  # after a resume from a checkpoint without it
@@ -189,14 +188,14 @@ class Relapse:
             if self._go(step, attempt.back_to, attempt.factor):
                 self.attempts.append(attempt)
                 self._end(step, attempt, was_lost=True)
-        elif has_time and is_lost(self._first, self._best, now, losses, num):
+        elif has_time and is_lost(self.heard.first, self._best, now, losses, num):
             self._keep(step)
             if self.is_watching and self._go(step, attempt.back_to, attempt.factor / TRIAL_DIVISOR):
                 self.attempts.append(attempt)
                 say(line(attempt, num))
         elif now < self._best:
             self._best = now
-            if step - kept.step >= RENEW * num_steps and not has_just_broken(self._first, now, losses):
+            if step - kept.step >= RENEW * num_steps and not has_just_broken(self.heard.first, now, losses):
                 kept.renew(step)
 
     def _end(self, step: int, attempt: Attempt, was_lost: bool) -> None:
@@ -233,7 +232,7 @@ class Relapse:
             "factors": [[*pair] for pair in self.factors],
             "num_lost": self.num_lost,
             "unlearned": self.unlearned,
-            "levels": [self._first, self._best],
+            "best": self._best,
             "heard": self.heard.state_dict(),
             "kept": None if self._kept is None else self._kept.state_dict(),
         }
@@ -249,9 +248,9 @@ class Relapse:
         self.attempts = [Attempt(*values) for values in state["attempts"]]
         self.factors = [(step, factor) for step, factor in state["factors"]]
         self.num_lost, self.unlearned = state.get("num_lost", 0), state.get("unlearned")
-        self._first, self._best = state.get("levels", [math.inf, math.inf])
+        first, self._best = state.get("levels", [math.inf, state.get("best", math.inf)])  # the former in an older state
         if self.is_watching:
-            self.heard.load_state_dict(state["heard"])
+            self.heard.load_state_dict({"starts": [[first, 3]], **state["heard"]})
             if state["kept"] is not None and state["kept"]["kept"]:  # a checkpoint may lack them
                 self._kept = Kept.after(self._rewind, self.heard.models)
                 self._kept.load_state_dict(state["kept"], warming_up=True)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from autowu_hf.autowu.relapse.attempt import Attempt, first_level, has_just_broken, window
+from autowu_hf.autowu.relapse.attempt import Attempt, has_just_broken, start_levels, window
 
 
 def attempt(**values) -> Attempt:
@@ -17,18 +17,19 @@ def test_the_window_is_a_share_of_the_run():
 
 
 @pytest.mark.parametrize(
-    ("losses", "level"),
+    ("losses", "levels"),
     [
-        (np.arange(24.0), 1.0),  # three at least
-        (np.arange(80.0), 4.5),  # an eighth
-        (np.arange(200.0), 4.5),  # as many as are asked for
-        (np.array([math.nan, 1.0, 2.0, 9.0]), 1.5),
-        (np.array([math.nan, 1.0, math.inf, 9.0]), None),
-        (np.empty(0), None),
+        (np.arange(4.0), [(1.0, 3), (1.0, 3)]),  # three at least
+        (np.arange(16.0), [(1.0, 3), (3.5, 8)]),  # an eighth, and a half
+        (np.arange(72.0), [(4.0, 9), (4.5, 10)]),
+        (np.arange(200.0), [(4.5, 10), (4.5, 10)]),  # as many as are asked for
+        (np.array([math.nan, 1.0, 2.0, 9.0]), [(1.5, 2), (1.5, 2)]),
+        (np.array([math.nan, 1.0, math.inf, 9.0]), []),
+        (np.empty(0), []),
     ],
 )
-def test_the_first_losses_make_a_level_too(losses, level):
-    assert first_level(losses, 10) == level
+def test_the_first_losses_make_levels_too(losses, levels):
+    assert start_levels(losses, 10) == levels
 
 
 def test_an_attempt_that_is_cut_ends_with_what_is_trained():

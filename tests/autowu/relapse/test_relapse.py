@@ -231,6 +231,20 @@ def test_a_run_that_has_learned_next_to_nothing_by_then_is_told_so(ticks, caplog
     assert resumed.scheduler.report()["relapses"] == run.scheduler.report()["relapses"]
 
 
+def test_the_state_of_an_older_release_has_one_level_of_the_first_losses():
+    run = Run(wear=0.0, harder=lambda step: 20.0).go(120)
+    state = copy.deepcopy(run.state())
+    run.go()
+    (relapse,) = state["scheduler"]["relapse"]
+    relapse["levels"] = [relapse["heard"].pop("starts")[0][0], relapse.pop("best")]
+    resumed = Run(wear=0.0, harder=run.harder).resume(state, 120)
+    assert [num for _, num in resumed.scheduler._relapse.heard.starts] == [3]
+    resumed.go()
+    assert resumed.losses[-1] == run.losses[-1]
+    assert resumed.scheduler.report()["relapses"] == run.scheduler.report()["relapses"]
+    assert run.scheduler.report()["relapses"]["unlearned"]
+
+
 def test_a_loss_that_has_become_another_one_is_not_compared_with_the_start(caplog):
     caplog.set_level(logging.INFO, "autowu_hf")
     run = Run(wear=0.0, harder=lambda step: 3.0 * (step >= HARDER_AT)).go()
