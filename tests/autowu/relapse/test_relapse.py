@@ -226,7 +226,9 @@ def test_a_run_that_has_learned_next_to_nothing_by_then_is_told_so(ticks, caplog
     assert UNTIL * STEPS < step < UNTIL * STEPS + 10
     assert f"by step {step} of {STEPS} the losses show hardly any progress: they began at 2" in caplog.text
     assert f"a tenth of the peak LR, {0.1 * run.scheduler.peak_lr:.1e}, or" in caplog.text
-    assert run.scheduler.report()["found"].endswith(f"by step {step} the losses had not fallen by a twentieth")
+    assert run.scheduler.report()["found"].endswith(
+        f"by step {step} the losses had not been seen to fall by a twentieth"
+    )
     resumed = Run(wear=0.0, ticks=ticks, harder=run.harder).resume(run.state(), STEPS)
     assert resumed.scheduler.report()["relapses"] == run.scheduler.report()["relapses"]
 

@@ -44,7 +44,7 @@ def test_only_what_was_lost_is_in_the_sentence_of_the_report():
     assert in_short({"relapses": {"attempts": attempts[:1]}}) == ""
     assert in_short({}) == ""  # of an earlier release
     unlearned = in_short({"relapses": {"attempts": attempts[:2], "unlearned": 161}})
-    assert unlearned.endswith("at a third of the LR; by step 161 the losses had not fallen by a twentieth")
+    assert unlearned.endswith("at a third of the LR; by step 161 the losses had not been seen to fall by a twentieth")
 
 
 def test_losses_that_have_hardly_fallen_are_said_with_a_remedy():
