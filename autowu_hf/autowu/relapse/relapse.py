@@ -52,7 +52,7 @@ class Relapse:
         attempts: those so far.
         factors: what the decay's LR is multiplied by: the steps done at which that began, and the factor.
         num_lost: the steps whose weights were given up.
-        unlearned: the steps done when it stopped to watch losses that had not fallen by a twentieth; None elsewhere.
+        unlearned: the steps done when it stopped to watch losses that were not seen to fall by a twentieth; or None.
     """
 
     def __init__(self, optimizer: Optimizer, models: Callable[[], Sequence[nn.Module]], rewind: Rewind) -> None:
