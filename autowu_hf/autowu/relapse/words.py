@@ -66,8 +66,6 @@ def in_short(report: Mapping[str, Any]) -> str:
     back = [f"back to step {a['back_to']} at step {a['taken_at']}, at a third of the LR" for a in lost]
     said = "; what was learned was lost again: " + " and ".join(back) if back else ""
     unlearned = report.get("relapses", {}).get("unlearned")
-    return (
-        said
-        if unlearned is None
-        else f"{said}; by step {unlearned} the losses had not been seen to fall by a twentieth"
-    )
+    if unlearned is not None:
+        said += f"; by step {unlearned} the losses had not been seen to fall by a twentieth"
+    return said
