@@ -58,7 +58,8 @@ def has_hardly_fallen(starts: Sequence[tuple[float, int]], losses: Array, num: i
     now, finite, least = level(losses[-num:]), losses[np.isfinite(losses)], LEAST_LOST * abs(starts[0][0])
     if not math.isfinite(now):
         return False
-    is_certain = all(first - now + NOISES / 2.0 * error(losses, num, own) < least for first, own in starts)
+    fall = max(first - now for first, _ in starts)
+    is_certain = fall < least and starts[0][0] - now + NOISES / 2.0 * error(losses, num) < least
     return is_certain or not any(
         first - level(finite) >= min(error(finite, len(finite), own), least) for first, own in starts
     )
