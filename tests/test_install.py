@@ -33,7 +33,7 @@ import os, sys, tarfile
 from setuptools import build_meta
 folder = sys.argv[1]
 with tarfile.open(os.path.join(folder, build_meta.build_sdist(folder))) as archive:
-    archive.extractall(folder, filter="data")
+    archive.extractall(folder)  # a filter is unknown to older patch releases of Python
     os.chdir(os.path.join(folder, archive.getnames()[0]))
 build_meta.build_wheel(folder)
 """
