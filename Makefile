@@ -63,6 +63,6 @@ $(RUN):
 
 $(OLDEST)/.test: setup.cfg .ci/constraints-oldest.txt | $(VENV)/.test
 	$(PYTHON) -m venv $(OLDEST)
-	$(RUN) -c 'import site; print(*site.getsitepackages())' > $$(echo $(OLDEST)/lib/python3*/site-packages)/newest.pth
+	$(RUN) -c 'import site; print(*site.getsitepackages(), sep="\n")' > $$(echo $(OLDEST)/lib/python3*/site-packages)/newest.pth
 	$(OLDEST)/bin/python $(INSTALL) -c .ci/constraints-oldest.txt -e '.[test]'
 	touch $@
