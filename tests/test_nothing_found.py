@@ -25,7 +25,7 @@ def tasks(load):
 
 def test_every_task_runs_by_both_methods_and_nothing_twice(nothing_found):
     jobs = nothing_found.needed([])
-    assert len(jobs) == 2 * (10 * 5 + 10)
+    assert len(jobs) == 2 * (12 * 5 + 10)
     assert {job[0] for job in jobs} == set(nothing_found.TASKS)
     row = nothing_found.RUNS.row(jobs[3], {"test": 0.5})
     assert nothing_found.needed([row]) == [*jobs[:3], *jobs[4:]]

@@ -1,8 +1,9 @@
 """What ``nothing_found.py`` trains: small tasks whose losses tell little about the LR, or nothing.
 
 A reward model and DPO begin at ln 2, with hardly any noise; classifiers with a fresh head stay near there for long;
-a contrastive fine-tune ends before anything can be seen; a trained model has little left to learn; the loss of a policy
-gradient is 0 whatever happens, and so is that of some losses that are made for their gradients alone.
+one of soft or noisy targets can fall by a small part only; a contrastive fine-tune ends before anything can be seen; a
+trained model has little left to learn; the loss of a policy gradient is 0 whatever happens, and so is that of some
+losses that are made for their gradients alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import functools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,15 @@ def cut_minilm(labels: int) -> SentenceClassifier:
     encoder = pretrained_minilm()
     encoder.encoder.layer = encoder.encoder.layer[:LAYERS]
     return SentenceClassifier(encoder, 384, labels)
+
+
+def scorer() -> BertForSequenceClassification:
+    """All of MiniLM, and a fresh head that gives a text, or a pair of texts, a score."""
+    encoder = pretrained_minilm()
+    encoder.config.num_labels = 1
+    model = BertForSequenceClassification(encoder.config)
+    model.bert = encoder
+    return model
 
 
 # A reward model -------------------------------------------------------------------------------------------------------
@@ -124,10 +134,6 @@ def rare_class(seed: int) -> PreparedRun:
     held_out = (own[: len(own) // 3], others[:200])
     train = own[len(own) // 3 :] + others[200:]
     draw = shuffled(len(train), 16, seed)
-    encoder = pretrained_minilm()
-    encoder.config.num_labels = 1
-    model = BertForSequenceClassification(encoder.config)
-    model.bert = encoder
 
     def loss_of(model: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(model(**batch[0]).logits[:, 0], batch[1])
@@ -143,7 +149,7 @@ def rare_class(seed: int) -> PreparedRun:
         which = [train[i] for i in draw(step).tolist()]
         return tokens([texts[i] for i in which]), torch.tensor([float(labels[i] == 0) for i in which])
 
-    return PreparedRun(model, batch, 100, len(train) // 16, loss_of, evaluate)
+    return PreparedRun(scorer(), batch, 100, len(train) // 16, loss_of, evaluate)
 
 
 # Pairs of texts with a fresh head -------------------------------------------------------------------------------------
@@ -157,40 +163,81 @@ def questions() -> list[tuple[str, str, str]]:
     return [(name, text, known[k + (k >= i)][1]) for i, ((name, text), k) in enumerate(zip(known, others, strict=True))]
 
 
-def cross_encoder(seed: int) -> PreparedRun:
-    """Tells the docstring of a function from another's, reading both at once. The metric is the share of held-out names
-    whose own docstring gets the higher score.
+def scores(model: nn.Module, names: Sequence[str], texts: Sequence[str]) -> Tensor:
+    """(n,): of n names, each with a text."""
+    options = {"truncation": True, "max_length": MOST_TOKENS, "padding": True, "return_tensors": "pt"}
+    return model(**minilm_tokenizer()(list(names), list(texts), **options)).logits[:, 0]
+
+
+@torch.no_grad()
+def told_apart(model: nn.Module) -> Measured:
+    """The share of held-out names whose own docstring gets a higher score than another's."""
+    model.eval()
+    names, right, wrong = zip(*questions()[:300], strict=True)
+    margin = scores(model, names, right) - scores(model, names, wrong)
+    return ranked_right(margin), float(-nn.functional.logsigmoid(margin).mean()), math.nan
+
+
+def singly(
+    seed: int, steps: int, loss_of_scores: Callable[[Tensor, Tensor], Tensor], noise: float = 0.0
+) -> PreparedRun:
+    """Gives a docstring and the name of a function a score, which is to be 1 where these belong together and else 0.
+
+    Args:
+        seed: of the batches.
+        steps: optimizer steps.
+        loss_of_scores: scores and targets, (16,) each -> the loss.
+        noise: the standard deviation of what is added to each target, anew in each batch.
     """
-    known = questions()
-    held_out = known[:300]
     train = [
-        (name, text, target) for name, *texts in known[600:] for text, target in zip(texts, (1.0, 0.0), strict=True)
+        (name, text, float(is_own))
+        for name, *both in questions()[600:]
+        for text, is_own in zip(both, (1, 0), strict=True)
     ]
     draw = shuffled(len(train), 16, seed)
-    encoder = pretrained_minilm()
-    encoder.config.num_labels = 1
-    model = BertForSequenceClassification(encoder.config)
-    model.bert = encoder
 
-    def encoded(names: list[str], texts: list[str]) -> Any:
-        options = {"truncation": True, "max_length": MOST_TOKENS, "padding": True, "return_tensors": "pt"}
-        return minilm_tokenizer()(names, texts, **options)
-
-    def loss_of(model: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
-        return nn.functional.binary_cross_entropy_with_logits(model(**batch[0]).logits[:, 0], batch[1])
-
-    @torch.no_grad()
-    def evaluate(model: nn.Module) -> Measured:
-        model.eval()
-        names, right, wrong = (list(column) for column in zip(*held_out, strict=True))
-        margin = (model(**encoded(names, right)).logits - model(**encoded(names, wrong)).logits)[:, 0]
-        return ranked_right(margin), float(-nn.functional.logsigmoid(margin).mean()), math.nan
-
-    def batch(step: int) -> tuple[Any, Tensor]:
+    def batch(step: int) -> tuple[list[str], list[str], Tensor]:
         names, texts, targets = zip(*(train[i] for i in draw(step).tolist()), strict=True)
-        return encoded(list(names), list(texts)), torch.tensor(targets)
+        generator = torch.Generator().manual_seed(10_000 * (seed + 1) + step)
+        return list(names), list(texts), torch.tensor(targets) + noise * torch.randn(16, generator=generator)
 
-    return PreparedRun(model, batch, 100, len(train) // 16, loss_of, evaluate)
+    def loss_of(model: nn.Module, batch: tuple[list[str], list[str], Tensor]) -> Tensor:
+        names, texts, targets = batch
+        return loss_of_scores(scores(model, names, texts), targets)
+
+    return PreparedRun(scorer(), batch, steps, len(train) // 16, loss_of, told_apart)
+
+
+def cross_encoder(seed: int) -> PreparedRun:
+    """Tells the docstring of a function from another's, reading the name and the docstring at once."""
+    return singly(seed, 100, nn.functional.binary_cross_entropy_with_logits)
+
+
+def noisy_scores(seed: int) -> PreparedRun:
+    """The same by a squared error, from targets of which four fifths of the variance is noise."""
+    return singly(seed, 60, nn.functional.mse_loss, noise=1.0)
+
+
+def lists(seed: int) -> PreparedRun:
+    """The same from lists of a name's own docstring and three others', by ListNet's top-1 loss (Cao et al. 2007): the
+    targets are a softmax of 1, 0, 0 and 0, so that it begins at ln 4 = 1.39, and cannot fall below 1.27.
+    """
+    train = [(name, own) for name, own, _ in questions()[600:]]
+    draw = shuffled(len(train), 4, seed)
+    targets = torch.tensor([1.0, 0.0, 0.0, 0.0]).softmax(0)
+
+    def batch(step: int) -> tuple[list[str], list[str]]:
+        rng, names, texts = random.Random(10_000 * (seed + 1) + step), [], []
+        for i in draw(step).tolist():
+            others = rng.sample([k for k in range(len(train)) if k != i], 3)
+            names += 4 * [train[i][0]]
+            texts += [train[k][1] for k in (i, *others)]
+        return names, texts
+
+    def loss_of(model: nn.Module, batch: tuple[list[str], list[str]]) -> Tensor:
+        return -(targets * scores(model, *batch).view(4, 4).log_softmax(1)).sum(1).mean()
+
+    return PreparedRun(scorer(), batch, 60, len(train) // 4, loss_of, told_apart)
 
 
 # Preferences, from a fresh model --------------------------------------------------------------------------------------
@@ -339,5 +386,7 @@ TASKS: dict[str, Callable[[int], PreparedRun]] = {
     "two classes, cut MiniLM": two_classes,
     "rare class, MiniLM": rare_class,
     "cross-encoder, MiniLM": cross_encoder,
+    "cross-encoder, lists": lists,
+    "cross-encoder, noisy scores": noisy_scores,
 }
 """Task -> what makes a run of it, for a seed that stands in the global random numbers already; cheap ones first."""

@@ -15,10 +15,10 @@ from .signs import FEWEST_BACK, Array, Signs, window
 from .timetable import FEWEST_AFTER
 
 BREAK_DIVISOR = 10.0
-"""By what the LR is divided where it has broken the run."""
+"""By what the LR is divided where it has broken the run, or where it is that of P and has taught the run nothing."""
 
 LOST_DIVISOR = 3.0
-"""The same where it has taught the run nothing that lasts, or by the end nothing at all."""
+"""The same where it has taught the run nothing that lasts."""
 
 STALL_DIVISOR = 2.0
 """The same where it has taught SGD nothing."""
@@ -92,7 +92,7 @@ class Breaks:
     @property
     def divisor(self) -> float:
         """By what the LR is divided for the last break."""
-        return LOST_DIVISOR if self.reasons[-1] in (LOST, ABOVE, UNLEARNED) else BREAK_DIVISOR
+        return LOST_DIVISOR if self.reasons[-1] in (LOST, ABOVE) else BREAK_DIVISOR
 
     def find_change(self, losses: Array, seen: Signs, step: int) -> float | None:
         """By what the LR was divided for the last break, if that was none: with the weights from before the losses are

@@ -226,7 +226,8 @@ def _share(losses: Array, num_first: int, num_last: int) -> float:
 
 
 def are_broken(losses: Array, num_first: int, num_last: int, since: int, lift: float = LIFT) -> bool:
-    """Whether the last losses lie far above the first ones, or are not finite: their median.
+    """Whether the last losses lie far above the first ones, or are not finite: their median. Either all of them do, or
+    by more than they scatter themselves, as ratios: the few losses before them may show too little of the noise.
 
     Args:
         losses: (n,), one per optimizer step.
@@ -243,4 +244,7 @@ def are_broken(losses: Array, num_first: int, num_last: int, since: int, lift: f
     before = before[np.isfinite(before)]
     noise = max(divergence.noise(part) for part in (first, before) if len(part) > 1)  # three first ones may be alike
     level = start + max(lift * abs(start), _NOISES * noise)
-    return divergence.median(np.where(np.isfinite(last), last, np.inf)) > level
+    now = divergence.median(np.where(np.isfinite(last), last, np.inf))
+    if now <= level or last.min() > level or start <= 0.0 or not (np.isfinite(last) & (last > 0.0)).all():
+        return now > level
+    return math.log(now / start) > _NOISES * divergence.noise(np.log(last))

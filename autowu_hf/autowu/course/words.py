@@ -141,7 +141,7 @@ _WERE = {
     NOT_FINITE: "a tenth of it since the losses were not finite",
     LOST: "a third of it since the losses had given back what had been learned",
     ABOVE: "a third of it since the losses lay above their start",
-    UNLEARNED: "a third of it since the losses had not fallen",
+    UNLEARNED: "a tenth of it since the losses had not fallen",
     THIN: "lowered since nothing had been learned and most tensors hardly had a gradient",
     NO_LOWER: "back to it since the losses were no lower",
 }

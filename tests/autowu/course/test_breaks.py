@@ -156,13 +156,13 @@ def at(factor=1.0, raised=1.0):
 def test_an_lr_of_p_that_has_taught_nothing_by_the_end_is_too_high():
     breaks, losses = Breaks(), np.append(GOOD, GOOD)
     assert breaks.lr_at_end(losses, at(), 120) is None  # nobody knows whether it should have
-    assert breaks.lr_at_end(losses, at(), 120, BY_P) == BY_P.peak_lr_for(400) / LOST_DIVISOR
-    assert (breaks.steps, breaks.reasons, breaks.divisor) == ([120], [UNLEARNED], LOST_DIVISOR)
+    assert breaks.lr_at_end(losses, at(), 120, BY_P) == BY_P.peak_lr_for(400) / BREAK_DIVISOR
+    assert (breaks.steps, breaks.reasons, breaks.divisor) == ([120], [UNLEARNED], BREAK_DIVISOR)
     breaks.go_back(120)
     breaks.went_back(120)
     again = np.append(losses, GOOD)
     assert not breaks.find_change(again, SEEN, 180)  # that the losses are as high as before says nothing
-    assert breaks.lr_at_end(again, at(1.0 / LOST_DIVISOR), 180, BY_P) is None
+    assert breaks.lr_at_end(again, at(1.0 / BREAK_DIVISOR), 180, BY_P) is None
 
 
 def test_where_most_tensors_hardly_had_a_gradient_an_lr_of_m_is_too_high_as_well():

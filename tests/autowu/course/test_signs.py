@@ -23,6 +23,35 @@ def test_noise_that_the_first_losses_do_not_show_by_chance_is_no_rise():
     assert are_broken(calm, 3, 3, 0)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, shape: rng.chisquare(16, shape),  # squared errors, 16 a batch
+        lambda rng, shape: rng.lognormal(0.0, 0.5, shape),
+    ],
+)
+def test_noise_alone_sends_few_short_runs_back(draw):
+    """Flat losses, of which the first ones show too little of the noise now and then. By the noise before the last
+    losses alone, 5 and 8 % of the runs would go back.
+    """
+    seen, runs = Signs(60, 3), draw(np.random.default_rng(0), (500, 18))
+    num_back = sum(any(seen.are_broken(run[:num], 2) for num in range(4, 19)) for run in runs)
+    assert num_back < 0.03 * len(runs)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ([1.3, 9.0, 1.4], True),  # they scatter, and all of them are too high
+        ([1.24, 1.3, 1.3], True),  # one of them is not, but they hardly scatter
+        ([0.5, 9.0, 1.4], False),  # of such losses two in a row may be high by chance
+        ([-0.5, 9.0, 8.0], True),  # there are no ratios to judge by
+    ],
+)
+def test_the_last_losses_may_scatter_where_all_of_them_are_too_high(last, expected):
+    assert are_broken(np.append(np.tile([1.0, 1.02, 0.98], 4), last), 3, 3, 0) is expected
+
+
 def test_the_window_grows_with_the_run():
     assert [window(steps) for steps in (10, 120, 200, 4000)] == [3, 3, 5, 10]
 
