@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...loss_curve import divergence
-from ...loss_curve.lost import LEAST_LOST, is_lost, level
+from ...loss_curve.lost import LEAST_LOST, error, is_lost, level
 
 Array = npt.NDArray[np.float64]
 
@@ -24,6 +24,9 @@ STALL = 0.12
 
 LEARNED = 0.98
 """Of the first losses: what the later ones must be below before something counts as learned."""
+
+SLIGHT = 0.94
+"""Of the first losses: what the later ones must certainly not be below before nothing counts as learned."""
 
 FALLEN = 0.9
 """Of the first losses: what the later ones must be below before P counts as fallen with them."""
@@ -45,6 +48,7 @@ FEWEST_IN_LEVEL, LEVEL = 4, 1.0 / 6.0
 """The losses that make a level where they are looked at once, at the end: the fewest, and the share of all."""
 
 _NOISES = 4.0
+_SURE = 2.0
 _ERRORS = 3.0  # standard errors, where it is looked at once: of flat losses the lowest level lies two below the others
 
 
@@ -100,16 +104,16 @@ class Signs:
         return len(losses) >= self.num_first + num_last and _share(losses, self.num_first, num_last) >= LEARNED
 
     def are_unlearned(self, losses: Array, since: int) -> bool:
-        """Whether the newer half of the losses (n,) from the place ``since`` on certainly lies no more than 2 % below
-        the first ones. Losses that are the same to the last digit say nothing.
+        """Whether the newer half of the losses (n,) from the place ``since`` on lies no more than 2 % below the first
+        ones, and by two standard errors no more than 6 %. Losses that are the same to the last digit say nothing.
         """
         later = losses[since:]
         last = later[len(later) // 2 :]
         if self.num_steps < FEWEST_STEPS or len(last) < FEWEST_IN_LEVEL or not np.isfinite(last).all():
             return False
-        noise = divergence.MEDIAN_ERROR * divergence.noise(last) / math.sqrt(len(last))
-        is_certain = 0.0 < noise < (1.0 - LEARNED) * abs(level(losses[: self.num_first]))
-        return is_certain and _share(losses, self.num_first, len(last)) >= LEARNED
+        first, share = losses[: self.num_first], _share(losses, self.num_first, len(last))
+        noise = math.hypot(error(last, len(last)), error(first, len(first))) / math.sqrt(2.0)
+        return noise > 0.0 and share >= LEARNED and (share - SLIGHT) * abs(level(first)) >= _SURE * noise
 
     def are_broken(self, losses: Array, since: int) -> bool:
         """Whether the losses have risen too far; those before the place ``since`` do not count as the last ones."""

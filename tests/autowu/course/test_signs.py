@@ -85,7 +85,8 @@ def test_a_run_is_judged_once_and_is_not_stalled_where_nothing_can_be_known():
         (0.5, 0.01, True),  # higher is not lower
         (-0.03, 0.01, True),  # 1.5 % of the first ones
         (-0.06, 0.01, False),  # 3 %
-        (0.0, 0.3, False),  # a fall of 2 % could not be told
+        (-0.02, 0.3, False),  # a fall of 6 % could not be told
+        (0.2, 0.3, True),  # for that they would have to be lower
         (0.0, 0.0, False),  # such losses say nothing
         (math.nan, 0.01, False),
     ],
@@ -96,6 +97,15 @@ def test_losses_that_certainly_have_not_fallen(change, noise, expected):
     assert Signs(200, 10).are_unlearned(losses, 12) is expected
     assert not Signs(29, 4).are_unlearned(losses, 12)
     assert not Signs(200, 10).are_unlearned(losses[:18], 12)
+
+
+def test_first_losses_that_are_calm_tell_through_the_noise_of_later_ones():
+    """As a fresh head's, whose outputs are all nearly 0 at first."""
+    losses = 2.0 + 0.3 * np.random.default_rng(0).standard_normal(60)
+    losses[20:] -= 0.1
+    assert not Signs(200, 10).are_unlearned(losses, 12)
+    losses[:10] = 2.0 + 0.01 * np.random.default_rng(0).standard_normal(10)
+    assert Signs(200, 10).are_unlearned(losses, 12)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1000.0])
