@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import gpytorch
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..loss_curve.quiet_gpytorch import gpytorch
 
 _GRID_SIZE = 401
 _LENGTHSCALES = np.geomspace(0.1, 0.5, 8)

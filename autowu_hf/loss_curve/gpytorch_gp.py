@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gpytorch
 import torch
 from torch import Tensor
 
 from .gp import GRID, LENGTHSCALE, Array, GPParameters, Posterior
+from .quiet_gpytorch import gpytorch
 
 _NUM_ADAM_STEPS = 100
 _ADAM_LR = 0.01

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import gpytorch
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from autowu_hf.loss_curve.gp import (
     log_marginal_likelihood,
 )
 from autowu_hf.loss_curve.gpytorch_gp import GPyTorchGP, LossCurveModel
+from autowu_hf.loss_curve.quiet_gpytorch import gpytorch
 
 SIZES = (5, 17, 100, 500)
 PARAMETERS = (
